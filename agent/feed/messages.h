@@ -1,0 +1,63 @@
+// The messages between meshd and meshproxy: JSON objects, one a frame (feed/channel.h), on
+// proxy.sock. meshproxy listens (bound as root, mode 0600, then listen() as the proxy's user: the
+// dialler checks that user by SO_PEERCRED), accepts only uid 0 and never dials. Both sides ignore
+// members they do not know; an unknown "type" is logged and ignored; a missing or mistyped member
+// of a known type ends the channel. [fd n]: the n-th descriptor of the frame.
+//
+// The first frame of every peer says who it is; meshhold goes on with feed/hold.h.
+//   hello      {type, role: "meshd", version}                      a second meshd replaces the
+//   first
+//
+// meshd -> meshproxy
+//   options    {type, node, root_namespace, heartbeat: bool [fd 0], access_log: bool [next fd],
+//               gateway: {id, namespace, name, labels:{}, service_account, addresses:[]}}
+//              After the hello, and again when the log is reopened. heartbeat: a BPF array of one
+//              u64 to mmap and stamp with CLOCK_MONOTONIC nanoseconds at least every 250 ms.
+//              access_log: true brings a descriptor opened for append; false: no log.
+//   update     {type, version: u64, reset: bool, put: [object trees], delete: [{kind, namespace,
+//               name}], enrolled: [{id, namespace, name}]}
+//              reset: forget all objects first (the first update of a connection). Objects are
+//              whole resources (apiVersion, kind, metadata, spec), Services with their addresses.
+//              enrolled is always the whole list; a workload that is not in it is not accepted for,
+//              whatever meshhold sent. Versions grow on one connection. Large changes are cut into
+//              several frames: `more: true` on all but the last of one version; nothing is
+//              compiled or answered before the last.
+//   kernel_counters {type, at_ms: unix time, totals: {name: n}, denied_by_policy: [{policy, rule,
+//               count}], allowed_by_policy: [{policy, rule, count}]}     every 2 s; rule -1:
+//               default
+//   tap        {type, on: bool, filter: {source?, destination?, status?}}
+//              on while somebody listens; filter members narrow (names "ns/name" or "name")
+//   dump       {type, id: u64, what: "routes"|"clusters"|"endpoints"|"policies"|"stats"}
+//
+// meshproxy -> meshd
+//   ready      {type, version: string, workers: n}       after the hello: the proxy's own version
+//   ack        {type, version}                           the workers use this version now
+//   nack       {type, version, problems: [{kind, namespace, name, field, message}]}
+//              the version before stays in use
+//   tap_event  {type, at_ms, source, destination, service, method, path, status, flags, route,
+//               cluster, endpoint, latency_ms, bytes_received, bytes_sent, request_id, ...}
+//   dump_reply {type, id, body}
+//   stats      {type, ...}                               free form, shown by `meshctl status`
+//   log        {type, level, message}                    what an operator must see
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace mesh::feed {
+
+inline constexpr std::string_view kHello = "hello";
+inline constexpr std::string_view kOptions = "options";
+inline constexpr std::string_view kUpdate = "update";
+inline constexpr std::string_view kKernelCounters = "kernel_counters";
+inline constexpr std::string_view kTap = "tap";
+inline constexpr std::string_view kDump = "dump";
+inline constexpr std::string_view kReady = "ready";
+inline constexpr std::string_view kAck = "ack";
+inline constexpr std::string_view kNack = "nack";
+inline constexpr std::string_view kTapEvent = "tap_event";
+inline constexpr std::string_view kDumpReply = "dump_reply";
+inline constexpr std::string_view kStats = "stats";
+inline constexpr std::string_view kLog = "log";
+
+}  // namespace mesh::feed
