@@ -1,0 +1,249 @@
+#!/usr/bin/python3
+"""Side by side, interleaved: no mesh, Undermesh, HAProxy in the middle. One table, build/bench.json.
+
+usage: run.py [WORK|smoke]
+
+The main figure is CPU time per request: what the scheduler accounted to the processes of each variant
+(/proc/PID/task/*/schedstat), everything pinned to one CPU, medians over rounds A B C A B C. "cpu" is the
+proxy's (ours: every process of the mesh; theirs: haproxy), "cpu-system" adds client and origin and is
+compared with no mesh. A ratio below 1 is always better for us. Traffic stays between this run's own
+network namespaces; everything it makes it takes down.
+"""
+import contextlib
+import glob
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BIN = ROOT / "build" / "bin"
+WORK_DIR = ROOT / "build" / "bench"
+CPU = "0"
+WORKS = {  # name: (body bytes, connections, requests a round)
+    "http1-small": (64, 16, 20000),
+    "http1-16k": (16384, 16, 10000),
+}
+ROUNDS = 5
+DEADLINE = 120
+
+
+def sh(*command, **kwargs):
+    done = subprocess.run([str(c) for c in command], text=True, capture_output=True, timeout=DEADLINE, **kwargs)
+    if done.returncode:
+        raise SystemExit(f"bench: {' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def meshctl(*arguments):
+    return sh(BIN / "meshctl", *arguments)
+
+
+def cpu_us(pids):
+    total = 0
+    for pid in pids:
+        for stat in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                total += int(pathlib.Path(stat).read_text().split()[0])
+    return total / 1000
+
+
+def rss_kb(pids):
+    total = 0
+    for pid in pids:
+        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                total += int(line.split()[1])
+    return total
+
+
+def cgroup2():
+    for line in pathlib.Path("/proc/mounts").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == "cgroup2":
+            return pathlib.Path(fields[1])
+    raise SystemExit("bench: no cgroup2 is mounted")
+
+
+def pids_of(cgroup):
+    return [int(p) for p in (cgroup2() / "undermesh" / cgroup / "cgroup.procs").read_text().split()]
+
+
+def wait_for(what, condition):
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"bench: {what}: not within {DEADLINE} s")
+        time.sleep(0.02)
+
+
+def listening(netns_pid, port):
+    for family in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/{netns_pid}/net/{family}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                return True
+    return False
+
+
+class Plain:
+    """Two plain namespaces on the same bridge: the client's (with haproxy in it) and the origin's."""
+
+    names = {"um-bench-client": "10.77.255.2", "um-bench-origin": "10.77.255.3"}
+
+    def __enter__(self):
+        self.children = []
+        self.remove()
+        for index, (name, address) in enumerate(self.names.items()):
+            sh("ip", "netns", "add", name)
+            sh("ip", "link", "add", f"umb{index}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            sh("ip", "link", "set", f"umb{index}", "master", "undermesh0", "up")
+            sh("ip", "-n", name, "addr", "add", f"{address}/16", "dev", "eth0")
+            sh("ip", "-n", name, "link", "set", "lo", "up")
+            sh("ip", "-n", name, "link", "set", "eth0", "up")
+        self.origin = self.start("um-bench-origin", BIN / "bench_origin", "0.0.0.0", "8080")
+        os.environ["BENCH_SOCKET"] = str(WORK_DIR / "haproxy.sock")
+        os.environ["BENCH_ORIGIN"] = "10.77.255.3:8080"
+        self.haproxy = self.start("um-bench-client", "haproxy", "-db", "-f", ROOT / "bench/haproxy.cfg")
+        wait_for("the origin listens", lambda: listening(self.origin.pid, 8080))
+        wait_for("haproxy listens", lambda: listening(self.haproxy.pid, 15080))
+        return self
+
+    def start(self, netns, *command):
+        log = open(WORK_DIR / f"{pathlib.Path(command[0]).name}.log", "w")
+        child = subprocess.Popen(["ip", "netns", "exec", netns, "taskset", "-c", CPU, *map(str, command)],
+                                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.children.append(child)
+        return child  # ip and taskset exec, so the pid is the program's
+
+    def remove(self):
+        known = sh("ip", "netns", "list")
+        for name in self.names:
+            if name in known:
+                sh("ip", "netns", "del", name)
+
+    def __exit__(self, *_):
+        for child in self.children:
+            child.send_signal(signal.SIGTERM)
+            child.wait(timeout=DEADLINE)
+        self.remove()
+
+
+class Mesh:
+    """The mesh with two sandboxes: the client and the origin."""
+
+    def __enter__(self):
+        self.down()
+        meshctl("up", "--state-dir", WORK_DIR / "state")
+        try:
+            meshctl("sandbox", "run", "bench-origin", "-l", "app=origin", "--detach", "--", "taskset", "-c", CPU,
+                    BIN / "bench_origin", "::", "8080")
+            meshctl("sandbox", "run", "bench-client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
+            meshctl("apply", "-f", ROOT / "bench/mesh.yaml")
+            self.address = json.loads(meshctl("get", "Service", "origin", "-o", "json"))["spec"]["clusterIP"]
+            origin = self.origin_pids()[0]
+            wait_for("the origin listens", lambda: listening(origin, 8080))
+            for pid in self.pids():
+                sh("taskset", "-a", "-p", "-c", CPU, pid)
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def origin_pids(self):
+        return pids_of("workloads/default.bench-origin")
+
+    def pids(self):
+        return pids_of("mesh")
+
+    def down(self):
+        meshctl("down", "--purge")
+
+    def __exit__(self, *_):
+        self.down()
+
+
+def load(prefix, address, port, work, requests):
+    body, connections, _ = WORKS[work]
+    command = [*prefix, "taskset", "-c", CPU, BIN / "bench_load", address, port, "origin", body, connections, requests,
+               max(requests // 10, connections * 20)]
+    return subprocess.Popen([str(c) for c in command], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def measure(client, proxy_pids, origin_pids):
+    if client.stdout.readline().strip() != "ready":
+        client.kill()
+        raise SystemExit("bench: the client failed while warming up")
+    before = cpu_us(proxy_pids), cpu_us(origin_pids)
+    client.stdin.write("go\n")
+    client.stdin.flush()
+    answer = json.loads(client.stdout.readline())
+    proxy, origin = cpu_us(proxy_pids) - before[0], cpu_us(origin_pids) - before[1]
+    client.wait(timeout=DEADLINE)
+    if answer["errors"]:
+        raise SystemExit(f"bench: {answer['errors']} of the answers were not 200")
+    n = answer["requests"]
+    return {"cpu": proxy / n, "cpu-system": (proxy + origin + answer["cpu_us"]) / n, "p99": answer["p99_us"],
+            "rate": n / answer["seconds"], "memory": rss_kb(proxy_pids)}
+
+
+def run_round(work, mesh, plain, requests):
+    in_plain = ["ip", "netns", "exec", "um-bench-client"]
+    in_mesh = [BIN / "meshctl", "sandbox", "exec", "bench-client", "--"]
+    return {
+        "none": measure(load(in_plain, "10.77.255.3", 8080, work, requests), [], [plain.origin.pid]),
+        "undermesh": measure(load(in_mesh, mesh.address, 8080, work, requests), mesh.pids(), mesh.origin_pids()),
+        "haproxy": measure(load(in_plain, "127.0.0.1", 15080, work, requests), [plain.haproxy.pid], [plain.origin.pid]),
+    }
+
+
+def rows_of(work, rounds):
+    def median(variant, metric):
+        return statistics.median(r[variant][metric] for r in rounds)
+
+    def row(metric, against):
+        ours, theirs = median("undermesh", metric), median(against, metric)
+        ratio = theirs / ours if metric == "rate" else ours / theirs
+        return {"work": work, "metric": metric, "ours": round(ours, 3), "against": against, "theirs": round(theirs, 3),
+                "ratio": round(ratio, 3)}
+
+    return [row("cpu", "haproxy"), row("cpu-system", "haproxy"), row("cpu-system", "none"), row("p99", "haproxy"),
+            row("p99", "none"), row("rate", "haproxy"), row("rate", "none"), row("memory", "haproxy")]
+
+
+UNITS = {"cpu": "us/request", "cpu-system": "us/request", "p99": "us", "rate": "requests/s", "memory": "kB"}
+
+
+def table(rows):
+    print(f"\n{'WORK':<14}{'METRIC':<12}{'OURS':>12}  {'AGAINST':<9}{'THEIRS':>12}{'RATIO':>8}  UNIT")
+    for r in rows:
+        print(f"{r['work']:<14}{r['metric']:<12}{r['ours']:>12.2f}  {r['against']:<9}{r['theirs']:>12.2f}"
+              f"{r['ratio']:>8.2f}  {UNITS[r['metric']]}")
+    print("\nRatio below 1: better than the peer. cpu: the proxy alone; cpu-system: client, proxy and origin.")
+
+
+def main():
+    what = sys.argv[1] if len(sys.argv) > 1 else "all"
+    smoke = what == "smoke"
+    if what not in ("all", "smoke", *WORKS):
+        raise SystemExit(f"bench: no work '{what}'; there are: {', '.join(WORKS)}, smoke")
+    works = [what] if what in WORKS else list(WORKS)
+    WORK_DIR.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with Mesh() as mesh, Plain() as plain:
+        for work in works:
+            requests = 500 if smoke else WORKS[work][2]
+            rounds = [run_round(work, mesh, plain, requests) for _ in range(1 if smoke else ROUNDS)]
+            rows += rows_of(work, rounds)
+            for index, r in enumerate(rounds):
+                print(f"{work} round {index + 1}: cpu us/request: " +
+                      ", ".join(f"{variant} {r[variant]['cpu']:.2f} (system {r[variant]['cpu-system']:.2f})" for variant in r))
+    (ROOT / "build/bench.json").write_text(json.dumps(rows, indent=1) + "\n")
+    table(rows)
+
+
+main()
