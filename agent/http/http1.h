@@ -20,6 +20,21 @@ namespace mesh::http {
 
 enum class Parse : std::uint8_t { need_more, done, error };
 
+// What the scan of a head's lines has gathered about framing and the connection.
+struct HeadFacts {
+  std::uint64_t content_length = 0;
+  std::uint16_t fields = 0;
+  std::uint16_t connection_options = 0;
+  bool has_host = false;
+  bool has_content_length = false;
+  bool is_chunked = false;
+  bool close = false;
+  bool keep_alive = false;
+  bool names_upgrade = false;
+  bool in_fields = false;  // the start line was read
+  Version version = Version::http11;
+};
+
 // One request head after the other. Small: it may live as long as its connection; the head need
 // not.
 class RequestParser {
@@ -32,21 +47,21 @@ class RequestParser {
   Parse parse(std::string_view input, RequestHead& head);
   // The bytes of the head just parsed, empty lines before it included.
   [[nodiscard]] std::size_t consumed() const { return line_; }
-  // No byte of a head was seen yet: the connection is idle.
-  [[nodiscard]] bool is_idle() const { return searched_ == 0; }
+  // No byte of a head was seen yet (empty lines are none): the connection is idle.
+  [[nodiscard]] bool is_idle() const { return searched_ == start_; }
   [[nodiscard]] const ParseError& error() const { return error_; }
   void reset();
 
  private:
-  Parse fail(int status, std::string_view detail);
+  Parse fail(ParseError error);
+  Parse need_more(std::string_view input);
 
   const Limits* limits_;
   std::size_t start_ = 0;     // where the head begins: after empty lines
   std::size_t line_ = 0;      // where the first line that is not scanned begins
   std::size_t searched_ = 0;  // no line feed in [line_, searched_)
-  std::uint32_t empty_lines_ = 0;
-  std::uint32_t fields_ = 0;
-  bool in_fields_ = false;
+  std::size_t empty_lines_ = 0;
+  HeadFacts facts_;
   ParseError error_;
 };
 
@@ -67,12 +82,12 @@ class ResponseParser {
 
  private:
   Parse fail(std::string_view detail);
+  Parse need_more(std::string_view input);
 
   const Limits* limits_;
   std::size_t line_ = 0;
   std::size_t searched_ = 0;
-  std::uint32_t fields_ = 0;
-  bool in_fields_ = false;
+  HeadFacts facts_;
   ParseError error_;
 };
 

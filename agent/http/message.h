@@ -168,6 +168,7 @@ struct Limits {
       256;  // size and extensions, which are read and dropped; above: 400
   std::size_t trailer_bytes = 8 * 1024;  // the whole trailer section; above: 431
   std::size_t trailer_fields = 32;       // above: 431
+  std::size_t connection_options = 32;   // named by Connection; above: 400
 };
 inline constexpr Limits kDefaultLimits{};
 

@@ -1,0 +1,94 @@
+#include <cstring>
+
+#include "http/beast_reader.h"
+#include "http/chars.h"
+#include "http/head_scan.h"
+#include "http/http1.h"
+
+namespace mesh::http {
+namespace {
+
+// HTTP-version SP 3DIGIT SP [reason] (RFC 9112 4); nullptr: fine.
+const char* scan_status_line(std::string_view line, HeadFacts& facts) {
+  if (line.starts_with("HTTP/1.1 ")) {
+    facts.version = Version::http11;
+  } else if (line.starts_with("HTTP/1.0 ")) {
+    facts.version = Version::http10;
+  } else {
+    return "invalid HTTP version in the status line";
+  }
+  if (line.size() < 13 || line[12] != ' ' || line[9] < '1' || line[9] > '9' ||
+      !is_digit(line[10]) || !is_digit(line[11])) {
+    return "invalid status line";
+  }
+  if (has_control(line.substr(13))) return "control character in the reason";
+  return nullptr;
+}
+
+// RFC 9112 6.3, rules 1, 2 and 4 to 8 (3 was an error).
+Framing framing_of(const HeadFacts& facts, Method request, int status) {
+  const bool bodiless = request == Method::head || status < 200 || status == 204 || status == 304 ||
+                        (request == Method::connect && status < 300);
+  if (bodiless) return {};
+  if (facts.is_chunked) return {BodyKind::chunked, 0};
+  if (facts.has_content_length) return {BodyKind::content_length, facts.content_length};
+  return {BodyKind::until_close, 0};
+}
+
+}  // namespace
+
+Parse ResponseParser::fail(std::string_view detail) {
+  error_ = {502, detail};
+  return Parse::error;
+}
+
+void ResponseParser::reset() {
+  line_ = searched_ = 0;
+  facts_ = {};
+  error_ = {};
+}
+
+Parse ResponseParser::need_more(std::string_view input) {
+  searched_ = input.size();
+  constexpr std::string_view kStart = "HTTP/1.";
+  const auto prefix = input.substr(0, kStart.size());
+  if (prefix != kStart.substr(0, prefix.size())) return fail("not an HTTP/1 response");
+  if (input.size() > limits_->head_bytes) return fail("head too large");
+  return Parse::need_more;
+}
+
+Parse ResponseParser::parse(std::string_view input, Method request, ResponseHead& head) {
+  if (error_.status != 0) return Parse::error;
+  for (;;) {
+    const void* found = searched_ < input.size()
+                            ? std::memchr(input.data() + searched_, '\n', input.size() - searched_)
+                            : nullptr;
+    if (found == nullptr) return need_more(input);
+    const auto end = static_cast<std::size_t>(static_cast<const char*>(found) - input.data());
+    if (end == line_ || input[end - 1] != '\r') return fail("bare line feed");
+    const std::string_view line = input.substr(line_, end - 1 - line_);
+    line_ = searched_ = end + 1;
+    if (line_ > limits_->head_bytes) return fail("head too large");
+
+    if (!facts_.in_fields) {
+      if (const char* error = scan_status_line(line, facts_)) return fail(error);
+      facts_.in_fields = true;
+    } else if (!line.empty()) {
+      if (const auto error = scan_field(line, *limits_, facts_); error.status != 0) {
+        return fail(error.detail);
+      }
+    } else {
+      break;
+    }
+  }
+  head.clear();
+  BeastReader<false, ResponseHead> reader(head);
+  if (!reader.read(input.substr(0, line_))) return fail("refused by the parser");
+  head.body = framing_of(facts_, request, head.status);
+  head.keep_alive = !facts_.close && (facts_.version == Version::http11 || facts_.keep_alive) &&
+                    head.body.kind != BodyKind::until_close && head.status != 101;
+  if (facts_.names_upgrade && head.status == 101) head.upgrade = reader.upgrade;
+  return Parse::done;
+}
+
+}  // namespace mesh::http
