@@ -1,0 +1,84 @@
+// Object: one resource as a JSON tree, with the place each field was written at.
+//
+// Every source (files, `meshctl apply`, later the Kubernetes API) yields Objects; compile() turns
+// the whole set into a Snapshot. An object is accepted whole or refused by name, place and field.
+// Pure: no files, no clock.
+#pragma once
+
+#include <boost/json.hpp>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "config/snapshot.h"
+
+namespace mesh::config {
+
+struct ObjectKey {
+  std::string kind;  // "VirtualService"
+  std::string ns;    // "default" when the object names none and the kind is namespaced
+  std::string name;
+  std::string to_string() const;  // "VirtualService default/reviews"
+  friend auto operator<=>(const ObjectKey&, const ObjectKey&) = default;
+};
+
+struct Object {
+  ObjectKey key;
+  std::string api_version;
+  boost::json::object tree;  // apiVersion, kind, metadata, spec, ...
+  std::string file;          // where it was read; empty when it came without one
+  // Line of each field by path ("spec.http[0].route[1].weight"); 0 or absent: unknown.
+  std::map<std::string, int> lines;
+};
+using ObjectPtr = std::shared_ptr<const Object>;
+
+struct Problem {
+  enum class Severity : std::uint8_t { kError, kWarning };
+  Severity severity = Severity::kError;
+  ObjectKey object;
+  std::string file;
+  int line = 0;
+  std::string field;    // "spec.http[0].rewrite"
+  std::string message;  // what is wrong and the remedy
+  // "reviews.yaml:14: VirtualService default/reviews: spec.http[0].rewrite: not supported yet; ..."
+  std::string to_string() const;
+};
+
+// One object from its JSON tree (the feed, the admin API, a List). Fails where apiVersion, kind or
+// the names are missing or malformed: names are safe as parts of a path.
+Result<Object> make_object(boost::json::object tree, std::string file = {},
+                           std::map<std::string, int> lines = {});
+
+// All documents of a YAML or JSON text (List kinds are flattened, empty documents skipped). Fails
+// as a whole on a syntax error, a duplicate key, or past the limits: 16 MiB of text, 1 MiB an
+// object, depth 64, 10,000 objects. Scalars are read as kubectl reads them: unquoted yes, no, on,
+// off, y and n are booleans, 0755 is octal, dates are strings. Anchors are fine; aliases and merge
+// keys are refused.
+Result<std::vector<Object>> parse_objects(std::string_view text, std::string_view file);
+
+struct CompileOptions {
+  std::string root_namespace = "istio-system";
+  Labels gateway_labels = {{"istio", "ingressgateway"}};
+  WorkloadPtr gateway_workload;  // the node's gateway; may be null
+};
+
+struct Compiled {
+  SnapshotPtr snapshot;
+  std::vector<Problem> problems;   // errors and warnings, in the order of the objects
+  std::vector<ObjectKey> refused;  // objects with an error
+};
+
+// Compiles a whole set. An object with an error takes no part, except an AuthorizationPolicy, which
+// then denies what it selects. `previous` lends its unchanged parts. Services have their addresses
+// already (spec.clusterIP / clusterIPs): allocation is the caller's.
+Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
+                 const CompileOptions& options, const Snapshot* previous = nullptr);
+
+// Checks one object by itself, as compile would (also offline): its own fields, not its references.
+std::vector<Problem> validate(const Object& object);
+
+}  // namespace mesh::config

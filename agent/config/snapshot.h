@@ -1,0 +1,336 @@
+// Snapshot: all configuration at one version, compiled and immutable.
+//
+// Values only, shared as shared_ptr<const Snapshot> between threads; unchanged parts are shared
+// between successive snapshots, so pointer equality means "unchanged". Names are fully qualified
+// here: every short host of an object was resolved against the object's namespace at compile time.
+// Semantics of each field: networking.istio.io VirtualService, DestinationRule, Gateway,
+// WorkloadEntry and security.istio.io AuthorizationPolicy; core/v1 Service; discovery.k8s.io/v1
+// EndpointSlice.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/address.h"
+
+namespace re2 {
+class RE2;
+}
+
+namespace mesh::config {
+
+using Labels = std::map<std::string, std::string>;
+using Milliseconds = std::chrono::milliseconds;
+
+// Maps by string that are searched with a string_view and no allocation.
+struct StringHash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const noexcept {
+    return std::hash<std::string_view>{}(text);
+  }
+};
+template <class T>
+using StringMap = std::unordered_map<std::string, T, StringHash, std::equal_to<>>;
+
+struct ObjectName {
+  std::string ns;
+  std::string name;
+  std::string to_string() const { return ns + "/" + name; }
+  friend auto operator<=>(const ObjectName&, const ObjectName&) = default;
+};
+
+// One network namespace with its processes: a WorkloadEntry (a Pod later), or the node's gateway.
+struct Workload {
+  ObjectName name;
+  Labels labels;
+  std::string service_account = "default";
+  std::vector<IpAddress> addresses;  // the first is WorkloadEntry.address
+  std::map<std::string, std::uint16_t>
+      ports;  // WorkloadEntry.ports: a Service's port name -> number
+  std::uint32_t weight = 1;
+  std::string netns;   // annotation undermesh.io/netns; empty: not enrolled here
+  std::string cgroup;  // annotation undermesh.io/cgroup
+
+  bool is_local() const { return !netns.empty() && !cgroup.empty(); }
+  // "cluster.local/ns/<ns>/sa/<service account>", the principal without "spiffe://".
+  std::string principal() const;
+  friend bool operator==(const Workload&, const Workload&) = default;
+};
+using WorkloadPtr = std::shared_ptr<const Workload>;
+
+enum class Protocol : std::uint8_t { kTcp, kHttp };
+
+struct ServicePort {
+  std::string name;
+  std::uint16_t port = 0;
+  Protocol protocol = Protocol::kTcp;
+  std::string target;  // targetPort: a number or a name; never empty
+  friend bool operator==(const ServicePort&, const ServicePort&) = default;
+};
+
+struct Service {
+  ObjectName name;
+  std::string host;                  // "reviews.default.svc.cluster.local"
+  std::vector<IpAddress> addresses;  // virtual addresses; empty when headless
+  std::vector<ServicePort> ports;
+  Labels selector;
+
+  const ServicePort* find_port(std::uint16_t port) const;
+  friend bool operator==(const Service&, const Service&) = default;
+};
+using ServicePtr = std::shared_ptr<const Service>;
+
+struct Endpoint {
+  SocketAddress address;
+  WorkloadPtr workload;  // null when only an EndpointSlice knows the address
+  std::uint32_t weight = 1;
+  friend bool operator==(const Endpoint&, const Endpoint&) = default;
+};
+
+enum class Balancer : std::uint8_t { kLeastRequest, kRoundRobin, kRandom };
+
+// What an object leaves out, or writes as 0 where Istio takes 0 for "unset", is the default here.
+// A time-out that is switched off ("0s") is kNever.
+struct ConnectionPool {
+  static constexpr std::uint32_t kUnlimited = 0xffffffff;
+  static constexpr Milliseconds kNever = std::chrono::hours(24 * 3650);
+  std::uint32_t max_connections = kUnlimited;
+  std::uint32_t max_pending_requests = kUnlimited;  // http1MaxPendingRequests
+  std::uint32_t max_requests = kUnlimited;          // http2MaxRequests: active requests, H1 too
+  std::uint32_t max_requests_per_connection = 0;    // 0: no limit
+  Milliseconds connect_timeout{10'000};
+  Milliseconds idle_timeout{3'600'000};  // http.idleTimeout, else tcp.idleTimeout
+  std::optional<Milliseconds> max_connection_duration;
+  struct Keepalive {
+    std::uint32_t probes = 0;  // 0: the kernel's default
+    Milliseconds time{0};
+    Milliseconds interval{0};
+    friend bool operator==(const Keepalive&, const Keepalive&) = default;
+  };
+  std::optional<Keepalive> tcp_keepalive;
+  friend bool operator==(const ConnectionPool&, const ConnectionPool&) = default;
+};
+
+struct OutlierDetection {
+  std::uint32_t consecutive_5xx = 5;      // 0: off
+  std::uint32_t consecutive_gateway = 0;  // 502, 503, 504; 0: off
+  bool split_local_origin = false;
+  std::uint32_t consecutive_local_origin = 5;
+  Milliseconds interval{10'000};
+  Milliseconds base_ejection_time{30'000};
+  std::uint32_t max_ejection_percent = 10;
+  std::uint32_t min_health_percent = 0;
+  friend bool operator==(const OutlierDetection&, const OutlierDetection&) = default;
+};
+
+struct TrafficPolicy {
+  Balancer balancer = Balancer::kLeastRequest;
+  ConnectionPool pool;
+  std::optional<OutlierDetection> outlier;
+  friend bool operator==(const TrafficPolicy&, const TrafficPolicy&) = default;
+};
+
+// The endpoints that one route destination chooses among.
+struct Cluster {
+  std::string name;  // "outbound|9080|v1|reviews.default.svc.cluster.local"; key of all live state
+  ServicePtr service;
+  std::uint16_t port = 0;  // the service's port
+  std::string subset;
+  std::vector<Endpoint> endpoints;
+  TrafficPolicy policy;
+};
+using ClusterPtr = std::shared_ptr<const Cluster>;
+
+struct StringMatch {
+  enum class Kind : std::uint8_t { kPresent, kExact, kPrefix, kRegex, kSuffix };
+  Kind kind = Kind::kPresent;
+  std::string value;
+  bool ignore_case = false;               // ignoreUriCase; exact and prefix only
+  std::shared_ptr<const re2::RE2> regex;  // full match
+
+  bool matches(std::string_view text) const;
+  friend bool operator==(const StringMatch& a, const StringMatch& b) {
+    return a.kind == b.kind && a.value == b.value && a.ignore_case == b.ignore_case;
+  }
+};
+
+struct HttpMatch {
+  std::string name;
+  std::optional<StringMatch> uri, scheme, method, authority;
+  std::vector<std::pair<std::string, StringMatch>> headers;  // names in lower case
+  std::vector<std::pair<std::string, StringMatch>> without_headers;
+  std::vector<std::pair<std::string, StringMatch>> query_params;
+  std::uint16_t port = 0;  // 0: any
+  Labels source_labels;
+  std::string source_namespace;
+  std::vector<std::string> gateways;  // "mesh" or "ns/name"; empty: those of the VirtualService
+
+  friend bool operator==(const HttpMatch&, const HttpMatch&) = default;
+};
+
+// `host` in set is the new authority. Neither list has headers of the connection's own framing.
+struct HeaderOperations {
+  std::vector<std::pair<std::string, std::string>> set, add;  // names in lower case
+  std::vector<std::string> remove;
+  bool empty() const { return set.empty() && add.empty() && remove.empty(); }
+  friend bool operator==(const HeaderOperations&, const HeaderOperations&) = default;
+};
+
+struct WeightedDestination {
+  std::string host;  // fully qualified where it names a known Service
+  std::string subset;
+  std::uint16_t port = 0;  // 0: the service's only port, else the port the client asked for
+  std::uint32_t weight = 0;
+  HeaderOperations request_headers, response_headers;
+  friend bool operator==(const WeightedDestination&, const WeightedDestination&) = default;
+};
+
+// Shares are parts per million.
+struct Fault {
+  Milliseconds delay{0};
+  std::uint32_t delay_ppm = 0;
+  std::uint16_t abort_status = 0;
+  std::uint32_t abort_ppm = 0;
+  friend bool operator==(const Fault&, const Fault&) = default;
+};
+
+struct HttpRoute {
+  std::string name;                // "" when the rule has none
+  std::vector<HttpMatch> matches;  // empty: every request
+  std::vector<WeightedDestination> destinations;
+  std::uint32_t total_weight = 0;       // one destination: 1, whatever its weight says
+  std::optional<Milliseconds> timeout;  // none: disabled
+  Fault fault;
+  HeaderOperations request_headers, response_headers;
+  friend bool operator==(const HttpRoute&, const HttpRoute&) = default;
+};
+
+struct VirtualService {
+  ObjectName name;
+  std::vector<std::string> hosts;     // exact, "*.suffix" or "*"
+  std::vector<std::string> gateways;  // "mesh" or "ns/name"; never empty
+  std::vector<HttpRoute> http;        // ordered, first match wins
+  friend bool operator==(const VirtualService&, const VirtualService&) = default;
+};
+using VirtualServicePtr = std::shared_ptr<const VirtualService>;
+
+// Values of a policy are exact, "abc*" (kPrefix), "*abc" (kSuffix) or "*" (kPresent).
+struct SourceMatch {  // AND over the non-empty lists; OR inside one
+  std::vector<StringMatch> principals, not_principals;
+  std::vector<StringMatch> namespaces, not_namespaces;
+  std::vector<std::string> service_accounts, not_service_accounts;  // "ns/sa"
+  std::vector<IpBlock> ip_blocks, not_ip_blocks;
+  friend bool operator==(const SourceMatch&, const SourceMatch&) = default;
+};
+
+using PortMatch =
+    std::pair<std::vector<std::uint16_t>, std::vector<std::uint16_t>>;  // ports, notPorts
+
+struct L4Rule {
+  std::vector<SourceMatch> from;     // any of them; empty: any source
+  std::vector<PortMatch> to;         // any of them; empty: any port
+  std::vector<SourceMatch> when;     // and all of these
+  std::vector<PortMatch> when_port;  // and all of these
+  bool never = false;  // an ALLOW rule that needs HTTP, of a policy on TCP ports alone: no match
+  friend bool operator==(const L4Rule&, const L4Rule&) = default;
+};
+
+struct AuthorizationPolicy {
+  enum class Action : std::uint8_t { kAllow, kDeny };
+  ObjectName name;
+  Action action = Action::kAllow;
+  bool everywhere = false;  // in the root namespace: selects in all namespaces
+  Labels selector;          // empty: every workload of the namespace
+  std::vector<L4Rule> rules;
+  bool refused = false;  // the object has a field that is not supported: denies what it selects
+
+  bool selects(const Workload& workload) const;
+  friend bool operator==(const AuthorizationPolicy&, const AuthorizationPolicy&) = default;
+};
+using AuthorizationPolicyPtr = std::shared_ptr<const AuthorizationPolicy>;
+
+// Who a connection's verdict came from.
+struct Verdict {
+  bool allowed = true;
+  std::string policy;  // "ns/name"; empty when no policy selects the destination
+  int rule = -1;  // index in the policy; -1: its default (nothing matched), or a refused policy
+};
+
+// The routing of one host for one kind of listener (mesh clients, or one gateway).
+struct HostRoutes {
+  std::vector<VirtualServicePtr>
+      services;  // mesh: one (the oldest); a gateway: merged, oldest first
+  friend bool operator==(const HostRoutes&, const HostRoutes&) = default;
+};
+
+struct HostTable {
+  StringMap<HostRoutes> exact;
+  std::vector<std::pair<std::string, HostRoutes>> wildcards;  // longest suffix first, "*" last
+
+  // Exact host first, then the longest wildcard ("*.foo.com" does not match "foo.com"); null when
+  // none. `host`: lower case, no port.
+  const HostRoutes* find(std::string_view host) const;
+  friend bool operator==(const HostTable&, const HostTable&) = default;
+};
+
+// One HTTP server of a Gateway whose selector matches this node's gateway labels. Servers of one
+// address and port (of any Gateway) share a listener: find_gateway_server() picks by host.
+struct GatewayServer {
+  ObjectName gateway;
+  SocketAddress bind;              // unspecified address when the server has no `bind`
+  std::vector<std::string> hosts;  // "*", "*.suffix" or exact; the "ns/" part is in host_namespaces
+  std::vector<std::string> host_namespaces;  // parallel to hosts: "*", "." resolved, or a namespace
+  HostTable routes;  // the VirtualServices bound to it, by the hosts that both name
+  friend bool operator==(const GatewayServer&, const GatewayServer&) = default;
+};
+
+struct Snapshot {
+  std::uint64_t version = 0;
+  std::map<ObjectName, WorkloadPtr> workloads;
+  std::unordered_map<IpAddress, WorkloadPtr> workload_by_address;
+  std::map<std::string, ServicePtr> services;  // by host
+  std::unordered_map<IpAddress, ServicePtr> service_by_address;
+  StringMap<ClusterPtr> clusters;  // by name, as seen from the service's namespace
+  // What a DestinationRule of the client's own namespace makes of a service of another: key
+  // "<client ns>/<cluster name>".
+  StringMap<ClusterPtr> client_clusters;
+  std::vector<VirtualServicePtr> virtual_services;  // oldest first
+  HostTable mesh_hosts;
+  std::vector<GatewayServer> gateway_servers;
+  std::vector<AuthorizationPolicyPtr> policies;
+
+  // The cluster as a client of `client_ns` sees it; null when service, port or subset is unknown.
+  ClusterPtr find_cluster(std::string_view client_ns, std::string_view host, std::uint16_t port,
+                          std::string_view subset) const;
+  // The VirtualService for mesh clients of `host` (no port, lower case); null when none.
+  const HostRoutes* find_mesh_routes(std::string_view host) const { return mesh_hosts.find(host); }
+  // The server of the listener at `bind` (as the listener was bound) that serves `host`: the most
+  // specific host wins, then the oldest Gateway; null when none.
+  const GatewayServer* find_gateway_server(const SocketAddress& bind, std::string_view host) const;
+};
+using SnapshotPtr = std::shared_ptr<const Snapshot>;
+
+// "reviews.default.svc.cluster.local": what `host` means to an object or a client in namespace
+// `ns`: short names are of that namespace; "name.ns" and "name.ns.svc" where such a Service exists.
+std::string qualified_host(const Snapshot& snapshot, std::string_view host, std::string_view ns);
+
+std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset);
+
+// The L4 verdict for a connection of `client`, from its address `source`, to port `port` of
+// `server`: refused policies first, then DENY, then ALLOW as Istio combines them. A workload may
+// always talk to itself. Without `source`: the client's first address.
+Verdict authorize(const Snapshot& snapshot, const Workload& client, const IpAddress& source,
+                  const Workload& server, std::uint16_t port);
+Verdict authorize(const Snapshot& snapshot, const Workload& client, const Workload& server,
+                  std::uint16_t port);
+
+}  // namespace mesh::config
