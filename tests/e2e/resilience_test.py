@@ -1,0 +1,188 @@
+#!/usr/bin/python3
+"""What survives which death: each program of the mesh is killed or stopped under load, as a user's kernel would see it."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import mesh  # noqa: E402
+
+WORK = mesh.ROOT / "build" / "resilience"
+ORIGIN = mesh.MESHCTL.with_name("bench_origin")
+STEADY = ["/usr/bin/python3", str(pathlib.Path(__file__).with_name("steady.py"))]
+
+CONFIG = """
+apiVersion: v1
+kind: Service
+metadata: {name: origin}
+spec:
+  selector: {app: origin}
+  ports: [{name: http, port: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: guarded}
+spec:
+  selector: {app: guarded}
+  ports: [{name: http, port: 8080}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: origin}
+spec:
+  hosts: [origin]
+  http:
+    - route: [{destination: {host: origin}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: guarded}
+spec:
+  selector: {matchLabels: {app: guarded}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/nobody]}}]}]
+"""
+
+ONE_REQUEST_A_CONNECTION = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: origin}
+spec:
+  host: origin
+  trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}}
+"""
+
+
+def apply(text):
+    path = WORK / "apply.yaml"
+    path.write_text(text)
+    mesh.meshctl("apply", "-f", path)
+    mesh.wait_published()
+
+
+def programs():
+    """{name: pid} of the mesh's own cgroup; the supervisor is the meshctl in it."""
+    root = next(line.split()[1] for line in open("/proc/mounts") if line.split()[2] == "cgroup2")
+    found = {}
+    for pid in pathlib.Path(root, "undermesh/mesh/cgroup.procs").read_text().split():
+        found[os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")] = int(pid)
+    return found
+
+
+def wait_for_new(name, old):
+    return mesh.eventually(f"a new {name}", lambda: programs().get(name) not in (None, old) and programs()[name], 60)
+
+
+def wait_ready():
+    def ready():
+        done = mesh.meshctl("status", "-o", "json", check=False)
+        return done.returncode in (0, 5) and all(p["connected"] for p in json.loads(done.stdout)["programs"].values())
+    mesh.eventually("all three programs are connected", ready, 60)
+
+
+class Steady:
+    """A client that runs during the block inside a workload; `result` afterwards."""
+
+    def __init__(self, workload, *arguments):
+        self._command = [str(mesh.MESHCTL), "sandbox", "exec", workload, "--", *STEADY, *map(str, arguments)]
+
+    def __enter__(self):
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if self._process.stdout.readline().strip() != "started":
+            raise RuntimeError(f"{self._command}: did not start")
+        return self
+
+    def __exit__(self, kind, *_):
+        output, _ = self._process.communicate(timeout=180)
+        self.result = json.loads(output) if kind is None else None
+
+
+class Resilience(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        mesh.meshctl("down", "--purge")
+        shutil.rmtree(WORK, ignore_errors=True)
+        WORK.mkdir(parents=True)
+        cls.addClassCleanup(lambda: mesh.meshctl("down", "--purge"))
+        mesh.meshctl("up", "--state-dir", WORK / "state")
+        for name in ("origin", "guarded"):
+            mesh.meshctl("sandbox", "run", name, "-l", f"app={name}", "--detach", "--", ORIGIN, "::", "8080")
+        mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
+        apply(CONFIG)
+        mesh.eventually("the origin answers through the mesh",
+                        lambda: mesh.load_from("client", "http://origin:8080/10", 1)["statuses"] == {"200": 1}, 60)
+
+    def setUp(self):
+        mesh.meshctl("up", "--state-dir", WORK / "state")  # adopts what runs, restarts what does not
+        wait_ready()
+
+    def test_meshd_killed_and_restarted_loses_no_request_and_no_policy(self):
+        guarded = mesh.workload_addresses("guarded")[0]
+        with Steady("client", "load", "http://origin:8080/100", 4) as load, \
+                Steady("client", "connect", f"{guarded}:8080") as forbidden:
+            for _ in range(3):
+                old = programs()["meshd"]
+                os.kill(old, signal.SIGKILL)
+                wait_for_new("meshd", old)
+                wait_ready()
+        self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
+        self.assertGreater(load.result["ok"], 100)
+        self.assertEqual(set(forbidden.result["errors"]), {"ECONNREFUSED"})
+        self.assertGreater(forbidden.result["errors"]["ECONNREFUSED"], 100)
+
+    def test_meshd_stopped_for_30_s_with_a_new_upstream_connection_for_every_request(self):
+        apply(ONE_REQUEST_A_CONNECTION)
+        self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
+        meshd = programs()["meshd"]
+        with Steady("client", "load", "http://origin:8080/100", 4) as load:
+            os.kill(meshd, signal.SIGSTOP)
+            try:
+                time.sleep(30)  # the issue's own figure: what is tested is that half a minute passes
+            finally:
+                os.kill(meshd, signal.SIGCONT)
+        self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
+        self.assertGreater(load.result["ok"], 300)
+
+    def test_meshhold_killed_fails_nothing(self):
+        apply(ONE_REQUEST_A_CONNECTION)
+        self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
+        with Steady("client", "load", "http://origin:8080/100", 4) as load:
+            for _ in range(3):
+                old = programs()["meshhold"]
+                os.kill(old, signal.SIGKILL)
+                wait_for_new("meshhold", old)
+                wait_ready()
+        self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
+        self.assertGreater(load.result["ok"], 100)
+
+    def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
+        for _ in range(3):
+            old = programs()["meshproxy"]
+            os.kill(old, signal.SIGKILL)
+            answer = mesh.load_from("client", "http://origin:8080/10", 8, clients=8)
+            self.assertEqual(answer["statuses"], {"200": 8}, answer)
+            wait_ready()
+
+    def test_meshproxy_killed_and_not_restarted_is_refused_after_2_s(self):
+        running = programs()
+        os.kill(running["meshctl"], signal.SIGKILL)
+        os.kill(running["meshproxy"], signal.SIGKILL)
+        address = mesh.meshctl_json("get", "Service", "origin")["spec"]["clusterIP"]
+        refused = mesh.eventually(
+            "connects are refused",
+            lambda: [c for c in mesh.connect_from("client", f"{address}:8080") if c["result"] == "ECONNREFUSED"], 30)
+        self.assertLess(refused[0]["ms"], 1000)
+        mesh.meshctl("up", "--state-dir", WORK / "state")
+        wait_ready()
+        self.assertEqual(mesh.load_from("client", "http://origin:8080/10", 4)["statuses"], {"200": 4})
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
