@@ -1,0 +1,472 @@
+#include "feed/holder.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <poll.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+
+#include "base/log.h"
+
+namespace mesh::feed {
+namespace {
+
+Logger log() {
+  static const Logger made = logger("hold");
+  return made;
+}
+
+constexpr std::chrono::milliseconds kRedial{50};
+constexpr std::chrono::milliseconds kPortTakenPatience{2000};
+constexpr std::size_t kMaxWants = 4096;
+
+UniqueFd duplicate(const UniqueFd& fd) { return UniqueFd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 3)); }
+
+Fds duplicates(const Fds& fds) {
+  Fds copies;
+  for (const UniqueFd& fd : fds) copies.push_back(duplicate(fd));
+  return copies;
+}
+
+Fds one(UniqueFd fd) {
+  Fds fds;
+  fds.push_back(std::move(fd));
+  return fds;
+}
+
+HoldMessage message_of(HoldType type, std::uint32_t workload) {
+  HoldMessage message;
+  message.type = type;
+  message.workload = workload;
+  return message;
+}
+
+std::optional<std::uint8_t> outbound_family(const ListenerIdentity& identity) {
+  if (identity.address.port != kOutboundPort) return std::nullopt;
+  if (!identity.v6 && identity.address.ip == IpAddress::v4(127, 0, 0, 1)) return kFamily4;
+  IpAddress::Bytes loopback{};
+  loopback[15] = 1;
+  if (identity.v6 && identity.address.ip == IpAddress(loopback)) return kFamily6;
+  return std::nullopt;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Holder>> Holder::open(const HolderOptions& options) {
+  MESH_TRY(auto sockets, NamespaceSockets::open());
+  MESH_TRY(auto listener, listen_unix(options.run_dir + "/hold.sock", 0600));
+  return std::unique_ptr<Holder>(new Holder(options, std::move(sockets), std::move(listener)));
+}
+
+Holder::Holder(HolderOptions options, NamespaceSockets sockets, UniqueFd listener)
+    : options_(std::move(options)), sockets_(std::move(sockets)), listener_(std::move(listener)) {}
+
+// --- the loop
+
+Result<> Holder::run(int stop) {
+  while (true) {
+    if (!proxy_) dial_proxy();
+    const auto events_of = [](const std::optional<Channel>& channel) {
+      return static_cast<short>(POLLIN | (channel && channel->wants_write() ? POLLOUT : 0));
+    };
+    std::array<pollfd, 4> polled = {{{stop, POLLIN, 0},
+                                     {listener_.get(), POLLIN, 0},
+                                     {meshd_ ? meshd_->fd() : -1, events_of(meshd_), 0},
+                                     {proxy_ ? proxy_->fd() : -1, events_of(proxy_), 0}}};
+    if (::poll(polled.data(), polled.size(), poll_timeout()) < 0) {
+      if (errno == EINTR) continue;
+      return errno_error(errno, "poll");
+    }
+    if (polled[0].revents != 0) return success();
+    if (polled[2].revents != 0) read_meshd();
+    if (polled[3].revents != 0) read_proxy();
+    if (polled[1].revents != 0) accept_meshd();
+    serve_wants();
+    retry_taken_ports();
+    refuse_after_grace();
+    if (meshd_failed_) lose_meshd(*std::exchange(meshd_failed_, std::nullopt));
+    if (proxy_failed_) lose_proxy(*std::exchange(proxy_failed_, std::nullopt));
+  }
+}
+
+int Holder::poll_timeout() const {
+  if (!proxy_ || !retries_.empty()) return static_cast<int>(kRedial.count());
+  return proxy_ && !wants_.empty() && !proxy_->wants_write() ? 0 : -1;
+}
+
+void Holder::accept_meshd() {
+  auto accepted = accept_unix(listener_.get(), options_.meshd_uid);
+  if (!accepted) {
+    if (accepted.error().code != Errc::unavailable)
+      log()->warn("a peer was refused error={}", accepted.error().message);
+    return;
+  }
+  if (meshd_) log()->info("a new meshd replaces the last");
+  meshd_.emplace(std::move(accepted).value());
+  meshd_failed_.reset();
+  retries_.clear();
+  for (auto& [id, workload] : workloads_) workload.named = false;
+  for (auto& [key, listener] : host_listeners_) listener.named = false;
+  HoldMessage state = message_of(HoldType::kProxyState, 0);
+  state.status = proxy_ ? HoldStatus::kOk : HoldStatus::kUnavailable;
+  to_meshd(state);
+  log()->info("meshd connected");
+}
+
+void Holder::dial_proxy() {
+  auto dialled = dial_unix(options_.run_dir + "/proxy.sock", options_.proxy_uid);
+  if (!dialled) {
+    if (dialled.error().code == Errc::permission && !std::exchange(warned_about_proxy_, true))
+      log()->error("meshproxy's socket is not to be trusted error={}", dialled.error().message);
+    return;
+  }
+  proxy_.emplace(std::move(dialled).value());
+  warned_about_proxy_ = refusing_ = false;
+  if (auto sent = proxy_->send_bytes(kHoldHello); !sent) proxy_failed_ = sent.error();
+  offer_all();
+  to_meshd(message_of(HoldType::kProxyState, 0));
+  log()->info("meshproxy connected workloads={}", workloads_.size());
+}
+
+void Holder::lose_meshd(const Error& why) {
+  log()->info("meshd is gone; all that is held stays reason={}", why.message);
+  meshd_.reset();
+  retries_.clear();
+}
+
+void Holder::lose_proxy(const Error& why) {
+  log()->warn("meshproxy is gone reason={}", why.message);
+  proxy_.reset();
+  wants_.clear();
+  proxy_lost_at_ = Clock::now();
+  HoldMessage state = message_of(HoldType::kProxyState, 0);
+  state.status = HoldStatus::kUnavailable;
+  to_meshd(state);
+}
+
+void Holder::read_meshd() {
+  if (!meshd_) return;
+  if (auto sent = meshd_->flush(); !sent) return lose_meshd(sent.error());
+  auto received = meshd_->receive([this](std::string_view payload, Fds fds) -> Result<> {
+    MESH_TRY(auto message, parse_hold_message(payload));
+    return from_meshd(message, std::move(fds));
+  });
+  if (!received) lose_meshd(received.error());
+}
+
+void Holder::read_proxy() {
+  if (!proxy_) return;
+  if (auto sent = proxy_->flush(); !sent) return lose_proxy(sent.error());
+  auto received = proxy_->receive([this](std::string_view payload, Fds fds) -> Result<> {
+    if (!fds.empty()) return Error{Errc::permission, "meshproxy sent a descriptor"};
+    MESH_TRY(auto message, parse_hold_message(payload));
+    return from_proxy(message);
+  });
+  if (!received) lose_proxy(received.error());
+}
+
+void Holder::refuse_after_grace() {
+  if (proxy_ || refusing_ || Clock::now() - proxy_lost_at_ < kProxyGrace) return;
+  refusing_ = true;
+  log()->warn("meshproxy stays away; connections to it are refused until it is back");
+  for (const auto& [id, workload] : workloads_)
+    for (const UniqueFd& listener : workload.listeners) refuse_connections(listener.get());
+  for (const auto& [key, listener] : host_listeners_) refuse_connections(listener.fd.get());
+}
+
+// --- meshd's dialogue
+
+Result<> Holder::from_meshd(const HoldMessage& message, Fds fds) {
+  switch (message.type) {
+    case HoldType::kEnrol:
+      enrol(message, std::move(fds));
+      return success();
+    case HoldType::kEnd:
+      end(message.workload);
+      to_meshd(message_of(HoldType::kEnded, message.workload));
+      return success();
+    case HoldType::kHostListener:
+      listen_on_host(message, std::move(fds));
+      return success();
+    case HoldType::kEndHostListener:
+      end_host_listener({message.kind, message.family, IpAddress(message.ip), message.port});
+      return success();
+    case HoldType::kSync:
+      sync();
+      return success();
+    default:
+      return Error{Errc::invalid_argument, "meshd sent a message that is not its to send"};
+  }
+}
+
+void Holder::enrol(const HoldMessage& message, Fds fds, Clock::time_point until) {
+  const Refusal refusal = hold(message, fds);
+  if (refusal.status == HoldStatus::kPortTaken && try_again_later(message, fds, until)) return;
+  if (refusal.status == HoldStatus::kOk) offer(message.workload, workloads_.at(message.workload));
+  answer_enrolled(message.workload, refusal);
+}
+
+// Afterwards workloads_ holds the workload, or (but for kOk) does not.
+Refusal Holder::hold(const HoldMessage& message, Fds& fds) {
+  const std::uint32_t id = message.workload;
+  const auto held = workloads_.find(id);
+  if (fds.empty() && held != workloads_.end()) {
+    held->second.named = true;
+    return {};
+  }
+  Workload workload;
+  workload.named = true;
+  if (message.flags & kFlagHostNamespace) {
+    workload.cookie = sockets_.own_cookie();
+    workloads_.insert_or_assign(id, std::move(workload));
+    return {};
+  }
+  if (fds.empty()) return {HoldStatus::kNotHeld, 0};
+  if (const Refusal refusal = sockets_.inspect(fds[0].get(), workload.cookie);
+      refusal.status != HoldStatus::kOk)
+    return refusal;
+  if (held != workloads_.end()) {
+    if (held->second.cookie == workload.cookie) {
+      held->second.named = true;
+      return {};
+    }
+    end(id);  // the same name in another namespace: a new workload
+  }
+  if (const Refusal refusal = take_back(workload, fds); refusal.status != HoldStatus::kOk)
+    return refusal;
+  if (workload.listeners.empty()) {
+    const Refusal refusal = sockets_.make_outbound_listeners(fds[0].get(), workload.listeners);
+    if (refusal.status != HoldStatus::kOk) return refusal;
+  }
+  workload.netns = std::move(fds[0]);
+  workloads_.emplace(id, std::move(workload));
+  return {};
+}
+
+Refusal Holder::take_back(Workload& workload, Fds& fds) const {
+  for (std::size_t i = 1; i < fds.size(); ++i) {
+    const auto identity = identify_listener(fds[i].get());
+    if (!identity || identity->netns_cookie != workload.cookie || !outbound_family(*identity))
+      return {HoldStatus::kForeign, 0};
+  }
+  for (std::size_t i = 1; i < fds.size(); ++i) {
+    if (auto opened = accept_connections(fds[i].get()); !opened)
+      log()->warn("a listener could not be opened again error={}", opened.error().message);
+    workload.listeners.push_back(std::move(fds[i]));
+  }
+  fds.resize(1);
+  return {};
+}
+
+void Holder::listen_on_host(const HoldMessage& message, Fds fds, Clock::time_point until) {
+  const SocketAddress address{IpAddress(message.ip), message.port};
+  const bool v6 = message.family == kFamily6;
+  const HostKey key{message.kind, message.family, address.ip, address.port};
+  HoldMessage answer = message;
+  answer.type = HoldType::kHostListening;
+  auto held = host_listeners_.find(key);
+  if (held == host_listeners_.end()) {
+    HostListener made{message, {}, true};
+    made.message.type = HoldType::kListener;
+    made.message.netns_cookie = sockets_.own_cookie();
+    Refusal refusal;
+    if (!fds.empty()) {
+      const auto identity = identify_listener(fds[0].get());
+      if (!identity || identity->netns_cookie != sockets_.own_cookie() || identity->v6 != v6 ||
+          identity->address != address)
+        refusal = {HoldStatus::kForeign, 0};
+      else if (auto opened = accept_connections(fds[0].get()); !opened)
+        refusal = {HoldStatus::kUnavailable, 0};
+      made.fd = std::move(fds[0]);
+    } else {
+      refusal = sockets_.make_host_listener(address, v6, made.fd);
+    }
+    if (refusal.status == HoldStatus::kPortTaken && try_again_later(message, fds, until)) return;
+    answer.status = refusal.status;
+    answer.detail = static_cast<std::uint32_t>(refusal.error);
+    if (refusal.status != HoldStatus::kOk) return to_meshd(answer);
+    held = host_listeners_.emplace(key, std::move(made)).first;
+    to_proxy(held->second.message, one(duplicate(held->second.fd)));
+  }
+  held->second.named = true;
+  to_meshd(answer, one(duplicate(held->second.fd)));
+}
+
+// The port may be taken by a listener of ours that only the proxy still has: meshd and the meshhold
+// before died together. It is revoked there, and the request is tried again for a moment.
+bool Holder::try_again_later(const HoldMessage& message, Fds& fds, Clock::time_point until) {
+  const auto now = Clock::now();
+  if (until == kFirstTime) {
+    HoldMessage revoke = message;
+    revoke.type = message.type == HoldType::kEnrol ? HoldType::kRevoke : HoldType::kRevokeListener;
+    to_proxy(revoke);
+    until = now + kPortTakenPatience;
+  } else if (now >= until) {
+    return false;
+  }
+  retries_.push_back({message, std::move(fds), until});
+  return true;
+}
+
+void Holder::retry_taken_ports() {
+  for (Retry& retry : std::exchange(retries_, {})) {
+    if (retry.message.type == HoldType::kEnrol)
+      enrol(retry.message, std::move(retry.fds), retry.until);
+    else
+      listen_on_host(retry.message, std::move(retry.fds), retry.until);
+  }
+}
+
+void Holder::end(std::uint32_t id) {
+  std::erase_if(retries_, [id](const Retry& retry) {
+    return retry.message.type == HoldType::kEnrol && retry.message.workload == id;
+  });
+  std::erase_if(wants_, [id](const HoldMessage& want) { return want.workload == id; });
+  if (workloads_.erase(id) == 0) return;
+  to_proxy(message_of(HoldType::kRevoke, id));
+}
+
+void Holder::end_host_listener(const HostKey& key) {
+  const auto held = host_listeners_.find(key);
+  if (held == host_listeners_.end()) return;
+  HoldMessage revoke = held->second.message;
+  revoke.type = HoldType::kRevokeListener;
+  host_listeners_.erase(held);
+  to_proxy(revoke);
+}
+
+void Holder::sync() {
+  std::vector<std::uint32_t> unnamed;
+  for (const auto& [id, workload] : workloads_)
+    if (!workload.named) unnamed.push_back(id);
+  for (const std::uint32_t id : unnamed) end(id);
+  std::vector<HostKey> unnamed_listeners;
+  for (const auto& [key, listener] : host_listeners_)
+    if (!listener.named) unnamed_listeners.push_back(key);
+  for (const HostKey& key : unnamed_listeners) end_host_listener(key);
+  synced_ = true;
+  to_proxy(message_of(HoldType::kSync, 0));
+}
+
+void Holder::answer_enrolled(std::uint32_t id, const Refusal& refusal) {
+  HoldMessage answer = message_of(HoldType::kEnrolled, id);
+  answer.status = refusal.status;
+  answer.detail = static_cast<std::uint32_t>(refusal.error);
+  if (refusal.status != HoldStatus::kOk) {
+    log()->warn("a workload could not be enrolled id={} reason={}", id, to_string(refusal.status));
+    return to_meshd(answer);
+  }
+  const Workload& workload = workloads_.at(id);
+  answer.netns_cookie = workload.cookie;
+  answer.families = workload.netns ? static_cast<std::uint8_t>(workload.listeners.size() > 1
+                                                                   ? kHasFamily4 | kHasFamily6
+                                                                   : kHasFamily4)
+                                   : std::uint8_t{kHasFamily4 | kHasFamily6};
+  to_meshd(answer, duplicates(workload.listeners));
+}
+
+void Holder::to_meshd(const HoldMessage& message, Fds fds) {
+  if (!meshd_ || meshd_failed_) return;
+  if (auto sent = meshd_->send_bytes(as_bytes(message), std::move(fds)); !sent)
+    meshd_failed_ = sent.error();
+}
+
+// --- the proxy's dialogue
+
+void Holder::offer_all() {
+  for (const auto& [id, workload] : workloads_) {
+    for (const UniqueFd& listener : workload.listeners)
+      if (auto opened = accept_connections(listener.get()); !opened)
+        log()->error("a listener could not be opened again id={} error={}", id,
+                     opened.error().message);
+    offer(id, workload);
+  }
+  for (const auto& [key, listener] : host_listeners_) {
+    if (auto opened = accept_connections(listener.fd.get()); !opened)
+      log()->error("a listener of the host could not be opened again port={} error={}",
+                   listener.message.port, opened.error().message);
+    to_proxy(listener.message, one(duplicate(listener.fd)));
+  }
+  if (synced_) to_proxy(message_of(HoldType::kSync, 0));
+}
+
+void Holder::offer(std::uint32_t id, const Workload& workload) {
+  for (const UniqueFd& listener : workload.listeners) {
+    const auto identity = identify_listener(listener.get());
+    if (!identity) continue;
+    HoldMessage message = message_of(HoldType::kListener, id);
+    message.kind = ListenerKind::kOutbound;
+    message.family = identity->v6 ? kFamily6 : kFamily4;
+    message.ip = identity->address.ip.bytes();
+    message.port = identity->address.port;
+    message.netns_cookie = workload.cookie;
+    to_proxy(message, one(duplicate(listener)));
+  }
+}
+
+Result<> Holder::from_proxy(const HoldMessage& message) {
+  if (message.type != HoldType::kWantSockets)
+    return Error{Errc::permission, "meshproxy sent a message that is not its to send"};
+  if (wants_.size() >= kMaxWants)
+    return Error{Errc::exhausted, "meshproxy asks for more sockets than it takes"};
+  wants_.push_back(message);
+  return success();
+}
+
+// Only while the proxy reads what it asked for: sockets that wait in our queue are ours to count.
+void Holder::serve_wants() {
+  for (int rounds = 0; rounds < 64 && proxy_ && !proxy_->wants_write() && !wants_.empty();
+       ++rounds) {
+    HoldMessage answer = wants_.front();
+    wants_.pop_front();
+    answer.type = HoldType::kSockets;
+    Fds fds;
+    if (const auto held = workloads_.find(answer.workload); held == workloads_.end()) {
+      answer.status = HoldStatus::kUnknown;
+    } else {
+      const Refusal refusal =
+          sockets_.make_sockets(held->second.netns.get(), answer.family, answer.count, fds);
+      answer.status = refusal.status;
+      answer.detail = static_cast<std::uint32_t>(refusal.error);
+    }
+    answer.count = static_cast<std::uint32_t>(fds.size());
+    to_proxy(answer, std::move(fds));  // our copies close as they are sent: else no FIN goes out
+  }
+}
+
+void Holder::to_proxy(const HoldMessage& message, Fds fds) {
+  if (!proxy_ || proxy_failed_) return;
+  if (auto sent = proxy_->send_bytes(as_bytes(message), std::move(fds)); !sent)
+    proxy_failed_ = sent.error();
+}
+
+// --- power
+
+Result<> drop_to_holder_capabilities() {
+  constexpr std::array<unsigned, 3> kKept = {CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_NET_BIND_SERVICE};
+  for (unsigned cap = 0; ::prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
+    if (std::find(kKept.begin(), kKept.end(), cap) != kKept.end()) continue;
+    if (::prctl(PR_CAPBSET_DROP, cap) != 0)
+      return errno_error(errno, "drop a capability from the bounding set");
+  }
+  if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0)
+    return errno_error(errno, "clear the ambient capabilities");
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  std::array<__user_cap_data_struct, 2> data{};
+  for (const unsigned cap : kKept) {
+    data[cap / 32].permitted |= 1U << (cap % 32);
+    data[cap / 32].effective |= 1U << (cap % 32);
+  }
+  if (::syscall(SYS_capset, &header, data.data()) != 0) return errno_error(errno, "capset");
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return errno_error(errno, "no_new_privs");
+  return success();
+}
+
+}  // namespace mesh::feed

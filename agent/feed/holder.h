@@ -1,0 +1,111 @@
+// Holder: what meshhold does. Holds every workload's listeners and the host's, makes upstream
+// sockets, and hands both to meshproxy; meshd says for which workloads (feed/hold.h).
+//
+// One poll loop, one thread. It keeps all it holds through the death of either peer; after
+// meshproxy has been away for kProxyGrace the connections that wait are reset and new ones refused,
+// until the next meshproxy comes.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/address.h"
+#include "base/result.h"
+#include "feed/channel.h"
+#include "feed/hold.h"
+#include "feed/namespace_sockets.h"
+
+namespace mesh::feed {
+
+inline constexpr std::chrono::milliseconds kProxyGrace{2000};
+
+struct HolderOptions {
+  std::string run_dir;
+  std::uint32_t proxy_uid = 0;
+  std::uint32_t meshd_uid = 0;  // 0 but in tests
+};
+
+class Holder {
+ public:
+  static Result<std::unique_ptr<Holder>> open(const HolderOptions& options);
+  // Serves until `stop` becomes readable.
+  Result<> run(int stop);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr Clock::time_point kFirstTime{};
+  struct Workload {
+    UniqueFd netns;  // none: our own namespace
+    std::uint64_t cookie = 0;
+    Fds listeners;  // IPv4 first
+    bool named = false;
+  };
+  struct HostListener {
+    HoldMessage message;  // as the proxy is told
+    UniqueFd fd;
+    bool named = false;
+  };
+  using HostKey = std::tuple<ListenerKind, std::uint8_t, IpAddress, std::uint16_t>;
+  struct Retry {
+    HoldMessage message;
+    Fds fds;
+    Clock::time_point until;
+  };
+
+  Holder(HolderOptions options, NamespaceSockets sockets, UniqueFd listener);
+
+  void accept_meshd();
+  void dial_proxy();
+  void lose_meshd(const Error& why);
+  void lose_proxy(const Error& why);
+  void read_meshd();
+  void read_proxy();
+  void serve_wants();
+  void retry_taken_ports();
+  void refuse_after_grace();
+  int poll_timeout() const;
+
+  Result<> from_meshd(const HoldMessage& message, Fds fds);
+  Result<> from_proxy(const HoldMessage& message);
+  void enrol(const HoldMessage& message, Fds fds, Clock::time_point until = kFirstTime);
+  Refusal hold(const HoldMessage& message, Fds& fds);
+  Refusal take_back(Workload& workload, Fds& fds) const;
+  void listen_on_host(const HoldMessage& message, Fds fds, Clock::time_point until = kFirstTime);
+  bool try_again_later(const HoldMessage& message, Fds& fds, Clock::time_point until);
+  void end(std::uint32_t id);
+  void end_host_listener(const HostKey& key);
+  void sync();
+
+  void answer_enrolled(std::uint32_t id, const Refusal& refusal);
+  void offer_all();
+  void offer(std::uint32_t id, const Workload& workload);
+  void to_meshd(const HoldMessage& message, Fds fds = {});
+  void to_proxy(const HoldMessage& message, Fds fds = {});
+
+  HolderOptions options_;
+  NamespaceSockets sockets_;
+  UniqueFd listener_;
+  std::optional<Channel> meshd_, proxy_;
+  std::optional<Error> meshd_failed_, proxy_failed_;  // seen while sending; acted on in the loop
+  std::map<std::uint32_t, Workload> workloads_;
+  std::map<HostKey, HostListener> host_listeners_;
+  std::deque<HoldMessage> wants_;
+  std::vector<Retry> retries_;
+  Clock::time_point proxy_lost_at_ = Clock::now();
+  bool refusing_ = false;
+  bool synced_ = false;
+  bool warned_about_proxy_ = false;
+};
+
+// Keeps CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_NET_BIND_SERVICE, drops every other capability from
+// all sets for good, and sets no_new_privs.
+Result<> drop_to_holder_capabilities();
+
+}  // namespace mesh::feed
