@@ -58,13 +58,15 @@ Result<Arguments> parse(int argc, char** argv) {
   return arguments;
 }
 
+// Four descriptors a workload are held; without CAP_SYS_RESOURCE the hard limit is the bound.
 Result<> raise_file_limit() {
   constexpr rlim_t kWanted = 262144;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return mesh::errno_error(errno, "getrlimit");
-  limit.rlim_max = limit.rlim_max < kWanted ? kWanted : limit.rlim_max;
-  limit.rlim_cur = limit.rlim_max;
-  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) return mesh::errno_error(errno, "setrlimit");
+  rlimit wanted{kWanted, limit.rlim_max < kWanted ? kWanted : limit.rlim_max};
+  if (::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return mesh::success();
+  wanted = {limit.rlim_max, limit.rlim_max};
+  if (::setrlimit(RLIMIT_NOFILE, &wanted) != 0) return mesh::errno_error(errno, "setrlimit");
   return mesh::success();
 }
 

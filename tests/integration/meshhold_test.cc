@@ -1,0 +1,546 @@
+// The real meshhold against a scripted meshd and meshproxy, in real namespaces (root).
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <deque>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "feed/channel.h"
+#include "feed/hold.h"
+#include "tests/support/netns.h"
+
+namespace mesh::feed {
+namespace {
+
+using test::NetNs;
+using Clock = std::chrono::steady_clock;
+constexpr auto kPatience = std::chrono::seconds(10);
+
+struct Received {
+  HoldMessage message;
+  Fds fds;
+};
+
+UniqueFd copy_of(int fd) { return UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 3)); }
+
+// One end of a channel with meshhold: waits for messages of a type, in order.
+class Peer {
+ public:
+  explicit Peer(UniqueFd socket) : channel_(std::move(socket)) {}
+
+  void send(const HoldMessage& message, Fds fds = {}) {
+    const auto sent = channel_.send_bytes(as_bytes(message), std::move(fds));
+    EXPECT_TRUE(sent) << (sent ? "" : sent.error().message);
+  }
+  void send_raw(std::string_view payload) { EXPECT_TRUE(channel_.send_bytes(payload)); }
+
+  std::optional<Received> next(HoldType type, std::chrono::milliseconds patience = kPatience) {
+    const auto deadline = Clock::now() + patience;
+    while (true) {
+      for (auto it = inbox_.begin(); it != inbox_.end(); ++it) {
+        if (it->message.type != type) continue;
+        Received found = std::move(*it);
+        inbox_.erase(it);
+        return found;
+      }
+      if (closed_ || !read_before(deadline)) return std::nullopt;
+    }
+  }
+  bool is_closed_by_peer() {
+    const auto deadline = Clock::now() + kPatience;
+    while (!closed_ && read_before(deadline)) {
+    }
+    return closed_;
+  }
+  std::string hello;  // the first frame that is no HoldMessage
+
+ private:
+  bool read_before(Clock::time_point deadline) {
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    pollfd waiting{channel_.fd(), POLLIN, 0};
+    if (left.count() <= 0 || ::poll(&waiting, 1, static_cast<int>(left.count())) <= 0) return false;
+    const auto received = channel_.receive([this](std::string_view payload, Fds fds) -> Result<> {
+      if (auto message = parse_hold_message(payload))
+        inbox_.push_back({message.value(), std::move(fds)});
+      else
+        hello = payload;
+      return success();
+    });
+    closed_ = !received.has_value();
+    return true;
+  }
+
+  Channel channel_;
+  std::deque<Received> inbox_;
+  bool closed_ = false;
+};
+
+HoldMessage enrol(std::uint32_t id) {
+  HoldMessage message;
+  message.type = HoldType::kEnrol;
+  message.workload = id;
+  return message;
+}
+
+HoldMessage of_type(HoldType type, std::uint32_t id = 0) {
+  HoldMessage message;
+  message.type = type;
+  message.workload = id;
+  return message;
+}
+
+HoldMessage want(std::uint32_t id, std::uint8_t family, std::uint32_t count) {
+  HoldMessage message = of_type(HoldType::kWantSockets, id);
+  message.family = family;
+  message.count = count;
+  return message;
+}
+
+class MeshHold : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!test::is_root()) GTEST_SKIP() << "needs root: namespaces";
+    char name[] = "/tmp/meshhold-test-XXXXXX";
+    run_dir_ = ::mkdtemp(name);
+    proxy_listener_ = listen_unix(run_dir_ + "/proxy.sock", 0600).value();
+    start();
+  }
+  void TearDown() override {
+    kill();
+    if (!run_dir_.empty()) std::filesystem::remove_all(run_dir_);
+  }
+
+  void start() {
+    pid_ = ::fork();
+    ASSERT_GE(pid_, 0);
+    if (pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ::execl(MESH_BIN_DIR "/meshhold", "meshhold", "--run-dir", run_dir_.c_str(), "--proxy-uid",
+              "0", "--log-level", "error", nullptr);
+      ::_exit(127);
+    }
+  }
+  void kill() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = -1;
+  }
+
+  Peer connect_meshd() {
+    const auto deadline = Clock::now() + kPatience;
+    while (true) {
+      auto dialled = dial_unix(run_dir_ + "/hold.sock", 0);
+      if (dialled) return Peer(std::move(dialled).value());
+      if (Clock::now() > deadline) {
+        ADD_FAILURE() << dialled.error().message;
+        std::abort();
+      }
+      ::usleep(5'000);
+    }
+  }
+  Peer accept_proxy() {
+    pollfd waiting{proxy_listener_.get(), POLLIN, 0};
+    EXPECT_EQ(::poll(&waiting, 1, 10'000), 1) << "meshhold did not dial";
+    return Peer(accept_unix(proxy_listener_.get(), 0).value());
+  }
+
+  static Received enrolled(Peer& meshd, std::uint32_t id, int netns, Fds listeners = {}) {
+    Fds fds;
+    if (netns >= 0) fds.push_back(copy_of(netns));
+    for (UniqueFd& listener : listeners) fds.push_back(std::move(listener));
+    meshd.send(enrol(id), std::move(fds));
+    auto answer = meshd.next(HoldType::kEnrolled);
+    EXPECT_TRUE(answer);
+    return answer ? std::move(*answer) : Received{};
+  }
+  static int connect_in(const NetNs& ns, const std::string& to = "127.0.0.1:15001") {
+    return ns.run([&] { return test::try_connect(to, 0, 1000); });
+  }
+  std::size_t open_files() const {
+    std::size_t count = 0;
+    for ([[maybe_unused]] const auto& entry :
+         std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/fd"))
+      ++count;
+    return count;
+  }
+
+  std::string run_dir_;
+  UniqueFd proxy_listener_;
+  pid_t pid_ = -1;
+};
+
+TEST_F(MeshHold, MakesListenersInTheNamespaceAndGivesThemToTheProxy) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  const Received answer = enrolled(meshd, 7, ns.fd());
+  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer.message.netns_cookie, ns.cookie());
+  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6);
+  EXPECT_EQ(answer.fds.size(), 2U);
+
+  auto v4 = proxy.next(HoldType::kListener);
+  auto v6 = proxy.next(HoldType::kListener);
+  ASSERT_TRUE(v4 && v6);
+  EXPECT_EQ(proxy.hello, kHoldHello);
+  EXPECT_EQ(v4->message.family, kFamily4);
+  EXPECT_EQ(v6->message.family, kFamily6);
+  EXPECT_EQ(v4->message.workload, 7U);
+  EXPECT_EQ(v4->message.kind, ListenerKind::kOutbound);
+  EXPECT_EQ(v4->message.port, kOutboundPort);
+  EXPECT_EQ(connect_in(ns), 0);
+  EXPECT_EQ(connect_in(ns, "[::1]:15001"), 0);
+  EXPECT_TRUE(test::accept_within(v4->fds.at(0).get()));
+  EXPECT_TRUE(test::accept_within(v6->fds.at(0).get()));
+}
+
+TEST_F(MeshHold, TheListenerIsNotReachedThroughAnotherDevice) {
+  const NetNs ns = NetNs::create();
+  const NetNs neighbour = NetNs::create();
+  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  ns.command("sysctl -qw net.ipv4.conf.all.route_localnet=1");
+  neighbour.command("sysctl -qw net.ipv4.conf.all.route_localnet=1");
+  neighbour.command("ip route add 127.0.0.1/32 via 10.1.0.1 dev veth0 table 100");
+  neighbour.command("ip rule add pref 0 to 127.0.0.1 lookup 100");
+  neighbour.command("ip rule del pref 0 lookup local");
+  neighbour.command("ip rule add pref 1 lookup local");
+  Peer meshd = connect_meshd();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  const UniqueFd plain = ns.listen("127.0.0.1:15002");
+  EXPECT_EQ(connect_in(neighbour, "127.0.0.1:15002"), 0) << "the detour does not work";
+  EXPECT_NE(connect_in(neighbour), 0);
+}
+
+TEST_F(MeshHold, HandsOutUnconnectedSocketsOfTheNamespaceAndKeepsNone) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  const std::size_t before = open_files();
+  proxy.send(want(7, kFamily4, kMaxSocketBatch));
+  proxy.send(want(7, kFamily6, 3));
+  proxy.send(want(8, kFamily4, 3));
+  auto batch = proxy.next(HoldType::kSockets);
+  ASSERT_TRUE(batch);
+  EXPECT_EQ(batch->message.count, kMaxSocketBatch);
+  ASSERT_EQ(batch->fds.size(), kMaxSocketBatch);
+  for (const UniqueFd& fd : batch->fds) {
+    std::uint64_t cookie = 0;
+    socklen_t size = sizeof cookie;
+    ASSERT_EQ(::getsockopt(fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size), 0);
+    EXPECT_EQ(cookie, ns.cookie());
+    EXPECT_NE(::fcntl(fd.get(), F_GETFL) & O_NONBLOCK, 0);
+  }
+  auto v6 = proxy.next(HoldType::kSockets);
+  ASSERT_TRUE(v6);
+  EXPECT_EQ(v6->message.family, kFamily6);
+  EXPECT_EQ(v6->fds.size(), 3U);
+  auto unknown = proxy.next(HoldType::kSockets);
+  ASSERT_TRUE(unknown);
+  EXPECT_EQ(unknown->message.status, HoldStatus::kUnknown);
+  EXPECT_EQ(unknown->fds.size(), 0U);
+  EXPECT_EQ(open_files(), before);
+}
+
+TEST_F(MeshHold, RefusesANamespaceByName) {
+  Peer meshd = connect_meshd();
+  const NetNs down = NetNs::create();
+  down.command("ip link set lo down");
+  EXPECT_EQ(enrolled(meshd, 2, down.fd()).message.status, HoldStatus::kLoopbackDown);
+
+  const UniqueFd own(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(enrolled(meshd, 3, own.get()).message.status, HoldStatus::kHostNamespace);
+
+  const UniqueFd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(enrolled(meshd, 4, file.get()).message.status, HoldStatus::kNotANamespace);
+  const UniqueFd mount(::open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(enrolled(meshd, 5, mount.get()).message.status, HoldStatus::kNotANamespace);
+  EXPECT_EQ(enrolled(meshd, 6, -1).message.status, HoldStatus::kNotHeld);
+
+  const NetNs taken = NetNs::create();
+  const UniqueFd squatter = taken.listen("127.0.0.1:15001");
+  EXPECT_EQ(enrolled(meshd, 7, taken.fd()).message.status, HoldStatus::kPortTaken);
+}
+
+TEST_F(MeshHold, WithoutIpv6LoopbackItIsIpv4Only) {
+  const NetNs ns = NetNs::create();
+  ns.command("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1");
+  Peer meshd = connect_meshd();
+  const Received answer = enrolled(meshd, 7, ns.fd());
+  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer.message.families, kHasFamily4);
+  EXPECT_EQ(answer.fds.size(), 1U);
+}
+
+TEST_F(MeshHold, EndClosesEverythingAndRevokesAtTheProxy) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  const std::size_t before = open_files();
+  {
+    const Received answer = enrolled(meshd, 7, ns.fd());
+  }
+  meshd.send(of_type(HoldType::kEnd, 7));
+  ASSERT_TRUE(meshd.next(HoldType::kEnded));
+  auto revoke = proxy.next(HoldType::kRevoke);
+  ASSERT_TRUE(revoke);
+  EXPECT_EQ(revoke->message.workload, 7U);
+  EXPECT_EQ(open_files(), before);
+}
+
+TEST_F(MeshHold, OneThousandWorkloadsLeaveNothing) {
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  std::size_t before = 0;
+  for (std::uint32_t id = 2; id < 1002; ++id) {
+    const NetNs ns = NetNs::create();
+    ASSERT_EQ(enrolled(meshd, id, ns.fd()).message.status, HoldStatus::kOk);
+    meshd.send(of_type(HoldType::kEnd, id));
+    ASSERT_TRUE(meshd.next(HoldType::kEnded));
+    ASSERT_TRUE(proxy.next(HoldType::kRevoke));
+    while (proxy.next(HoldType::kListener, std::chrono::milliseconds(0))) {
+    }
+    if (id == 2) before = open_files();
+  }
+  EXPECT_EQ(open_files(), before);
+}
+
+TEST_F(MeshHold, TheNextMeshholdTakesTheListenersBackAndWaitingConnectionsSurvive) {
+  const NetNs ns = NetNs::create();
+  Fds listeners;
+  {
+    Peer meshd = connect_meshd();
+    listeners = enrolled(meshd, 7, ns.fd()).fds;
+  }
+  const int waiting = ns.run([] { return test::dial("127.0.0.1:15001"); });
+  ASSERT_GE(waiting, 0);
+  kill();
+  start();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  const Received answer = enrolled(meshd, 7, ns.fd(), std::move(listeners));
+  ASSERT_EQ(answer.message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer.message.netns_cookie, ns.cookie());
+  auto offered = proxy.next(HoldType::kListener);
+  ASSERT_TRUE(offered);
+  EXPECT_TRUE(test::accept_within(offered->fds.at(0).get())) << "the connection was lost";
+  ::close(waiting);
+}
+
+TEST_F(MeshHold, RefusesAListenerThatIsNotOfTheNamespace) {
+  const NetNs ns = NetNs::create();
+  const NetNs other = NetNs::create();
+  Peer meshd = connect_meshd();
+  Fds foreign;
+  foreign.push_back(other.listen("127.0.0.1:15001"));
+  EXPECT_EQ(enrolled(meshd, 7, ns.fd(), std::move(foreign)).message.status, HoldStatus::kForeign);
+  Fds wrong_port;
+  wrong_port.push_back(ns.listen("127.0.0.1:15002"));
+  EXPECT_EQ(enrolled(meshd, 7, ns.fd(), std::move(wrong_port)).message.status,
+            HoldStatus::kForeign);
+}
+
+TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsRevokedThereFirst) {
+  const NetNs ns = NetNs::create();
+  std::optional<Received> held_by_proxy;
+  {
+    Peer meshd = connect_meshd();
+    Peer proxy = accept_proxy();
+    (void)enrolled(meshd, 7, ns.fd());
+    held_by_proxy = proxy.next(HoldType::kListener);
+    ASSERT_TRUE(held_by_proxy);
+  }
+  kill();  // and meshd with it: nobody has a duplicate to give back
+  start();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  Fds fds;
+  fds.push_back(copy_of(ns.fd()));
+  meshd.send(enrol(7), std::move(fds));
+  ASSERT_TRUE(proxy.next(HoldType::kRevoke));
+  held_by_proxy.reset();
+  auto answer = meshd.next(HoldType::kEnrolled);
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->message.status, HoldStatus::kOk);
+}
+
+TEST_F(MeshHold, ARestartedMeshdGetsTheSameListenersAndSyncEndsTheRest) {
+  const NetNs ns = NetNs::create();
+  const NetNs forgotten = NetNs::create();
+  Peer proxy = accept_proxy();
+  {
+    Peer meshd = connect_meshd();
+    (void)enrolled(meshd, 7, ns.fd());
+    (void)enrolled(meshd, 8, forgotten.fd());
+  }
+  Peer meshd = connect_meshd();
+  const Received answer = enrolled(meshd, 7, -1);
+  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer.message.netns_cookie, ns.cookie());
+  EXPECT_EQ(answer.fds.size(), 2U);
+  meshd.send(of_type(HoldType::kSync));
+  auto revoke = proxy.next(HoldType::kRevoke);
+  ASSERT_TRUE(revoke);
+  EXPECT_EQ(revoke->message.workload, 8U);
+  EXPECT_TRUE(proxy.next(HoldType::kSync));
+  EXPECT_EQ(connect_in(ns), 0);
+}
+
+TEST_F(MeshHold, ARestartedProxyGetsEverythingAgain) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  {
+    Peer proxy = accept_proxy();
+    (void)enrolled(meshd, 7, ns.fd());
+    ASSERT_TRUE(proxy.next(HoldType::kListener));
+  }
+  const int waiting = ns.run([] { return test::dial("127.0.0.1:15001"); });
+  Peer proxy = accept_proxy();
+  auto v4 = proxy.next(HoldType::kListener);
+  ASSERT_TRUE(v4);
+  EXPECT_TRUE(test::accept_within(v4->fds.at(0).get()));
+  EXPECT_TRUE(proxy.next(HoldType::kListener));
+  ::close(waiting);
+}
+
+TEST_F(MeshHold, AfterTheGraceTheBacklogIsResetAndConnectionsAreRefusedUntilTheNextProxy) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  {
+    Peer proxy = accept_proxy();
+    (void)enrolled(meshd, 7, ns.fd());
+    ASSERT_TRUE(proxy.next(HoldType::kListener));
+    proxy_listener_.reset();
+  }
+  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
+  ASSERT_TRUE(waiting);
+  pollfd reset{waiting.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&reset, 1, 10'000), 1);
+  char byte = 0;
+  EXPECT_EQ(::read(waiting.get(), &byte, 1), -1);
+  EXPECT_EQ(errno, ECONNRESET);
+  EXPECT_EQ(connect_in(ns), ECONNREFUSED);
+  EXPECT_NE(ns.run([] {
+    UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    int on = 1;
+    ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    const auto raw = test::raw_address(test::endpoint("127.0.0.1:15001"), AF_INET);
+    return ::bind(fd.get(), raw.get(), raw.size);
+  }),
+            0)
+      << "the application took the port while it was closed";
+
+  proxy_listener_ = listen_unix(run_dir_ + "/proxy.sock", 0600).value();
+  Peer proxy = accept_proxy();
+  auto offered = proxy.next(HoldType::kListener);
+  ASSERT_TRUE(offered);
+  EXPECT_EQ(connect_in(ns), 0);
+  EXPECT_TRUE(test::accept_within(offered->fds.at(0).get()));
+}
+
+TEST_F(MeshHold, ListensForTheHostAndStopsWhenTold) {
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  HoldMessage request = of_type(HoldType::kHostListener, kGatewayWorkload);
+  request.kind = ListenerKind::kGateway;
+  request.family = kFamily4;
+  request.ip = IpAddress::v4(127, 0, 0, 1).bytes();
+  {
+    UniqueFd free(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_storage bound{};
+    socklen_t size = sizeof bound;
+    const auto raw = test::raw_address(test::endpoint("127.0.0.1:0"), AF_INET);
+    ASSERT_EQ(::bind(free.get(), raw.get(), raw.size), 0);
+    ASSERT_EQ(::getsockname(free.get(), reinterpret_cast<sockaddr*>(&bound), &size), 0);
+    request.port = test::socket_address(bound).port;
+  }
+  const std::string address = "127.0.0.1:" + std::to_string(request.port);
+  meshd.send(request);
+  auto answer = meshd.next(HoldType::kHostListening);
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->message.status, HoldStatus::kOk);
+  ASSERT_EQ(answer->fds.size(), 1U);
+  auto offered = proxy.next(HoldType::kListener);
+  ASSERT_TRUE(offered);
+  EXPECT_EQ(offered->message.kind, ListenerKind::kGateway);
+  EXPECT_EQ(offered->message.workload, kGatewayWorkload);
+  EXPECT_EQ(test::try_connect(address), 0);
+
+  HoldMessage gateway = enrol(kGatewayWorkload);
+  gateway.flags = kFlagHostNamespace;
+  meshd.send(gateway);
+  auto enrolled_gateway = meshd.next(HoldType::kEnrolled);
+  ASSERT_TRUE(enrolled_gateway);
+  EXPECT_EQ(enrolled_gateway->message.status, HoldStatus::kOk);
+  EXPECT_EQ(enrolled_gateway->fds.size(), 0U);
+  proxy.send(want(kGatewayWorkload, kFamily4, 2));
+  auto sockets = proxy.next(HoldType::kSockets);
+  ASSERT_TRUE(sockets);
+  EXPECT_EQ(sockets->fds.size(), 2U);
+
+  answer->fds.clear();
+  offered->fds.clear();
+  request.type = HoldType::kEndHostListener;
+  meshd.send(request);
+  ASSERT_TRUE(proxy.next(HoldType::kRevokeListener));
+  EXPECT_EQ(test::try_connect(address), ECONNREFUSED);
+}
+
+TEST_F(MeshHold, DropsAPeerThatBreaksTheRules) {
+  Peer proxy = accept_proxy();
+  proxy.send(enrol(7));
+  EXPECT_TRUE(proxy.is_closed_by_peer());
+  Peer again = accept_proxy();
+  again.send_raw("not a message");
+  EXPECT_TRUE(again.is_closed_by_peer());
+  Peer with_fd = accept_proxy();
+  Fds fds;
+  fds.push_back(copy_of(0));
+  with_fd.send(want(7, kFamily4, 1), std::move(fds));
+  EXPECT_TRUE(with_fd.is_closed_by_peer());
+  Peer meshd = connect_meshd();
+  meshd.send(want(7, kFamily4, 1));
+  EXPECT_TRUE(meshd.is_closed_by_peer());
+}
+
+TEST_F(MeshHold, AFloodOfWantsHoldsABoundedNumberOfSockets) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  for (int i = 0; i < 2000; ++i) proxy.send(want(7, kFamily4, kMaxSocketBatch));
+  Received fresh = enrolled(meshd, 7, -1);  // it still answers
+  EXPECT_EQ(fresh.message.status, HoldStatus::kOk);
+  EXPECT_LT(open_files(), 300U);
+}
+
+TEST_F(MeshHold, HasThreeCapabilitiesAndNoWayToMore) {
+  (void)connect_meshd();
+  std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
+  std::string text((std::istreambuf_iterator<char>(status)), {});
+  // CAP_NET_BIND_SERVICE 10, CAP_SYS_PTRACE 19, CAP_SYS_ADMIN 21
+  EXPECT_THAT(text, testing::HasSubstr("CapPrm:\t0000000000280400"));
+  EXPECT_THAT(text, testing::HasSubstr("CapEff:\t0000000000280400"));
+  EXPECT_THAT(text, testing::HasSubstr("CapBnd:\t0000000000280400"));
+  EXPECT_THAT(text, testing::HasSubstr("CapInh:\t0000000000000000"));
+  EXPECT_THAT(text, testing::HasSubstr("CapAmb:\t0000000000000000"));
+  EXPECT_THAT(text, testing::HasSubstr("NoNewPrivs:\t1"));
+}
+
+}  // namespace
+}  // namespace mesh::feed
