@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <charconv>
-#include <cstring>
 
 #include "http/chars.h"
 #include "http/http1.h"

@@ -63,6 +63,11 @@ ParseError note_connection(std::string_view value, const Limits& limits, HeadFac
 
 }  // namespace
 
+bool has_bare_return(std::string_view input, std::size_t line, std::size_t searched) {
+  const std::size_t from = searched > line ? searched - 1 : line;
+  return from < input.size() && input.find('\r', from) < input.size() - 1;
+}
+
 ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts) {
   if (++facts.fields > limits.fields) return {431, "too many fields"};
   const FieldLine field = scan_field_line(line);

@@ -159,6 +159,7 @@ void RequestParser::reset() {
 
 // The last line is not complete: refuse early what cannot become a request.
 Parse RequestParser::need_more(std::string_view input) {
+  if (has_bare_return(input, line_, searched_)) return fail({400, "bare carriage return"});
   searched_ = input.size();
   const std::string_view line = input.substr(line_);
   if (!facts_.in_fields) {

@@ -49,6 +49,7 @@ void ResponseParser::reset() {
 }
 
 Parse ResponseParser::need_more(std::string_view input) {
+  if (has_bare_return(input, line_, searched_)) return fail("bare carriage return");
   searched_ = input.size();
   constexpr std::string_view kStart = "HTTP/1.";
   const auto prefix = input.substr(0, kStart.size());

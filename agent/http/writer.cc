@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <charconv>
-#include <cstring>
 
 #include "http/chars.h"
 #include "http/http1.h"
@@ -21,17 +20,14 @@ class Appender {
   Appender& operator=(const Appender&) = delete;
 
   void text(std::string_view text) {
-    std::memcpy(out_.data() + used_, text.data(), text.size());
-    used_ += text.size();
+    used_ += text.copy(out_.data() + used_, text.size());
   }
   void field(std::string_view name, std::string_view value) {
     char* p = out_.data() + used_;
-    std::memcpy(p, name.data(), name.size());
-    p += name.size();
+    p += name.copy(p, name.size());
     *p++ = ':';
     *p++ = ' ';
-    std::memcpy(p, value.data(), value.size());
-    p += value.size();
+    p += value.copy(p, value.size());
     *p++ = '\r';
     *p++ = '\n';
     used_ = static_cast<std::size_t>(p - out_.data());
