@@ -81,7 +81,7 @@ class Report:
                 print(f"         {failure}")
         print(f"   {len(self.steps) - len(failed)} of {len(self.steps)} passed")
         if failed:
-            print(f"   Logs: {mesh.LAB.relative_to(mesh.ROOT)}/ (the proxy's access log, and what each service printed and saw)")
+            print(f"   Logs: {mesh.LAB}/ (the proxy's access log, what each service printed and saw)")
         return not failed
 
 
