@@ -31,9 +31,9 @@ void TimerWheel::place(Timer& timer) {
   const std::uint64_t differs = timer.tick_ ^ now_;
   int level = differs == 0 ? 0 : (63 - std::countl_zero(differs)) / kBits;
   std::uint64_t tick = timer.tick_;
-  if (level >= kLevels) {  // beyond the horizon: looked at again when the top slot turns up
+  if (level >= kLevels) {  // over the top wheel's end, or beyond its turn: then looked at again
     level = kLevels - 1;
-    tick = now_ + (std::uint64_t{1} << (kBits * kLevels)) - 1;
+    tick = std::min(tick, now_ + (std::uint64_t{1} << (kBits * kLevels)) - 1);
   }
   const std::uint64_t digit = (tick >> (kBits * level)) & (kSlots - 1);
   timer.slot_ = static_cast<std::uint16_t>(static_cast<std::uint64_t>(level) * kSlots + digit);
