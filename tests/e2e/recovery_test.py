@@ -35,8 +35,8 @@ class RecoveryTest(unittest.TestCase):
         self.addCleanup(lab, "down")
         self.kill_during("up", when=mesh.running)
         self.expect_ok("down")
-        self.kill_during("run", "--step", "5", when=lambda: mesh.access_log("ratings-v1").exists()
-                         and "jason" in mesh.access_log("reviews-v2").read_text())
+        log = mesh.access_log("productpage-v1")
+        self.kill_during("run", "--step", "5", when=lambda: log.exists() and "/login" in log.read_text())
         self.expect_ok("run", "--step", "2")
         for _ in range(2):
             self.assertIn("http://127.0.0.1:8080/productpage", self.expect_ok("up"))
