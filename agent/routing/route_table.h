@@ -71,7 +71,9 @@ struct RequestView {
 // Who asks, and where. One per connection.
 struct Client {
   const config::Workload* workload = nullptr;  // never null when deciding
-  std::string_view gateway;                    // "": mesh; else "ns/name", see find_gateway
+  // Null: a client of the mesh. Else the gateway's listener that accepted, as it was bound: the
+  // request's host then chooses among the Gateway servers there.
+  const SocketAddress* listener = nullptr;
   std::uint16_t port = 0;  // mesh: of the original destination; a gateway: of its listener
   const config::Service* service =
       nullptr;  // of the original destination; null: none, or a gateway
@@ -80,19 +82,20 @@ struct Client {
 struct Decision {
   enum class Kind : std::uint8_t {
     kRoute,            // send it to `cluster`
-    kNoRoute,          // 404, flag NR: rules exist and none matches
+    kNoRoute,          // 404, flag NR: rules exist and none matches; no Gateway serves the host
     kClusterNotFound,  // 503, flag NC: the destination, its port or subset is unknown
     kPassthrough,      // to the original destination: neither host nor address is known
   };
   Kind kind = Kind::kPassthrough;
+  const config::GatewayServer* server = nullptr;            // null: a client of the mesh
   const config::VirtualService* virtual_service = nullptr;  // null: the service's own route
   const config::HttpRoute* route = nullptr;                 // null without virtual_service
   const config::HttpMatch* match = nullptr;                 // null: the route matches every request
   const config::WeightedDestination* destination = nullptr;
   config::ClusterPtr cluster;  // kRoute only
 
-  // The name for the access log and tap is "<route_name>.<match_name>", either may be empty.
-  // "default": the service's own route. "allow_any": passthrough.
+  // The name for the access log and tap: see append_route_name. "default": the service's own route;
+  // "allow_any": passthrough.
   std::string_view route_name, match_name;
   std::string_view host_rewrite;    // instead of the request's authority, unless empty
   config::Milliseconds timeout{0};  // of the whole request; 0: none
@@ -105,11 +108,6 @@ struct Decision {
 Decision decide(const config::Snapshot& snapshot, const Client& client, const RequestView& request,
                 Random& random);
 
-// Which Gateway serves `host` (lower case, no port) on a listener of the node: the most specific
-// server, the oldest of equals; null: none does (404, flag NR). Its name is Client::gateway.
-const config::GatewayServer* find_gateway(const config::Snapshot& snapshot,
-                                          const SocketAddress& listener, std::string_view host);
-
 // Every cluster that a mesh client's requests to this service and port can be sent to, whatever
 // they carry; without duplicates. Destinations of weight 0 among several, and unknown ones, are
 // none.
@@ -118,35 +116,31 @@ std::vector<config::ClusterPtr> reachable_clusters(const config::Snapshot& snaps
                                                    const config::Service& service,
                                                    std::uint16_t port);
 
-// "reviews.v2-only"; "-" is never made: empty without a name.
+// "<route>.<match>", or "<route>" where the match has no name, as Istio names its routes.
 void append_route_name(const Decision& decision, std::string& out);
 
-// The header changes of a route and its chosen destination as one list to be applied as remove,
-// then set (replaces all of that name), then add: equal to applying the route's first, then the
-// destination's. Appends views; Value is any aggregate {name, value}. Either pointer may be null.
-// Host and pseudo-headers are left out: they are Decision::host_rewrite, or ignored.
+// The header changes of a route and its chosen destination as one list, to be applied as remove,
+// then set (replaces all of that name), then add: the removals of both, then what the route sets
+// and adds, then what the destination does, as Istio orders them. Appends views; Value is any
+// aggregate {name, value}. Either pointer may be null. Host and pseudo-headers are left out: they
+// are Decision::host_rewrite, or ignored.
 template <class Value>
 void merge_headers(const config::HeaderOperations* route,
                    const config::HeaderOperations* destination, std::vector<Value>& set,
                    std::vector<Value>& add, std::vector<std::string_view>& remove) {
   auto is_plain = [](std::string_view name) { return name != "host" && !name.starts_with(':'); };
-  auto has = [](const auto& list, std::string_view name) {
-    return std::ranges::any_of(list, [&](const auto& item) { return item.first == name; });
-  };
-  auto overridden = [&](std::string_view name) {
-    return destination != nullptr &&
-           (has(destination->set, name) ||
-            std::ranges::find(destination->remove, name) != destination->remove.end());
+  auto replaced = [&](const config::HeaderOperations* level, std::string_view name) {
+    return level == route && destination != nullptr &&
+           std::ranges::any_of(destination->set, [&](auto& item) { return item.first == name; });
   };
   for (const auto* level : {route, destination}) {
     if (level == nullptr) continue;
-    const bool first = level == route;
     for (const auto& name : level->remove)
       if (is_plain(name)) remove.push_back(name);
     for (const auto& [name, value] : level->set)
-      if (is_plain(name) && !(first && overridden(name))) set.push_back(Value{name, value});
+      if (is_plain(name) && !replaced(level, name)) set.push_back(Value{name, value});
     for (const auto& [name, value] : level->add)
-      if (is_plain(name) && !(first && overridden(name))) add.push_back(Value{name, value});
+      if (is_plain(name) && !replaced(level, name)) add.push_back(Value{name, value});
   }
 }
 
