@@ -72,11 +72,11 @@ using ClientId = std::uint32_t;  // of the client workload
 using LimitsPtr = std::shared_ptr<Limits>;
 
 class Balancer;     // cluster/balancer.h
-class NodeCluster;  // what the workers share: detector, budgets of workloads with several workers
+class NodeCluster;  // cluster/node_cluster.h
 
 class Cluster {
  public:
-  Cluster(config::ClusterPtr config, std::shared_ptr<NodeCluster> node, Random& random);
+  Cluster(config::ClusterPtr config, std::shared_ptr<NodeCluster> node);
   ~Cluster();
   Cluster(const Cluster&) = delete;
   Cluster& operator=(const Cluster&) = delete;
@@ -93,7 +93,8 @@ class Cluster {
 
  private:
   friend class Clusters;
-  void adopt(config::ClusterPtr config, Random& random);
+  void adopt(config::ClusterPtr config);
+  void retire();
   void refresh(Random& random);
 
   config::ClusterPtr config_;
@@ -101,7 +102,7 @@ class Cluster {
   std::shared_ptr<Counters> counters_;
   std::vector<EndpointPtr> endpoints_;
   std::unique_ptr<Balancer> balancer_;
-  std::uint64_t seen_version_ = 0;
+  std::uint64_t balanced_version_ = 0;  // of the detector, when the balancer was filled; 0: never
   std::unordered_map<ClientId, LimitsPtr> limits_;
 };
 using ClusterPtr = std::shared_ptr<Cluster>;
@@ -109,6 +110,7 @@ using ClusterPtr = std::shared_ptr<Cluster>;
 struct EndpointStats {
   SocketAddress address;
   bool ejected = false;
+  friend auto operator<=>(const EndpointStats&, const EndpointStats&) = default;
 };
 
 struct ClusterStats {
@@ -149,7 +151,7 @@ class Registry {
  private:
   friend class Clusters;
   // Key: "<cluster name>" or "<client ns>/<cluster name>", as in the Snapshot.
-  std::shared_ptr<NodeCluster> get(const std::string& key, const config::Cluster& config);
+  std::shared_ptr<NodeCluster> get(const std::string& key, const config::ClusterPtr& config);
 
   mutable std::mutex mutex_;  // why: workers take it once for each cluster they begin to use
   std::map<std::string, std::shared_ptr<NodeCluster>> clusters_;
@@ -157,7 +159,7 @@ class Registry {
 
 class Clusters {
  public:
-  Clusters(Registry& registry, std::uint64_t seed);
+  explicit Clusters(Registry& registry);  // which must outlive this
   ~Clusters();
   Clusters(const Clusters&) = delete;
   Clusters& operator=(const Clusters&) = delete;
@@ -172,7 +174,6 @@ class Clusters {
 
  private:
   Registry& registry_;
-  Random random_;
   config::SnapshotPtr snapshot_;
   std::unordered_map<std::string, ClusterPtr> by_key_;
   std::unordered_map<const config::Cluster*, ClusterPtr> by_config_;

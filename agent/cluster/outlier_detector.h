@@ -60,7 +60,7 @@ class EndpointHealth {
   std::atomic<std::uint32_t> consecutive_gateway_{0};
   std::atomic<std::uint32_t> consecutive_local_{0};
   // Under the detector's mutex:
-  TimePoint ejected_at_{};
+  TimePoint ejected_at_{}, unejected_at_{};
   std::uint32_t multiplier_ = 0;  // ejections in a row; one less for each interval in health
 };
 using EndpointHealthPtr = std::shared_ptr<EndpointHealth>;
@@ -98,6 +98,7 @@ class OutlierDetector {
   // Fewer healthy endpoints than min_health_percent: balance over all, as if none were ejected.
   bool in_panic() const { return panic_.load(std::memory_order_relaxed); }
   OutlierCounters counters() const;
+  std::vector<EndpointHealthPtr> endpoints() const;  // in no order
 
  private:
   struct Thresholds {  // 0: off
