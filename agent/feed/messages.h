@@ -5,8 +5,7 @@
 // of a known type ends the channel. [fd n]: the n-th descriptor of the frame.
 //
 // The first frame of every peer says who it is; meshhold goes on with feed/hold.h.
-//   hello      {type, role: "meshd", version}                      a second meshd replaces the
-//   first
+//   hello      {type, role: "meshd", version}; a second meshd replaces the first
 //
 // meshd -> meshproxy
 //   options    {type, node, root_namespace, heartbeat: bool [fd 0], access_log: bool [next fd],
@@ -23,8 +22,8 @@
 //              several frames: `more: true` on all but the last of one version; nothing is
 //              compiled or answered before the last.
 //   kernel_counters {type, at_ms: unix time, totals: {name: n}, denied_by_policy: [{policy, rule,
-//               count}], allowed_by_policy: [{policy, rule, count}]}     every 2 s; rule -1:
-//               default
+//               count}], allowed_by_policy: [{policy, rule, count}]}
+//              Every 2 s; rule -1: the policy's default.
 //   tap        {type, on: bool, filter: {source?, destination?, status?}}
 //              on while somebody listens; filter members narrow (names "ns/name" or "name")
 //   dump       {type, id: u64, what: "routes"|"clusters"|"endpoints"|"policies"|"stats"}
@@ -34,9 +33,9 @@
 //   ack        {type, version}                           the workers use this version now
 //   nack       {type, version, problems: [{kind, namespace, name, field, message}]}
 //              the version before stays in use
-//   tap_event  {type, at_ms, source, destination, service, method, path, status, flags, route,
-//               cluster, endpoint, latency_ms, bytes_received, bytes_sent, request_id, ...}
-//   dump_reply {type, id, body}
+//   tap_event  {type, ...the members of api::TapEvent}: time, source, destination, route, cluster,
+//               endpoint, workload, method, path, status, flags, duration_ms, request_id
+//   dump_reply {type, id, body: {columns: [names], rows: [{}]}}  rows as api::Dump has them
 //   stats      {type, ...}                               free form, shown by `meshctl status`
 //   log        {type, level, message}                    what an operator must see
 #pragma once
