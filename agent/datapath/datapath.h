@@ -1,0 +1,121 @@
+// Datapath: the kernel's share of the mesh, as meshd drives it.
+//
+// Declarative: apply() takes the whole state wanted and writes only the differences, in an order
+// that never opens a gap (a verdict before the endpoint that needs it, an endpoint before the
+// service that reaches it; removals the other way round). Programs, links and maps are pinned: a
+// destroyed Datapath leaves everything running, and the next one adopts it. One thread at a time.
+// Kernel floor 6.1.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/address.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+
+namespace mesh::datapath {
+
+using WorkloadId = std::uint32_t;  // never 0, never reused while the maps live
+using ServiceId = std::uint32_t;   // never 0
+using GroupId = std::uint32_t;     // destinations with the same policies; 0: no policy selects them
+
+struct EnrolledWorkload {
+  WorkloadId id = 0;
+  std::uint64_t netns_cookie = 0;
+  std::string cgroup;  // path; empty: no hooks of its own (the gateway, in the host's namespace)
+  std::vector<IpAddress> addresses;
+  friend bool operator==(const EnrolledWorkload&, const EnrolledWorkload&) = default;
+};
+
+struct ServiceEntry {
+  enum class Kind : std::uint8_t { kProxy, kBalance };  // L7 through the proxy; TCP in the kernel
+  ServiceId id = 0;
+  Kind kind = Kind::kBalance;
+  std::vector<SocketAddress> endpoints;  // kBalance only; none: ECONNREFUSED
+  friend bool operator==(const ServiceEntry&, const ServiceEntry&) = default;
+};
+
+// Verdict of one client for one destination group (group, port; port 0: any other port) or one
+// proxied service (refused where every endpoint that its routes can reach refuses the client).
+struct VerdictKey {
+  WorkloadId client = 0;
+  GroupId group = 0;  // 0 when `service` is set
+  ServiceId service = 0;
+  std::uint16_t port = 0;
+  friend auto operator<=>(const VerdictKey&, const VerdictKey&) = default;
+};
+struct VerdictEntry {
+  bool allowed = false;
+  std::uint32_t policy =
+      0;  // number of the counter; PolicyNames in control say which policy and rule
+  friend bool operator==(const VerdictEntry&, const VerdictEntry&) = default;
+};
+
+struct State {
+  std::map<WorkloadId, EnrolledWorkload> workloads;
+  std::map<SocketAddress, ServiceEntry> services;  // by virtual address and port, TCP
+  std::map<IpAddress, GroupId> endpoints;          // every address that a policy selects
+  std::map<VerdictKey, VerdictEntry> verdicts;     // a missing entry of a group other than 0 denies
+};
+
+// Sums over CPUs since the maps were made, by name ("connects_redirected",
+// "connects_denied_policy", ...).
+struct Counters {
+  std::map<std::string, std::uint64_t> totals;
+  std::map<std::uint32_t, std::uint64_t>
+      denied_by_policy;  // VerdictEntry::policy -> refused connects
+  std::map<std::uint32_t, std::uint64_t> allowed_by_policy;  // checked at connect and allowed
+};
+
+class Datapath {
+ public:
+  virtual ~Datapath() = default;
+  // Programs on the mesh's own cgroup (connect, sock_ops, getsockopt, sock_create). Idempotent.
+  virtual Result<> attach_mesh(const std::string& cgroup_path) = 0;
+  // Returns the workloads that could not be enrolled or kept, with the reason; all else is applied.
+  virtual Result<std::map<WorkloadId, Error>> apply(const State& wanted) = 0;
+  virtual Result<Counters> counters() = 0;
+  // What the maps hold now: read once by a restarted meshd, to keep its numbers.
+  virtual Result<State> adopt() = 0;
+  // A duplicate of the map that the proxy stamps with CLOCK_MONOTONIC nanoseconds (one mmapped
+  // u64).
+  virtual Result<UniqueFd> heartbeat_map() = 0;
+};
+
+struct Options {
+  std::string pin_dir = "/sys/fs/bpf/undermesh";
+  std::uint32_t max_services = 16384;
+  std::uint32_t max_endpoints = 131072;
+  std::uint32_t max_verdicts = 262144;
+  std::uint32_t max_workloads = 4096;
+};
+// Loads the programs, or adopts the pinned ones of the same layout (a layout version is pinned too;
+// another layout is an error that names the remedy). Needs CAP_BPF and CAP_NET_ADMIN, or root.
+Result<std::unique_ptr<Datapath>> open_kernel_datapath(const Options& options);
+
+// Detaches every link, unpins everything below pin_dir; works with meshd dead. Idempotent.
+Result<std::vector<std::string>> disable_all(const std::string& pin_dir);
+
+// The mount point of cgroup2, by file-system type (/proc/self/mounts).
+Result<std::string> find_cgroup2();
+// Mounts a bpffs at `dir` where none is; true when it did (then the caller unmounts it at the end).
+Result<bool> ensure_bpffs(const std::string& dir = "/sys/fs/bpf");
+
+struct Finding {
+  enum class Level : std::uint8_t { kOk, kWarning, kError };
+  Level level = Level::kOk;
+  std::string subject;  // "kernel", "cgroup2", "btf", ...
+  std::string message;
+  std::string remedy;  // empty when ok
+};
+// What `meshctl check` says about this machine before anything is tried: root, cgroup2, BTF, kernel
+// 6.1, programs on our hooks from the root down with exclusive or PREORDER flags, lo, limits.
+std::vector<Finding> check_machine(const std::string& cgroup_path);
+
+}  // namespace mesh::datapath

@@ -1,0 +1,89 @@
+// Map<Key, Value>: a BPF hash map with typed entries, and a mirror of what it holds.
+//
+// The mirror starts empty: read() fills it from the kernel. put() and keep_only() write only the
+// differences. Keys and values are compared byte by byte (bpf/shared.h has no hidden padding). The
+// descriptor is borrowed. One thread at a time.
+#pragma once
+
+#include <bpf/bpf.h>
+
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <type_traits>
+#include <vector>
+
+#include "base/result.h"
+
+namespace mesh::datapath {
+
+struct ByteOrder {
+  template <class T>
+  bool operator()(const T& a, const T& b) const {
+    static_assert(std::has_unique_object_representations_v<T>);
+    return std::memcmp(&a, &b, sizeof a) < 0;
+  }
+};
+
+template <class Key, class Value>
+class Map {
+ public:
+  using Entries = std::map<Key, Value, ByteOrder>;
+
+  Map(int fd, const char* name) : fd_(fd), name_(name) {}
+
+  const Entries& entries() const { return entries_; }
+
+  Result<> read() {
+    entries_.clear();
+    Key key{}, next{};
+    Value value{};
+    for (const void* at = nullptr; ::bpf_map_get_next_key(fd_, at, &next) == 0; at = &key) {
+      key = next;
+      if (::bpf_map_lookup_elem(fd_, &key, &value) == 0) entries_.emplace(key, value);
+    }
+    if (errno != ENOENT) return errno_error(errno, std::string("read map ") + name_);
+    return success();
+  }
+
+  // Writes what is missing or different; returns the entries that did not go in (with errno). Such
+  // an entry is not in the map at all afterwards: never an old value in place of a new one.
+  std::map<Key, int, ByteOrder> put(const Entries& wanted) {
+    std::map<Key, int, ByteOrder> failed;
+    for (const auto& [key, value] : wanted) {
+      auto known = entries_.find(key);
+      if (known != entries_.end() && std::memcmp(&known->second, &value, sizeof value) == 0)
+        continue;
+      if (::bpf_map_update_elem(fd_, &key, &value, BPF_ANY) == 0) {
+        entries_.insert_or_assign(key, value);
+        continue;
+      }
+      failed.emplace(key, errno);
+      if (known == entries_.end()) continue;
+      ::bpf_map_delete_elem(fd_, &key);
+      entries_.erase(known);
+    }
+    return failed;
+  }
+
+  // Deletes everything that is not wanted.
+  Result<> keep_only(const Entries& wanted) {
+    for (auto entry = entries_.begin(); entry != entries_.end();) {
+      if (wanted.contains(entry->first)) {
+        ++entry;
+        continue;
+      }
+      if (::bpf_map_delete_elem(fd_, &entry->first) != 0 && errno != ENOENT)
+        return errno_error(errno, std::string("delete from map ") + name_);
+      entry = entries_.erase(entry);
+    }
+    return success();
+  }
+
+ private:
+  int fd_;
+  const char* name_;
+  Entries entries_;
+};
+
+}  // namespace mesh::datapath

@@ -1,0 +1,386 @@
+#include "datapath/object.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <iterator>
+#include <memory>
+#include <string_view>
+
+#include "base/log.h"
+#include "bpf/shared.h"
+#include "mesh.skel.h"
+
+namespace mesh::datapath {
+namespace {
+
+namespace fs = std::filesystem;
+
+Logger& log() {
+  static Logger instance = logger("datapath");
+  return instance;
+}
+
+// What libbpf said last, for errors: the verifier's log arrives through its print function.
+std::string& libbpf_said() {
+  thread_local std::string text;
+  return text;
+}
+
+int on_libbpf_print(libbpf_print_level level, const char* format, va_list arguments) {
+  if (level == LIBBPF_DEBUG) return 0;
+  std::array<char, 16384> buffer;
+  int length = std::vsnprintf(buffer.data(), buffer.size(), format, arguments);
+  if (length < 0) return 0;
+  auto size = std::min(static_cast<std::size_t>(length), buffer.size() - 1);
+  std::string_view text(buffer.data(), size);
+  while (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+  log()->debug("libbpf: {}", text);
+  if (level == LIBBPF_WARN) libbpf_said().append(text).append("\n");
+  return length;
+}
+
+Error load_error(int err, std::string_view what) {
+  constexpr std::size_t kTail = 2000;
+  Error error = errno_error(err, what);
+  std::string& said = libbpf_said();
+  if (said.size() > kTail) said.erase(0, said.size() - kTail);
+  if (!said.empty()) error.message += "; the kernel said:\n" + said;
+  said.clear();
+  return error;
+}
+
+std::uint64_t object_hash() {
+  std::size_t size = 0;
+  const auto* bytes = static_cast<const unsigned char*>(mesh_bpf__elf_bytes(&size));
+  std::uint64_t hash = 14695981039346656037ULL;
+  for (std::size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 1099511628211ULL;
+  return hash;
+}
+
+struct Meta {
+  std::uint32_t layout = 0;
+  std::uint32_t zero = 0;
+  std::uint64_t object = 0;  // 0: programs are not completely pinned
+};
+
+Result<> make_dir(const std::string& path) {
+  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return success();
+  return errno_error(errno, "create " + path);
+}
+
+Result<UniqueFd> open_pin(const std::string& path) {
+  UniqueFd fd(::bpf_obj_get(path.c_str()));
+  if (!fd) return errno_error(errno, "open " + path);
+  return fd;
+}
+
+Result<> unpin(const std::string& path) {
+  if (::unlink(path.c_str()) == 0 || errno == ENOENT) return success();
+  return errno_error(errno, "remove " + path);
+}
+
+// Replaces the pin at once: there is never a moment without one. (Dots are reserved in bpffs.)
+Result<> pin_over(int fd, const std::string& path) {
+  std::string fresh = path + "_new";
+  MESH_TRY(unpin(fresh));
+  if (::bpf_obj_pin(fd, fresh.c_str()) != 0) return errno_error(errno, "pin " + fresh);
+  if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(errno, "rename to " + path);
+  return success();
+}
+
+Result<UniqueFd> open_meta(const std::string& pin_dir) {
+  std::string path = pin_dir + "/meta";
+  UniqueFd fd(::bpf_obj_get(path.c_str()));
+  if (fd) return fd;
+  if (errno != ENOENT) return errno_error(errno, "open " + path);
+  UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "um_meta", sizeof(std::uint32_t), sizeof(Meta),
+                                 1, nullptr));
+  if (!made) return errno_error(errno, "create a BPF map (root, or CAP_BPF, is needed)");
+  std::uint32_t zero = 0;
+  Meta meta{UM_LAYOUT, 0, 0};
+  if (::bpf_map_update_elem(made.get(), &zero, &meta, BPF_ANY) != 0)
+    return errno_error(errno, "write the layout");
+  if (::bpf_obj_pin(made.get(), path.c_str()) != 0) return errno_error(errno, "pin " + path);
+  return made;
+}
+
+Result<Meta> read_meta(int fd, const std::string& pin_dir) {
+  bpf_map_info info{};
+  std::uint32_t size = sizeof info, zero = 0;
+  Meta meta;
+  if (::bpf_obj_get_info_by_fd(fd, &info, &size) == 0 && info.value_size == sizeof meta &&
+      ::bpf_map_lookup_elem(fd, &zero, &meta) == 0 && meta.layout == UM_LAYOUT)
+    return meta;
+  return Error{Errc::invalid_argument,
+               "the programs and maps below " + pin_dir + " have layout " +
+                   std::to_string(meta.layout) + ", this version needs layout " +
+                   std::to_string(UM_LAYOUT) +
+                   ": detach them with 'meshctl disable --all', then start again"};
+}
+
+Result<UniqueFd> lock_dir(const std::string& pin_dir) {
+  UniqueFd fd(::open(pin_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) return errno_error(errno, "open " + pin_dir);
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
+  if (errno == EWOULDBLOCK)
+    return Error{Errc::unavailable, pin_dir +
+                                        " belongs to another running process: is a second "
+                                        "meshd running?"};
+  return errno_error(errno, "lock " + pin_dir);
+}
+
+// The size of a map is settled when it is made; a pinned one keeps its own.
+Result<> size_map(bpf_map* map, const std::string& pin, std::uint32_t wanted) {
+  UniqueFd fd(::bpf_obj_get(pin.c_str()));
+  if (fd) {
+    bpf_map_info info{};
+    std::uint32_t size = sizeof info;
+    if (::bpf_obj_get_info_by_fd(fd.get(), &info, &size) != 0)
+      return errno_error(errno, "read the size of " + pin);
+    wanted = info.max_entries;
+  }
+  if (wanted == 0) return success();
+  if (int err = ::bpf_map__set_max_entries(map, wanted); err != 0)
+    return errno_error(-err, "set the size of " + pin);
+  return success();
+}
+
+std::uint32_t wanted_size(std::string_view map, const Options& options) {
+  if (map == "um_workloads" || map == "um_workload_records") return options.max_workloads;
+  if (map == "um_own_addresses") return options.max_workloads * 4;
+  if (map == "um_services") return options.max_services;
+  if (map == "um_backends" || map == "um_groups") return options.max_endpoints;
+  if (map == "um_verdicts") return options.max_verdicts;
+  return 0;  // as in bpf/maps.h
+}
+
+struct SkeletonDeleter {
+  void operator()(mesh_bpf* skeleton) const { mesh_bpf__destroy(skeleton); }
+};
+
+Result<bpf_link_info> info_of_link(int fd, const std::string& path) {
+  bpf_link_info info{};
+  std::uint32_t size = sizeof info;
+  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0) return errno_error(errno, "read " + path);
+  return info;
+}
+
+Result<std::uint32_t> program_id(int fd) {
+  bpf_prog_info info{};
+  std::uint32_t size = sizeof info;
+  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0)
+    return errno_error(errno, "read a program's id");
+  return info.id;
+}
+
+std::vector<std::string> names_in(const std::string& dir) {
+  std::vector<std::string> names;
+  std::error_code gone;
+  for (fs::directory_iterator at(dir, gone), end; !gone && at != end; at.increment(gone))
+    names.push_back(at->path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace
+
+std::span<const Hook> workload_hooks() {
+  static constexpr Hook kHooks[] = {
+      {"sock_ops", "um_sock_ops", BPF_CGROUP_SOCK_OPS},
+      {"getpeername4", "um_getpeername4", BPF_CGROUP_INET4_GETPEERNAME},
+      {"getpeername6", "um_getpeername6", BPF_CGROUP_INET6_GETPEERNAME},
+      {"connect4", "um_connect4", BPF_CGROUP_INET4_CONNECT},
+      {"connect6", "um_connect6", BPF_CGROUP_INET6_CONNECT},
+  };
+  return kHooks;
+}
+
+std::span<const Hook> mesh_hooks() {
+  static constexpr Hook kHooks[] = {
+      {"sock_create", "um_mesh_sock_create", BPF_CGROUP_INET_SOCK_CREATE},
+      {"sock_ops", "um_mesh_sock_ops", BPF_CGROUP_SOCK_OPS},
+      {"getsockopt", "um_mesh_getsockopt", BPF_CGROUP_GETSOCKOPT},
+      {"connect4", "um_mesh_connect4", BPF_CGROUP_INET4_CONNECT},
+      {"connect6", "um_mesh_connect6", BPF_CGROUP_INET6_CONNECT},
+  };
+  return kHooks;
+}
+
+Result<Object> Object::open(const Options& options) {
+  ::libbpf_set_print(on_libbpf_print);
+  struct statfs file_system{};
+  std::string parent = fs::path(options.pin_dir).parent_path().string();
+  if (::statfs(parent.c_str(), &file_system) != 0) return errno_error(errno, "look at " + parent);
+  if (file_system.f_type != BPF_FS_MAGIC)
+    return Error{Errc::unavailable,
+                 parent + " is no bpffs: mount one with 'mount -t bpf bpf " + parent + "'"};
+  Object object;
+  object.pin_dir_ = options.pin_dir;
+  for (const char* dir : {"", "/maps", "/programs", "/links"}) {
+    MESH_TRY(make_dir(options.pin_dir + dir));
+  }
+  MESH_TRY(object.lock_, lock_dir(options.pin_dir));
+  MESH_TRY(auto meta_fd, open_meta(options.pin_dir));
+  MESH_TRY(auto meta, read_meta(meta_fd.get(), options.pin_dir));
+
+  std::uint64_t hash = object_hash();
+  if (meta.object == hash) {
+    MESH_TRY(object.take_over());
+    log()->info("kernel programs adopted pins={}", options.pin_dir);
+    return object;
+  }
+  // Until all programs are replaced the pinned ones are of no one object.
+  std::uint32_t zero = 0;
+  meta.object = 0;
+  if (::bpf_map_update_elem(meta_fd.get(), &zero, &meta, BPF_ANY) != 0)
+    return errno_error(errno, "write the object's hash");
+  MESH_TRY(object.load(options, hash));
+  meta.object = hash;
+  if (::bpf_map_update_elem(meta_fd.get(), &zero, &meta, BPF_ANY) != 0)
+    return errno_error(errno, "write the object's hash");
+  log()->info("kernel programs loaded pins={}", options.pin_dir);
+  return object;
+}
+
+Result<> Object::take_over() {
+  for (const std::string& name : names_in(pin_dir_ + "/maps")) {
+    MESH_TRY(auto fd, open_pin(pin_dir_ + "/maps/" + name));
+    maps_.emplace(name, std::move(fd));
+  }
+  for (auto hooks : {workload_hooks(), mesh_hooks()}) {
+    for (const Hook& hook : hooks) {
+      MESH_TRY(auto fd, open_pin(pin_dir_ + "/programs/" + hook.program));
+      programs_.emplace(hook.program, std::move(fd));
+    }
+  }
+  return success();
+}
+
+Result<> Object::load(const Options& options, std::uint64_t hash) {
+  libbpf_said().clear();
+  std::unique_ptr<mesh_bpf, SkeletonDeleter> skeleton(mesh_bpf__open());
+  if (!skeleton) return load_error(errno, "open the BPF object");
+  bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, skeleton->obj) {
+    std::string name = ::bpf_map__name(map);
+    std::string pin = pin_dir_ + "/maps/" + name;
+    MESH_TRY(size_map(map, pin, wanted_size(name, options)));
+    if (int err = ::bpf_map__set_pin_path(map, pin.c_str()); err != 0)
+      return errno_error(-err, "pin " + pin);
+  }
+  if (int err = mesh_bpf__load(skeleton.get()); err != 0)
+    return load_error(-err, "load the BPF programs");
+  bpf_object__for_each_map(map, skeleton->obj) {
+    UniqueFd fd(::fcntl(::bpf_map__fd(map), F_DUPFD_CLOEXEC, 3));
+    if (!fd) return errno_error(errno, "keep a map");
+    maps_.emplace(::bpf_map__name(map), std::move(fd));
+  }
+  bpf_program* program = nullptr;
+  bpf_object__for_each_program(program, skeleton->obj) {
+    std::string name = ::bpf_program__name(program);
+    UniqueFd fd(::fcntl(::bpf_program__fd(program), F_DUPFD_CLOEXEC, 3));
+    if (!fd) return errno_error(errno, "keep a program");
+    MESH_TRY(pin_over(fd.get(), pin_dir_ + "/programs/" + name));
+    programs_.emplace(name, std::move(fd));
+  }
+  log()->debug("object loaded hash={:x}", hash);
+  return success();
+}
+
+Result<> Object::ensure_link(const std::string& dir, const Hook& hook, int cgroup,
+                             std::uint64_t id) {
+  std::string pin = dir + "/" + hook.name;
+  int program = programs_.at(hook.program).get();
+  UniqueFd known(::bpf_obj_get(pin.c_str()));
+  if (known) {
+    MESH_TRY(auto info, info_of_link(known.get(), pin));
+    if (info.cgroup.cgroup_id == id &&
+        info.cgroup.attach_type == static_cast<__u32>(hook.attach_type)) {
+      MESH_TRY(auto ours, program_id(program));
+      if (info.prog_id == ours) return success();
+      if (::bpf_link_update(known.get(), program, nullptr) != 0)
+        return errno_error(errno, "update the program of " + pin);
+      return success();
+    }
+  } else if (errno != ENOENT) {
+    return errno_error(errno, "open " + pin);
+  }
+  UniqueFd link(
+      ::bpf_link_create(program, cgroup, static_cast<bpf_attach_type>(hook.attach_type), nullptr));
+  if (!link) {
+    int err = errno;
+    Error error = errno_error(err, std::string("attach ") + hook.name);
+    if (err == EPERM)
+      error.message += " (a program of a parent cgroup may be exclusive: see 'meshctl check')";
+    return error;
+  }
+  MESH_TRY(pin_over(link.get(), pin));
+  if (known) ::bpf_link_detach(known.get());
+  return success();
+}
+
+Result<> Object::ensure_links(const std::string& set, std::span<const Hook> hooks,
+                              const std::string& cgroup_path) {
+  UniqueFd cgroup(::open(cgroup_path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  struct stat status{};
+  if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
+    return errno_error(errno, "open cgroup " + cgroup_path);
+  std::string dir = pin_dir_ + "/links/" + set;
+  bool fresh = ::access(dir.c_str(), F_OK) != 0;
+  MESH_TRY(make_dir(dir));
+  for (const Hook& hook : hooks) {
+    Result<> linked = ensure_link(dir, hook, cgroup.get(), status.st_ino);
+    if (linked) continue;
+    if (fresh) (void)remove_links(set);
+    return std::move(linked).assume_error().at(cgroup_path);
+  }
+  return success();
+}
+
+Result<> Object::remove_links(const std::string& set) {
+  std::string dir = pin_dir_ + "/links/" + set;
+  // What catches connections goes first.
+  for (auto hooks : {workload_hooks(), mesh_hooks()}) {
+    for (auto hook = std::make_reverse_iterator(hooks.end());
+         hook != std::make_reverse_iterator(hooks.begin()); ++hook) {
+      std::string pin = dir + "/" + hook->name;
+      UniqueFd link(::bpf_obj_get(pin.c_str()));
+      if (link) ::bpf_link_detach(link.get());
+    }
+  }
+  return detach_tree(dir, nullptr);
+}
+
+Result<std::vector<std::string>> Object::link_sets() const { return names_in(pin_dir_ + "/links"); }
+
+Result<> detach_tree(const std::string& dir, std::vector<std::string>* removed) {
+  for (const std::string& name : names_in(dir)) {
+    std::string path = dir + "/" + name;
+    if (fs::is_directory(fs::symlink_status(path))) {
+      MESH_TRY(detach_tree(path, removed));
+      continue;
+    }
+    // Closing the last reference detaches a link only later; this does at once. Fails on maps and
+    // programs, and on a link whose cgroup is gone: nothing to detach.
+    UniqueFd object(::bpf_obj_get(path.c_str()));
+    if (object) ::bpf_link_detach(object.get());
+    MESH_TRY(unpin(path));
+    if (removed != nullptr) removed->push_back(path);
+  }
+  if (::rmdir(dir.c_str()) != 0 && errno != ENOENT) return errno_error(errno, "remove " + dir);
+  return success();
+}
+
+}  // namespace mesh::datapath

@@ -1,0 +1,59 @@
+// Object: the loaded BPF programs and maps of the mesh, pinned below one directory:
+//   meta                      layout and hash of the object that the pinned programs come from
+//   maps/<map>                every map
+//   programs/<program>        every program
+//   links/<workload id>/<hook>, links/mesh/<hook>
+// open() takes over what is pinned; it loads only when nothing is, or when this build's object is
+// another one (the maps stay, links are updated in place when they are next ensured). The process
+// holds a lock on the directory: a second owner is refused. Needs root. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "datapath/datapath.h"
+
+namespace mesh::datapath {
+
+struct Hook {
+  const char* name;     // of the pin
+  const char* program;  // in the object
+  int attach_type;      // enum bpf_attach_type
+};
+// In the order of attachment: what catches connections comes last. Detached the other way round.
+std::span<const Hook> workload_hooks();
+std::span<const Hook> mesh_hooks();
+
+class Object {
+ public:
+  static Result<Object> open(const Options& options);
+
+  int map(const std::string& name) const { return maps_.at(name).get(); }
+
+  // Has every hook linked to this cgroup and running this object's program, under links/<set>.
+  // Where that fails for a new set, nothing of it stays.
+  Result<> ensure_links(const std::string& set, std::span<const Hook> hooks,
+                        const std::string& cgroup_path);
+  Result<> remove_links(const std::string& set);
+  Result<std::vector<std::string>> link_sets() const;
+
+ private:
+  Result<> take_over();
+  Result<> load(const Options& options, std::uint64_t hash);
+  Result<> ensure_link(const std::string& dir, const Hook& hook, int cgroup, std::uint64_t id);
+
+  std::string pin_dir_;
+  UniqueFd lock_;
+  std::map<std::string, UniqueFd> maps_;
+  std::map<std::string, UniqueFd> programs_;
+};
+
+// Detaches the links pinned below dir (also where others hold them), and removes the pins.
+// `removed` gets their paths.
+Result<> detach_tree(const std::string& dir, std::vector<std::string>* removed);
+
+}  // namespace mesh::datapath

@@ -1,0 +1,221 @@
+// What happens to a TCP connect: the whole decision, over plain structs, without helper calls.
+//
+// Compiles in the kernel and on the host. Whoever includes it provides the lookups first:
+//   const struct um_workload*    um_find_workload(__u64 netns_cookie)
+//   int                          um_is_own_address(__u32 workload, const struct um_address*)
+//   const struct um_service*     um_find_service(const struct um_destination*)
+//   const struct um_destination* um_find_backend(const struct um_destination*, __u32 index)
+//   __u32                        um_find_group(const struct um_address*)      0: none
+//   const struct um_verdict*     um_find_verdict(const struct um_verdict_key*)
+//   __u32                        um_config_flags(void)
+//   __u64                        um_heartbeat(void), um_now(void)             nanoseconds
+//   __u32                        um_random(void)
+// Every doubt refuses: no workload, no verdict where a policy selects, a map that was full.
+#ifndef UM_DECIDE_H
+#define UM_DECIDE_H
+
+#include "shared.h"
+
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+
+#ifdef __BYTE_ORDER__
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define um_be32(host) __builtin_bswap32(host)
+#define um_be16(host) ((__u16)__builtin_bswap16(host))
+#else
+#define um_be32(host) (host)
+#define um_be16(host) (host)
+#endif
+#endif
+
+struct um_connect {
+  __u64 netns_cookie;
+  struct um_destination to;
+  __u8 tcp;      // a stream socket
+  __u8 v4_only;  // an AF_INET socket: cannot reach an IPv6 backend
+  __u16 zero;
+};
+
+enum um_action {
+  UM_PASS = 0,
+  UM_REFUSE = 1,
+  UM_REDIRECT = 2,  // to the proxy, in the same namespace
+  UM_BALANCE = 3,   // to `backend`
+};
+
+#define UM_NO_COUNTER 0xffffffffU
+
+struct um_decision {
+  __u32 action;   // um_action
+  __u32 counter;  // um_counter, or UM_NO_COUNTER
+  __u32 policed;  // a policy decided; `policy` is its counter
+  __u32 policy;
+  struct um_destination backend;
+};
+
+static __always_inline int um_is_v4(const struct um_address* a) {
+  return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == um_be32(0xffff);
+}
+
+static __always_inline int um_is_loopback(const struct um_address* a) {
+  if (um_is_v4(a)) return (a->word[3] & um_be32(0xff000000)) == um_be32(0x7f000000);
+  return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && a->word[3] == um_be32(1);
+}
+
+// The kernel takes a connect to 0.0.0.0 or :: for one to itself.
+static __always_inline int um_is_unspecified(const struct um_address* a) {
+  if (a->word[0] != 0 || a->word[1] != 0 || a->word[3] != 0) return 0;
+  return a->word[2] == 0 || a->word[2] == um_be32(0xffff);
+}
+
+static __always_inline int um_is_link_local(const struct um_address* a) {
+  if (um_is_v4(a)) return (a->word[3] & um_be32(0xffff0000)) == um_be32(0xa9fe0000);
+  return (a->word[0] & um_be32(0xffc00000)) == um_be32(0xfe800000);
+}
+
+// 0.0.0.0/8 and 240/4 (with broadcast) go with multicast: nothing that an endpoint may be.
+static __always_inline int um_is_no_host(const struct um_address* a) {
+  if (um_is_v4(a)) {
+    __u32 first = a->word[3] & um_be32(0xff000000);
+    return first == 0 || (a->word[3] & um_be32(0xe0000000)) == um_be32(0xe0000000);
+  }
+  return (a->word[0] & um_be32(0xff000000)) == um_be32(0xff000000);
+}
+
+static __always_inline int um_is_forbidden_upstream(const struct um_address* a) {
+  return um_is_loopback(a) || um_is_unspecified(a) || um_is_link_local(a) || um_is_no_host(a);
+}
+
+// A stamp from the future is as good as one from the past: the proxy may write while we read.
+static __always_inline int um_is_proxy_alive(__u64 stamp, __u64 now) {
+  if (stamp == 0) return 0;
+  __u64 distance = now > stamp ? now - stamp : stamp - now;
+  return distance <= UM_HEARTBEAT_LIMIT_NS;
+}
+
+static __always_inline void um_decided(struct um_decision* out, __u32 action, __u32 counter) {
+  out->action = action;
+  out->counter = counter;
+}
+
+static __always_inline const struct um_verdict* um_verdict_of(__u32 client, __u32 group,
+                                                              __u32 service, __u16 port) {
+  struct um_verdict_key key = {};
+  key.client = client;
+  key.group = group;
+  key.service = service;
+  key.port = port;
+  const struct um_verdict* verdict = um_find_verdict(&key);
+  if (verdict) return verdict;
+  key.port = 0;
+  return um_find_verdict(&key);
+}
+
+// The policy of one destination address: true when the client may go there, else `out` refuses.
+static __always_inline int um_may_reach(__u32 client, const struct um_destination* to, __u32 mesh,
+                                        struct um_decision* out) {
+  __u32 group = um_find_group(&to->address);
+  if (group == 0) {
+    if (!(um_config_flags() & UM_CONFIG_STATE_INCOMPLETE)) return 1;
+    um_decided(out, UM_REFUSE,
+               mesh ? UM_MESH_CONNECTS_DENIED_MAP_FULL : UM_CONNECTS_DENIED_MAP_FULL);
+    return 0;
+  }
+  const struct um_verdict* verdict = um_verdict_of(client, group, 0, to->port);
+  if (!verdict) {
+    um_decided(out, UM_REFUSE,
+               mesh ? UM_MESH_CONNECTS_DENIED_NO_VERDICT : UM_CONNECTS_DENIED_NO_VERDICT);
+    return 0;
+  }
+  out->policed = 1;
+  out->policy = verdict->policy;
+  if (verdict->allowed) return 1;
+  um_decided(out, UM_REFUSE, mesh ? UM_MESH_CONNECTS_DENIED_POLICY : UM_CONNECTS_DENIED_POLICY);
+  return 0;
+}
+
+static __always_inline void um_decide_proxied(const struct um_workload* client, __u32 service,
+                                              __u16 port, struct um_decision* out) {
+  const struct um_verdict* verdict = um_verdict_of(client->id, 0, service, port);
+  if (verdict) {
+    out->policed = 1;
+    out->policy = verdict->policy;
+    if (!verdict->allowed) {
+      um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_POLICY);
+      return;
+    }
+  } else if (client->flags & UM_WORKLOAD_VERDICTS_INCOMPLETE) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_MAP_FULL);
+    return;
+  }
+  if (!um_is_proxy_alive(um_heartbeat(), um_now())) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_PROXY_AWAY);
+    return;
+  }
+  um_decided(out, UM_REDIRECT, UM_CONNECTS_REDIRECTED);
+}
+
+static __always_inline void um_decide_balanced(__u32 client, const struct um_connect* in,
+                                               __u32 backends, struct um_decision* out) {
+  const struct um_destination* backend = 0;
+  if (backends) {
+    backend = um_find_backend(&in->to, um_random() % backends);
+    // The number of backends and their entries change one after the other; the first is the last
+    // to go.
+    if (!backend) backend = um_find_backend(&in->to, 0);
+  }
+  if (!backend || (in->v4_only && !um_is_v4(&backend->address))) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_NO_ENDPOINT);
+    return;
+  }
+  out->backend = *backend;
+  if (um_may_reach(client, &out->backend, 0, out))
+    um_decided(out, UM_BALANCE, UM_CONNECTS_BALANCED);
+}
+
+// A connect of an enrolled workload's application.
+static __always_inline void um_decide_workload(const struct um_connect* in,
+                                               struct um_decision* out) {
+  um_decided(out, UM_PASS, UM_NO_COUNTER);
+  if (!in->tcp) return;  // UDP: the next issue
+  const struct um_workload* client = um_find_workload(in->netns_cookie);
+  if (!client) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
+    return;
+  }
+  if (um_is_loopback(&in->to.address) || um_is_unspecified(&in->to.address) ||
+      um_is_own_address(client->id, &in->to.address)) {
+    um_decided(out, UM_PASS, UM_CONNECTS_LOCAL);
+    return;
+  }
+  const struct um_service* service = um_find_service(&in->to);
+  if (service) {
+    if (service->kind == UM_SERVICE_PROXY)
+      um_decide_proxied(client, service->id, in->to.port, out);
+    else
+      um_decide_balanced(client->id, in, service->backends, out);
+    return;
+  }
+  if (um_may_reach(client->id, &in->to, 0, out)) um_decided(out, UM_PASS, UM_CONNECTS_DIRECT);
+}
+
+// A connect of one of the mesh's own sockets, on behalf of the workload whose namespace it is in:
+// never redirected, and it gains nothing that the workload does not have.
+static __always_inline void um_decide_mesh(const struct um_connect* in, struct um_decision* out) {
+  um_decided(out, UM_PASS, UM_NO_COUNTER);
+  if (!in->tcp) return;
+  if (um_is_forbidden_upstream(&in->to.address)) {
+    um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_REFUSED_ADDRESS);
+    return;
+  }
+  const struct um_workload* client = um_find_workload(in->netns_cookie);
+  if (!client) {
+    um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
+    return;
+  }
+  if (um_may_reach(client->id, &in->to, 1, out)) um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
+}
+
+#endif

@@ -1,0 +1,138 @@
+// The maps, and the lookups that decide.h asks for. The sizes are replaced by user space before the
+// load (datapath::Options). All are pinned and outlive the agent, the storages of sockets included.
+#ifndef UM_MAPS_H
+#define UM_MAPS_H
+
+// clang-format off
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+// clang-format on
+
+#include "shared.h"
+
+#define UM_HASH(name, key_type, value_type, max, flags) \
+  struct {                                              \
+    __uint(type, BPF_MAP_TYPE_HASH);                    \
+    __uint(max_entries, max);                           \
+    __uint(map_flags, flags);                           \
+    __type(key, key_type);                              \
+    __type(value, value_type);                          \
+  } name SEC(".maps")
+
+UM_HASH(um_workloads, __u64, struct um_workload, 4096, BPF_F_NO_PREALLOC);
+UM_HASH(um_own_addresses, struct um_own_key, __u32, 16384, BPF_F_NO_PREALLOC);
+UM_HASH(um_workload_records, __u32, struct um_workload_record, 4096, BPF_F_NO_PREALLOC);
+UM_HASH(um_services, struct um_destination, struct um_service, 16384, BPF_F_NO_PREALLOC);
+UM_HASH(um_backends, struct um_backend_key, struct um_destination, 131072, BPF_F_NO_PREALLOC);
+UM_HASH(um_groups, struct um_address, __u32, 131072, BPF_F_NO_PREALLOC);
+UM_HASH(um_verdicts, struct um_verdict_key, struct um_verdict, 262144, BPF_F_NO_PREALLOC);
+UM_HASH(um_records, struct um_record_key, struct um_destination, 32768, 0);
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct um_config);
+} um_config SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, __u64);
+} um_heartbeats SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, UM_COUNTER_COUNT);
+  __type(key, __u32);
+  __type(value, __u64);
+} um_counters SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 65536);
+  __type(key, __u32);
+  __type(value, struct um_policy_count);
+} um_policy_counts SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, int);
+  __type(value, struct um_socket);
+} um_sockets SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+  __type(key, int);
+  __type(value, __u32);
+} um_mesh_sockets SEC(".maps");
+
+static __always_inline const struct um_workload* um_find_workload(__u64 netns_cookie) {
+  return bpf_map_lookup_elem(&um_workloads, &netns_cookie);
+}
+
+static __always_inline int um_is_own_address(__u32 workload, const struct um_address* address) {
+  struct um_own_key key = {.workload = workload, .address = *address};
+  return bpf_map_lookup_elem(&um_own_addresses, &key) != 0;
+}
+
+static __always_inline const struct um_service* um_find_service(const struct um_destination* to) {
+  return bpf_map_lookup_elem(&um_services, to);
+}
+
+static __always_inline const struct um_destination* um_find_backend(
+    const struct um_destination* service, __u32 index) {
+  struct um_backend_key key = {.service = *service, .index = index};
+  return bpf_map_lookup_elem(&um_backends, &key);
+}
+
+static __always_inline __u32 um_find_group(const struct um_address* address) {
+  const __u32* group = bpf_map_lookup_elem(&um_groups, address);
+  return group ? *group : 0;
+}
+
+static __always_inline const struct um_verdict* um_find_verdict(const struct um_verdict_key* key) {
+  return bpf_map_lookup_elem(&um_verdicts, key);
+}
+
+static __always_inline __u32 um_config_flags(void) {
+  __u32 zero = 0;
+  const struct um_config* config = bpf_map_lookup_elem(&um_config, &zero);
+  return config ? config->flags : UM_CONFIG_STATE_INCOMPLETE;
+}
+
+static __always_inline __u64 um_heartbeat(void) {
+  __u32 zero = 0;
+  const __u64* stamp = bpf_map_lookup_elem(&um_heartbeats, &zero);
+  return stamp ? *(const volatile __u64*)stamp : 0;
+}
+
+static __always_inline __u64 um_now(void) { return bpf_ktime_get_ns(); }
+static __always_inline __u32 um_random(void) { return bpf_get_prandom_u32(); }
+
+static __always_inline void um_count(__u32 counter) {
+  __u64* value = bpf_map_lookup_elem(&um_counters, &counter);
+  if (value) ++*value;
+}
+
+static __always_inline void um_count_policy(__u32 policy, int allowed) {
+  struct um_policy_count* count = bpf_map_lookup_elem(&um_policy_counts, &policy);
+  if (!count) {
+    struct um_policy_count none = {};
+    bpf_map_update_elem(&um_policy_counts, &policy, &none, BPF_NOEXIST);
+    count = bpf_map_lookup_elem(&um_policy_counts, &policy);
+  }
+  if (!count)
+    um_count(UM_POLICY_COUNTS_LOST);
+  else if (allowed)
+    ++count->allowed;
+  else
+    ++count->denied;
+}
+
+#endif

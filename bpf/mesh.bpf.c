@@ -1,0 +1,352 @@
+// The programs of the mesh: at the cgroup of each enrolled workload, and at the mesh's own.
+//
+// None of them needs the agent: they and their maps are pinned. What they do not find, they refuse.
+// Cgroup programs of a child run before those of its parents, and the last bpf_set_retval wins.
+
+// clang-format off
+#include "maps.h"
+#include "decide.h"
+#include <bpf/bpf_endian.h>
+// clang-format on
+
+#define ECONNREFUSED 111
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define SOL_SOCKET 1
+#define SO_BINDTODEVICE 25
+#define SOL_IP 0
+#define SOL_IPV6 41
+#define SO_ORIGINAL_DST 80  // and IP6T_SO_ORIGINAL_DST
+#define LOOPBACK_IFINDEX 1
+
+static __always_inline int um_refuse(__u32 counter) {
+  if (counter != UM_NO_COUNTER) um_count(counter);
+  bpf_set_retval(-ECONNREFUSED);
+  return 0;
+}
+
+static __always_inline void um_mapped(struct um_address* address, __u32 v4 /* be32 */) {
+  address->word[0] = 0;
+  address->word[1] = 0;
+  address->word[2] = bpf_htonl(0xffff);
+  address->word[3] = v4;
+}
+
+// ---- connect -------------------------------------------------------------------------------
+
+static __always_inline int um_connect_mesh(const struct um_connect* in) {
+  struct um_decision decision = {};
+  um_decide_mesh(in, &decision);
+  if (decision.policed) um_count_policy(decision.policy, decision.action != UM_REFUSE);
+  if (decision.action == UM_REFUSE) return um_refuse(decision.counter);
+  if (decision.counter != UM_NO_COUNTER) um_count(decision.counter);
+  return 1;
+}
+
+// A socket bound to another device would send what is for lo there and hang.
+static __always_inline int um_unbind_device(struct bpf_sock_addr* ctx, struct bpf_sock* sk) {
+  __u32 device = sk->bound_dev_if;
+  if (device == 0 || device == LOOPBACK_IFINDEX) return 1;
+  char none[4] = {};
+  return bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, 1) == 0;
+}
+
+// Decides, counts and remembers; true where the caller shall go on and act on `decision`.
+static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct bpf_sock* sk,
+                                               const struct um_connect* in,
+                                               struct um_decision* decision) {
+  // A socket can connect again (after AF_UNSPEC, or a refusal): what it remembers is over.
+  struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
+  if (socket) socket->flags = 0;
+
+  um_decide_workload(in, decision);
+  if (decision->policed) um_count_policy(decision->policy, decision->action != UM_REFUSE);
+  if (decision->action == UM_REFUSE) return um_refuse(decision->counter);
+  if (decision->action == UM_PASS) {
+    if (decision->counter != UM_NO_COUNTER) um_count(decision->counter);
+    return 1;
+  }
+  if (decision->action == UM_REDIRECT && !um_unbind_device(ctx, sk))
+    return um_refuse(UM_CONNECTS_REFUSED_BOUND_DEVICE);
+  if (!socket) socket = bpf_sk_storage_get(&um_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!socket) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
+  socket->service = in->to;
+  socket->flags = decision->action == UM_REDIRECT ? UM_SOCKET_REDIRECTED : UM_SOCKET_BALANCED;
+  um_count(decision->counter);
+  return 1;
+}
+
+static __always_inline int um_is_mesh_socket(struct bpf_sock* sk) {
+  return bpf_sk_storage_get(&um_mesh_sockets, sk, 0, 0) != 0;
+}
+
+static __always_inline void um_read_connect4(struct bpf_sock_addr* ctx, struct um_connect* in) {
+  in->netns_cookie = bpf_get_netns_cookie(ctx);
+  um_mapped(&in->to.address, ctx->user_ip4);
+  in->to.port = (__u16)ctx->user_port;
+  in->tcp = ctx->type == SOCK_STREAM;
+  in->v4_only = 1;
+}
+
+static __always_inline void um_read_connect6(struct bpf_sock_addr* ctx, struct um_connect* in) {
+  in->netns_cookie = bpf_get_netns_cookie(ctx);
+  in->to.address.word[0] = ctx->user_ip6[0];
+  in->to.address.word[1] = ctx->user_ip6[1];
+  in->to.address.word[2] = ctx->user_ip6[2];
+  in->to.address.word[3] = ctx->user_ip6[3];
+  in->to.port = (__u16)ctx->user_port;
+  in->tcp = ctx->type == SOCK_STREAM;
+}
+
+// connect4 at a workload's cgroup: connect() of AF_INET sockets. May change the destination, and
+// takes a redirected socket off its device. Agent gone: goes on with the last state; refuses what
+// the proxy should serve once its heartbeat is 2 s old.
+SEC("cgroup/connect4")
+int um_connect4(struct bpf_sock_addr* ctx) {
+  if (ctx->type != SOCK_STREAM) return 1;
+  struct bpf_sock* sk = ctx->sk;
+  if (!sk) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
+  struct um_connect in = {};
+  um_read_connect4(ctx, &in);
+  if (um_is_mesh_socket(sk)) return um_connect_mesh(&in);
+  struct um_decision decision = {};
+  if (!um_connect_workload(ctx, sk, &in, &decision)) return 0;
+  if (decision.action == UM_REDIRECT) {
+    ctx->user_ip4 = bpf_htonl(0x7f000001);
+    ctx->user_port = bpf_htons(UM_PROXY_PORT);
+  } else if (decision.action == UM_BALANCE) {
+    ctx->user_ip4 = decision.backend.address.word[3];
+    ctx->user_port = decision.backend.port;
+  }
+  return 1;
+}
+
+// connect6 at a workload's cgroup: connect() of AF_INET6 sockets, IPv4-mapped destinations among
+// them. As connect4.
+SEC("cgroup/connect6")
+int um_connect6(struct bpf_sock_addr* ctx) {
+  if (ctx->type != SOCK_STREAM) return 1;
+  struct bpf_sock* sk = ctx->sk;
+  if (!sk) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
+  struct um_connect in = {};
+  um_read_connect6(ctx, &in);
+  if (um_is_mesh_socket(sk)) return um_connect_mesh(&in);
+  struct um_decision decision = {};
+  if (!um_connect_workload(ctx, sk, &in, &decision)) return 0;
+  if (decision.action == UM_REDIRECT) {
+    int mapped = um_is_v4(&in.to.address);
+    ctx->user_ip6[0] = 0;
+    ctx->user_ip6[1] = 0;
+    ctx->user_ip6[2] = mapped ? bpf_htonl(0xffff) : 0;
+    ctx->user_ip6[3] = mapped ? bpf_htonl(0x7f000001) : bpf_htonl(1);
+    ctx->user_port = bpf_htons(UM_PROXY_PORT);
+  } else if (decision.action == UM_BALANCE) {
+    ctx->user_ip6[0] = decision.backend.address.word[0];
+    ctx->user_ip6[1] = decision.backend.address.word[1];
+    ctx->user_ip6[2] = decision.backend.address.word[2];
+    ctx->user_ip6[3] = decision.backend.address.word[3];
+    ctx->user_port = decision.backend.port;
+  }
+  return 1;
+}
+
+// connect4/6 at the mesh's cgroup: the mesh's own sockets, in whatever namespace. Changes nothing,
+// refuses what the namespace's workload may not reach. Agent gone: goes on with the last state.
+SEC("cgroup/connect4")
+int um_mesh_connect4(struct bpf_sock_addr* ctx) {
+  struct um_connect in = {};
+  um_read_connect4(ctx, &in);
+  return um_connect_mesh(&in);
+}
+
+SEC("cgroup/connect6")
+int um_mesh_connect6(struct bpf_sock_addr* ctx) {
+  struct um_connect in = {};
+  um_read_connect6(ctx, &in);
+  return um_connect_mesh(&in);
+}
+
+// ---- getpeername ---------------------------------------------------------------------------
+
+static __always_inline const struct um_destination* um_asked_for(struct bpf_sock* sk) {
+  struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
+  if (!socket || !(socket->flags & (UM_SOCKET_REDIRECTED | UM_SOCKET_BALANCED))) return 0;
+  return &socket->service;
+}
+
+// getpeername4/6 at a workload's cgroup: the application sees the service that it connected to.
+// Agent gone: the same.
+SEC("cgroup/getpeername4")
+int um_getpeername4(struct bpf_sock_addr* ctx) {
+  struct bpf_sock* sk = ctx->sk;
+  if (!sk) return 1;
+  const struct um_destination* service = um_asked_for(sk);
+  if (!service) return 1;
+  ctx->user_ip4 = service->address.word[3];
+  ctx->user_port = service->port;
+  return 1;
+}
+
+SEC("cgroup/getpeername6")
+int um_getpeername6(struct bpf_sock_addr* ctx) {
+  struct bpf_sock* sk = ctx->sk;
+  if (!sk) return 1;
+  const struct um_destination* service = um_asked_for(sk);
+  if (!service) return 1;
+  ctx->user_ip6[0] = service->address.word[0];
+  ctx->user_ip6[1] = service->address.word[1];
+  ctx->user_ip6[2] = service->address.word[2];
+  ctx->user_ip6[3] = service->address.word[3];
+  ctx->user_port = service->port;
+  return 1;
+}
+
+// ---- the original destination, from the client's SYN to the proxy's accepted socket -----------
+
+static __always_inline void um_client_end(struct bpf_sock_ops* ops, struct um_record_key* key) {
+  key->netns_cookie = bpf_get_netns_cookie(ops);
+  key->source.port = bpf_htons((__u16)ops->local_port);
+  if (ops->family == AF_INET) {
+    um_mapped(&key->source.address, ops->local_ip4);
+  } else {
+    key->source.address.word[0] = ops->local_ip6[0];
+    key->source.address.word[1] = ops->local_ip6[1];
+    key->source.address.word[2] = ops->local_ip6[2];
+    key->source.address.word[3] = ops->local_ip6[3];
+  }
+}
+
+static __always_inline void um_proxy_end(struct bpf_sock_ops* ops, struct um_record_key* key) {
+  key->netns_cookie = bpf_get_netns_cookie(ops);
+  key->source.port = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
+  if (ops->family == AF_INET) {
+    um_mapped(&key->source.address, ops->remote_ip4);
+  } else {
+    key->source.address.word[0] = ops->remote_ip6[0];
+    key->source.address.word[1] = ops->remote_ip6[1];
+    key->source.address.word[2] = ops->remote_ip6[2];
+    key->source.address.word[3] = ops->remote_ip6[3];
+  }
+}
+
+// sock_ops at a workload's cgroup: a redirected socket leaves a record as it sends its SYN, and
+// takes it back when it is closed before the proxy's end was established. No room: no record, and
+// the proxy resets the connection, having no destination. Agent gone: the same.
+SEC("sockops")
+int um_sock_ops(struct bpf_sock_ops* ops) {
+  if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+    if (ops->remote_port != bpf_htonl(UM_PROXY_PORT)) return 1;
+    struct bpf_sock* sk = ops->sk;
+    if (!sk) return 1;
+    struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
+    if (!socket || !(socket->flags & UM_SOCKET_REDIRECTED)) return 1;
+    struct um_record_key key = {};
+    um_client_end(ops, &key);
+    struct um_destination service = socket->service;
+    if (bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG) ||
+        bpf_map_update_elem(&um_records, &key, &service, BPF_ANY))
+      um_count(UM_RECORDS_FULL);
+    else
+      um_count(UM_RECORDS_WRITTEN);
+  } else if (ops->op == BPF_SOCK_OPS_STATE_CB) {
+    // At TCP_CLOSE alone: until the proxy's end acknowledged the FIN it may still be established.
+    if (ops->args[1] != BPF_TCP_CLOSE || ops->remote_port != bpf_htonl(UM_PROXY_PORT)) return 1;
+    struct um_record_key key = {};
+    um_client_end(ops, &key);
+    if (bpf_map_delete_elem(&um_records, &key) == 0) um_count(UM_RECORDS_UNUSED);
+  }
+  return 1;
+}
+
+// sock_ops at the mesh's cgroup: the proxy's end of a redirected connection is established; the
+// record moves into its storage. Agent gone: the same.
+SEC("sockops")
+int um_mesh_sock_ops(struct bpf_sock_ops* ops) {
+  if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || ops->local_port != UM_PROXY_PORT) return 1;
+  struct bpf_sock* sk = ops->sk;
+  if (!sk) return 1;
+  struct um_record_key key = {};
+  um_proxy_end(ops, &key);
+  struct um_destination* record = bpf_map_lookup_elem(&um_records, &key);
+  if (!record) {
+    um_count(UM_ACCEPTED_WITHOUT_DESTINATION);
+    return 1;
+  }
+  struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (socket) {
+    socket->service = *record;
+    socket->flags = UM_SOCKET_ACCEPTED;
+  }
+  um_count(socket ? UM_ACCEPTED_WITH_DESTINATION : UM_ACCEPTED_WITHOUT_DESTINATION);
+  bpf_map_delete_elem(&um_records, &key);
+  return 1;
+}
+
+struct um_sockaddr_in {
+  __u16 family;
+  __u16 port;
+  __u32 address;
+  __u8 zero[8];
+};
+struct um_sockaddr_in6 {
+  __u16 family;
+  __u16 port;
+  __u32 flow;
+  __u32 address[4];
+  __u32 scope;
+};
+
+// getsockopt at the mesh's cgroup: SO_ORIGINAL_DST of an accepted socket that has one, for IPv4
+// destinations at SOL_IP and IPv6 ones at SOL_IPV6. Touches nothing else: every other answer is the
+// kernel's own. Agent gone: the same.
+SEC("cgroup/getsockopt")
+int um_mesh_getsockopt(struct bpf_sockopt* ctx) {
+  if (ctx->optname != SO_ORIGINAL_DST || (ctx->level != SOL_IP && ctx->level != SOL_IPV6)) {
+    // The kernel shows us at most a page; length 0 leaves its own, longer answer in place.
+    if (ctx->optlen > 4096) ctx->optlen = 0;
+    return 1;
+  }
+  struct bpf_sock* sk = ctx->sk;
+  if (!sk) return 1;
+  struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
+  if (!socket || !(socket->flags & UM_SOCKET_ACCEPTED)) return 1;
+  int v4 = um_is_v4(&socket->service.address);
+  if (v4 != (ctx->level == SOL_IP)) return 1;
+  void* value = ctx->optval;
+  void* end = ctx->optval_end;
+  if (v4) {
+    struct um_sockaddr_in* in = value;
+    if ((void*)(in + 1) > end) return 1;
+    __builtin_memset(in, 0, sizeof *in);
+    in->family = AF_INET;
+    in->port = socket->service.port;
+    in->address = socket->service.address.word[3];
+    ctx->optlen = sizeof *in;
+  } else {
+    struct um_sockaddr_in6* in = value;
+    if ((void*)(in + 1) > end) return 1;
+    __builtin_memset(in, 0, sizeof *in);
+    in->family = AF_INET6;
+    in->port = socket->service.port;
+    in->address[0] = socket->service.address.word[0];
+    in->address[1] = socket->service.address.word[1];
+    in->address[2] = socket->service.address.word[2];
+    in->address[3] = socket->service.address.word[3];
+    ctx->optlen = sizeof *in;
+  }
+  ctx->retval = 0;
+  return 1;
+}
+
+// sock_create at the mesh's cgroup: flags the mesh's own sockets for ever, and what they accept, so
+// that no program redirects them, wherever they are used. No memory: no socket.
+SEC("cgroup/sock_create")
+int um_mesh_sock_create(struct bpf_sock* sk) {
+  __u32* flag = bpf_sk_storage_get(&um_mesh_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!flag) return 0;
+  *flag = 1;
+  return 1;
+}
+
+char _license[] SEC("license") = "GPL";

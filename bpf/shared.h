@@ -1,0 +1,176 @@
+// The one contract between the BPF programs and user space: every map key, value and enum.
+//
+// C and C++. Fixed-width types, padding explicit and zero. Addresses are 16 bytes in network order,
+// IPv4 in its mapped form (::ffff:a.b.c.d), so one key serves both families and v4-mapped sockets.
+// A change of any shape or meaning here is a new UM_LAYOUT: pinned maps of another are refused.
+#ifndef UM_SHARED_H
+#define UM_SHARED_H
+
+#include <linux/types.h>
+
+#ifdef __cplusplus
+#define UM_ASSERT(condition) static_assert(condition, #condition)
+#else
+#define UM_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+
+#define UM_LAYOUT 1
+#define UM_PROXY_PORT 15001                  // the proxy's outbound listener in each namespace
+#define UM_HEARTBEAT_LIMIT_NS 2000000000ULL  // older than this: the proxy is away
+
+struct um_address {
+  __u32 word[4];  // be32
+};
+UM_ASSERT(sizeof(struct um_address) == 16);
+
+// An address and a port: the key of um_services, and wherever a destination is remembered.
+struct um_destination {
+  struct um_address address;
+  __u16 port;  // be16
+  __u16 zero;
+};
+UM_ASSERT(sizeof(struct um_destination) == 20);
+
+enum um_workload_flags {
+  // A "refuse" for a proxied service of this client did not fit: a missing one refuses.
+  UM_WORKLOAD_VERDICTS_INCOMPLETE = 1,
+};
+// um_workloads: by netns cookie (__u64).
+struct um_workload {
+  __u32 id;     // never 0
+  __u32 flags;  // um_workload_flags
+};
+UM_ASSERT(sizeof(struct um_workload) == 8);
+
+// um_own_addresses: the addresses of a workload; the value (__u32) is their order, for user space.
+struct um_own_key {
+  __u32 workload;
+  struct um_address address;
+};
+UM_ASSERT(sizeof(struct um_own_key) == 20);
+
+// um_workload_records: by id (__u32). For user space only: what a restarted agent must know.
+#define UM_CGROUP_PATH_MAX 1016
+struct um_workload_record {
+  __u64 netns_cookie;
+  char cgroup[UM_CGROUP_PATH_MAX];  // NUL-terminated; empty: no hooks of its own
+};
+UM_ASSERT(sizeof(struct um_workload_record) == 1024);
+
+enum um_service_kind {
+  UM_SERVICE_PROXY = 1,    // L7: to the proxy
+  UM_SERVICE_BALANCE = 2,  // TCP: to a backend, chosen here
+};
+// um_services: by um_destination.
+struct um_service {
+  __u32 id;        // never 0
+  __u32 kind;      // um_service_kind
+  __u32 backends;  // how many; indexes 0..backends-1 of um_backends
+};
+UM_ASSERT(sizeof(struct um_service) == 12);
+
+// um_backends: -> um_destination.
+struct um_backend_key {
+  struct um_destination service;
+  __u32 index;
+};
+UM_ASSERT(sizeof(struct um_backend_key) == 24);
+
+// um_groups: by um_address -> __u32, the destinations that have the same policies; 0: none.
+
+// um_verdicts. Either group or service is set; port 0 stands for any port without its own entry.
+struct um_verdict_key {
+  __u32 client;  // workload id
+  __u32 group;
+  __u32 service;
+  __u16 port;  // be16
+  __u16 zero;
+};
+UM_ASSERT(sizeof(struct um_verdict_key) == 16);
+struct um_verdict {
+  __u32 policy;  // number of the counter in um_policy_counts
+  __u32 allowed;
+};
+UM_ASSERT(sizeof(struct um_verdict) == 8);
+
+// um_policy_counts: by policy number (__u32), per CPU.
+struct um_policy_count {
+  __u64 denied;
+  __u64 allowed;
+};
+UM_ASSERT(sizeof(struct um_policy_count) == 16);
+
+enum um_config_flags {
+  // Services or groups did not fit: a destination that is not found refuses.
+  UM_CONFIG_STATE_INCOMPLETE = 1,
+};
+// um_config: one entry.
+struct um_config {
+  __u32 flags;  // um_config_flags
+};
+UM_ASSERT(sizeof(struct um_config) == 4);
+
+enum um_socket_flags {
+  UM_SOCKET_REDIRECTED = 1,  // connected to the proxy
+  UM_SOCKET_BALANCED = 2,    // connected to a backend
+  UM_SOCKET_ACCEPTED = 4,    // the proxy's end: `service` is the original destination
+};
+// um_sockets: socket storage, not inherited by accepted sockets.
+struct um_socket {
+  __u32 flags;                    // um_socket_flags; 0: nothing remembered
+  struct um_destination service;  // what the application asked for
+};
+UM_ASSERT(sizeof(struct um_socket) == 24);
+
+// um_mesh_sockets: socket storage (__u32, 1) of the mesh's own sockets, inherited.
+
+// um_records: the original destination of a redirected connection, from its SYN until the proxy's
+// end is established (or the client is closed), by the client's end.
+struct um_record_key {
+  __u64 netns_cookie;
+  struct um_destination source;
+  __u32 zero;
+};
+UM_ASSERT(sizeof(struct um_record_key) == 32);
+#ifndef __cplusplus
+UM_ASSERT(__builtin_offsetof(struct um_record_key, zero) == 28);
+#endif
+
+// um_heartbeat: one __u64, CLOCK_MONOTONIC nanoseconds, stamped by the proxy through mmap; 0:
+// never.
+
+// um_counters: per CPU, by this enum; the names are the ones of datapath::Counters::totals.
+#define UM_COUNTERS(X)                                                              \
+  X(CONNECTS_REDIRECTED, "connects_redirected")                                     \
+  X(CONNECTS_BALANCED, "connects_balanced")                                         \
+  X(CONNECTS_LOCAL, "connects_local")                                               \
+  X(CONNECTS_DIRECT, "connects_direct")                                             \
+  X(CONNECTS_DENIED_POLICY, "connects_denied_policy")                               \
+  X(CONNECTS_DENIED_NO_VERDICT, "connects_denied_no_verdict")                       \
+  X(CONNECTS_DENIED_MAP_FULL, "connects_denied_map_full")                           \
+  X(CONNECTS_DENIED_UNKNOWN_WORKLOAD, "connects_denied_unknown_workload")           \
+  X(CONNECTS_REFUSED_PROXY_AWAY, "connects_refused_proxy_away")                     \
+  X(CONNECTS_REFUSED_NO_ENDPOINT, "connects_refused_no_endpoint")                   \
+  X(CONNECTS_REFUSED_NO_MEMORY, "connects_refused_no_memory")                       \
+  X(CONNECTS_REFUSED_BOUND_DEVICE, "connects_refused_bound_device")                 \
+  X(MESH_CONNECTS_ALLOWED, "mesh_connects_allowed")                                 \
+  X(MESH_CONNECTS_DENIED_POLICY, "mesh_connects_denied_policy")                     \
+  X(MESH_CONNECTS_DENIED_NO_VERDICT, "mesh_connects_denied_no_verdict")             \
+  X(MESH_CONNECTS_DENIED_MAP_FULL, "mesh_connects_denied_map_full")                 \
+  X(MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD, "mesh_connects_denied_unknown_workload") \
+  X(MESH_CONNECTS_REFUSED_ADDRESS, "mesh_connects_refused_address")                 \
+  X(RECORDS_WRITTEN, "records_written")                                             \
+  X(RECORDS_FULL, "records_full")                                                   \
+  X(RECORDS_UNUSED, "records_unused")                                               \
+  X(ACCEPTED_WITH_DESTINATION, "accepted_with_destination")                         \
+  X(ACCEPTED_WITHOUT_DESTINATION, "accepted_without_destination")                   \
+  X(POLICY_COUNTS_LOST, "policy_counts_lost")
+
+enum um_counter {
+#define UM_COUNTER_ID(id, name) UM_##id,
+  UM_COUNTERS(UM_COUNTER_ID)
+#undef UM_COUNTER_ID
+      UM_COUNTER_COUNT,
+};
+
+#endif
