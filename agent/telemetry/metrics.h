@@ -6,15 +6,14 @@
 // own small table and a few plain stores: no lock, no allocation, no shared cache line.
 // WorkerMetrics belongs to its worker. Metrics may be read by any thread at any time (one mutex,
 // which workers take only to make a new series). The number of series is bounded: past the limit a
-// request is counted in a series whose labels all say "overflow", and in
-// undermesh_metrics_overflow_total.
+// request is counted in one series whose labels of source, destination and response say "overflow",
+// and in undermesh_metrics_overflow_total.
 #pragma once
 
 #include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -81,14 +80,17 @@ class WorkerMetrics {
   friend class Metrics;
   struct Series;
   explicit WorkerMetrics(std::size_t max_series);
-  Series* add_series(std::string labels);
+  Series* add_series(const Edge* edge, int response_code, ResponseFlags flags, int grpc_status);
+  std::vector<const Series*> series() const;
 
   const std::size_t max_series_;
   std::unordered_map<std::string, std::unique_ptr<Edge>> edges_;  // by rendered labels
-  std::unique_ptr<Edge> overflow_edge_;
   Counter overflows_;
   mutable std::mutex mutex_;  // why: a reader walks the list while the worker may add to it
-  std::deque<std::unique_ptr<Series>> series_;
+  std::vector<std::unique_ptr<Series>> series_;
+  // Outside the limit:
+  std::unique_ptr<Edge> overflow_edge_;
+  Series* overflow_series_;
 };
 
 class Metrics {

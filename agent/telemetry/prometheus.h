@@ -21,6 +21,9 @@ using Label = std::pair<std::string_view, std::string_view>;
 // `a="1",b="x\"y"`: the inside of the braces, escaped.
 void append_labels(std::span<const Label> labels, std::string& out);
 
+// "42", "0.5", "+Inf".
+void append_number(double value, std::string& out);
+
 class PrometheusWriter {
  public:
   enum class Type : std::uint8_t { kCounter, kGauge, kHistogram };

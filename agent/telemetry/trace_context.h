@@ -22,7 +22,7 @@ namespace mesh::telemetry {
 // The fields as received; empty: absent. Where a field came twice, the first.
 struct TraceFields {
   std::string_view x_request_id;  // the edge of the mesh passes none: strangers do not choose ids
-  std::string_view traceparent;
+  std::string_view traceparent, tracestate;
   std::string_view b3;
   std::string_view b3_trace_id, b3_span_id, b3_parent_span_id, b3_sampled, b3_flags;
 };
@@ -48,25 +48,26 @@ class TraceContext {
   bool is_sampled() const { return sampled_; }
   bool is_continued() const { return has_parent_; }
 
-  // The fields to set (replacing what was received): x-request-id, traceparent, x-b3-traceid,
-  // x-b3-spanid, x-b3-sampled, x-b3-parentspanid when there is a parent, b3 when it was received.
+  // The fields to set (replacing what was received): x-request-id when it was made here; always
+  // traceparent, x-b3-traceid, x-b3-spanid, x-b3-sampled; x-b3-parentspanid when there is a parent;
+  // b3 when it was received.
   std::span<const Field> set() const { return {set_.data(), set_count_}; }
-  // The fields to remove: tracestate unless traceparent is continued; x-b3-parentspanid of a root;
-  // x-b3-flags when malformed.
+  // The fields to remove, of those received: tracestate unless traceparent is continued,
+  // x-b3-parentspanid of a root, x-b3-flags where it is malformed or says otherwise.
   std::span<const std::string_view> remove() const { return {remove_.data(), remove_count_}; }
 
  private:
   bool continue_w3c(std::string_view text);
-  bool continue_b3_single(std::string_view text, bool& decided);
-  bool continue_b3_multi(const TraceFields& received);
+  bool continue_b3(std::string_view trace_id, std::string_view span_id);
   void start(Random& random);
-  void write_fields(const TraceFields& received, bool keep_tracestate);
+  void write_fields(const TraceFields& received);
 
   std::array<char, 32> trace_id_;
   std::array<char, 16> span_id_;
   std::array<char, 16> parent_;
   bool has_parent_ = false;
   bool sampled_ = false;
+  bool keep_tracestate_ = false;
   bool short_b3_ = false;  // the client's B3 trace id has 64 bits: it stays so in B3
   std::string_view request_id_;
   std::array<char, 36> made_request_id_;
