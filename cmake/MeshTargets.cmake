@@ -26,6 +26,13 @@ elseif(MESH_SANITIZE)
   message(FATAL_ERROR "MESH_SANITIZE: address+undefined, thread or empty, not '${MESH_SANITIZE}'")
 endif()
 
+if(MESH_BUILD_FUZZ)  # coverage of the libraries guides the fuzzers
+  if(NOT MESH_SANITIZE STREQUAL "address+undefined")
+    message(FATAL_ERROR "MESH_BUILD_FUZZ needs MESH_SANITIZE=address+undefined")
+  endif()
+  target_compile_options(mesh_build INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 set_property(GLOBAL PROPERTY MESH_LAYERS "")
 
 function(mesh_library name)

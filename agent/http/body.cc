@@ -44,8 +44,9 @@ template <class F>
 void each_permitted_trailer(std::string_view section, F&& f) {
   while (!section.empty()) {
     const std::size_t end = section.find("\r\n");
-    const FieldLine line = scan_field_line(section.substr(0, end));
-    if (line.error == nullptr && is_permitted_trailer(line.name)) f(line);
+    FieldLine line;
+    const char* error = scan_field_line(section.substr(0, end), line);
+    if (error == nullptr && is_permitted_trailer(line.name)) f(line.name, trim(line.value));
     section.remove_prefix(end == std::string_view::npos ? section.size() : end + 2);
   }
 }
@@ -186,17 +187,16 @@ BodyDecoder::Step BodyDecoder::next_trailers(std::string_view section, std::size
       return {Event::end, consumed + end + 1, {}};
     }
     if (++trailer_fields_ > limits_->trailer_fields) return fail(431, "too many trailer fields");
-    if (const FieldLine field = scan_field_line(line); field.error != nullptr) {
-      return fail(400, field.error);
-    }
+    FieldLine field;
+    if (const char* error = scan_field_line(line, field)) return fail(400, error);
     trailer_line_ = trailer_searched_ = end + 1;
   }
 }
 
 void parse_trailers(std::string_view section, Fields& fields) {
   fields.clear();
-  each_permitted_trailer(section, [&](const FieldLine& line) {
-    fields.push_back({line.name, line.value, FieldId::other});
+  each_permitted_trailer(section, [&](std::string_view name, std::string_view value) {
+    fields.push_back({name, value, FieldId::other});
   });
 }
 
@@ -211,10 +211,10 @@ ChunkHeader chunk_header(std::uint64_t data_bytes) {
 
 void append_last_chunk(std::string_view trailer_section, std::string& out) {
   out += "0\r\n";
-  each_permitted_trailer(trailer_section, [&](const FieldLine& line) {
-    out += line.name;
+  each_permitted_trailer(trailer_section, [&](std::string_view name, std::string_view value) {
+    out += name;
     out += ": ";
-    out += line.value;
+    out += value;
     out += "\r\n";
   });
   out += "\r\n";

@@ -33,6 +33,14 @@ inline constexpr CharTable kUnreserved = make_table("-._~", true);        // RFC
 // reg-name without escapes (they would alias names) and without ',' (a joined list).
 inline constexpr CharTable kHost = make_table("-._~!$&'()*+;=", true);
 
+// What a request target may consist of: visible ASCII, but no fragment.
+constexpr CharTable make_target_table() {
+  CharTable table;
+  for (std::size_t c = 0x21; c < 0x7f; ++c) table.is[c] = c != '#';
+  return table;
+}
+inline constexpr CharTable kTarget = make_target_table();
+
 constexpr char to_lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c | 0x20) : c; }
 constexpr bool is_digit(char c) { return c >= '0' && c <= '9'; }
 constexpr int hex_digit(char c) {  // -1: none
@@ -46,26 +54,32 @@ constexpr bool is_control(char c) {  // all but tab
   return (byte < 0x20 && byte != '\t') || byte == 0x7f;
 }
 
-// Whether eight bytes may hold one below 0x20 or 0x7f (exact but for tab, which it reports too).
-inline bool may_have_control(const char* p) {
-  constexpr std::uint64_t kOnes = 0x0101010101010101;
-  std::uint64_t x;
-  std::memcpy(&x, p, 8);
-  const std::uint64_t del = x ^ (kOnes * 0x7f);
-  return (((x - kOnes * 0x20) & ~x) | ((del - kOnes) & ~del)) & (kOnes * 0x80);
+// Whether one of N bytes is a control character. A vector of clang's: SSE2 and NEON come out of it.
+template <std::size_t N>
+bool any_control(const char* p) {
+  using Bytes = unsigned char __attribute__((vector_size(N)));
+  using Words = std::uint64_t __attribute__((vector_size(N)));
+  Bytes x;
+  std::memcpy(&x, p, N);
+  const auto controls = std::bit_cast<Words>(((x < 0x20) & (x != '\t')) | (x == 0x7f));
+  std::uint64_t any = 0;
+  for (std::size_t i = 0; i < N / 8; ++i) any |= controls[i];
+  return any != 0;
 }
 
 inline bool has_control(std::string_view text) {
   const char* p = text.data();
-  const char* const end = p + text.size();
-  for (; end - p >= 8; p += 8) {
-    if (!may_have_control(p)) continue;
-    for (int i = 0; i < 8; ++i) {
-      if (is_control(p[i])) return true;
+  const std::size_t size = text.size();
+  if (size >= 16) {
+    const char* const last = p + size - 16;
+    for (; p < last; p += 16) {
+      if (any_control<16>(p)) return true;
     }
+    return any_control<16>(last);
   }
-  for (; p != end; ++p) {
-    if (is_control(*p)) return true;
+  if (size >= 8) return any_control<8>(p) || any_control<8>(p + size - 8);
+  for (std::size_t i = 0; i < size; ++i) {
+    if (is_control(p[i])) return true;
   }
   return false;
 }
@@ -87,13 +101,13 @@ bool each_element(std::string_view list, F&& f) {
   }
 }
 
-// A field line, cut. Names keep their spelling.
+// A field line, cut at its colon. Names keep their spelling; values their white space: trim them.
 struct FieldLine {
   std::string_view name;
   std::string_view value;
-  const char* error;  // why it is none, or nullptr
 };
-FieldLine scan_field_line(std::string_view line);  // without CRLF
+// Cuts the line (without CRLF); why it is no field line, or nullptr.
+const char* scan_field_line(std::string_view line, FieldLine& field);
 
 FieldId identify(std::string_view name);
 

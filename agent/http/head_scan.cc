@@ -70,15 +70,15 @@ bool has_bare_return(std::string_view input, std::size_t line, std::size_t searc
 
 ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts) {
   if (++facts.fields > limits.fields) return {431, "too many fields"};
-  const FieldLine field = scan_field_line(line);
-  if (field.error != nullptr) return {400, field.error};
+  FieldLine field;
+  if (const char* error = scan_field_line(line, field)) return {400, error};
   switch (identify(field.name)) {
     case FieldId::host:
       if (facts.has_host) return {400, "more than one host"};
       facts.has_host = true;
       return kFine;
     case FieldId::content_length:
-      return note_content_length(field.value, facts);
+      return note_content_length(trim(field.value), facts);
     case FieldId::transfer_encoding:
       return note_transfer_encoding(field.value, facts);
     case FieldId::connection:

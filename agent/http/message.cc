@@ -29,9 +29,8 @@ bool is_idempotent(Method method) {
   return false;
 }
 
-bool names_equal(std::string_view a, std::string_view b) {
-  if (a.size() != b.size()) return false;
-  for (std::size_t i = 0; i < a.size(); ++i) {
+bool equal_but_for_case(const char* a, const char* b, std::size_t size) {
+  for (std::size_t i = 0; i < size; ++i) {
     if (a[i] != b[i] && to_lower(a[i]) != to_lower(b[i])) return false;
   }
   return true;
@@ -81,8 +80,9 @@ void ResponseHead::clear() {
 }
 
 FieldId identify(std::string_view name) {
+  // By length and first letter there is at most one candidate.
   const auto is = [&](std::string_view known, FieldId id) {
-    return names_equal(name, known) ? id : FieldId::other;
+    return to_lower(name[0]) == known[0] && names_equal(name, known) ? id : FieldId::other;
   };
   switch (name.size()) {
     case 2:
@@ -92,14 +92,14 @@ FieldId identify(std::string_view name) {
     case 6:
       return is("expect", FieldId::expect);
     case 7:
-      return to_lower(name[0]) == 't' ? is("trailer", FieldId::trailer)
-                                      : is("upgrade", FieldId::upgrade);
+      return name[0] == 'u' || name[0] == 'U' ? is("upgrade", FieldId::upgrade)
+                                              : is("trailer", FieldId::trailer);
     case 10:
-      return to_lower(name[0]) == 'c' ? is("connection", FieldId::connection)
-                                      : is("keep-alive", FieldId::keep_alive);
+      return name[0] == 'k' || name[0] == 'K' ? is("keep-alive", FieldId::keep_alive)
+                                              : is("connection", FieldId::connection);
     case 14:
-      return to_lower(name[0]) == 'c' ? is("content-length", FieldId::content_length)
-                                      : is("http2-settings", FieldId::http2_settings);
+      return name[0] == 'h' || name[0] == 'H' ? is("http2-settings", FieldId::http2_settings)
+                                              : is("content-length", FieldId::content_length);
     case 16:
       return is("proxy-connection", FieldId::proxy_connection);
     case 17:
@@ -109,19 +109,19 @@ FieldId identify(std::string_view name) {
   }
 }
 
-FieldLine scan_field_line(std::string_view line) {
-  std::size_t colon = 0;
-  while (colon < line.size() && kToken[line[colon]]) ++colon;
-  if (colon == line.size()) return {{}, {}, "field line without a colon"};
-  if (line[colon] != ':') {
-    const bool space = line[colon] == ' ' || line[colon] == '\t';
-    if (!space) return {{}, {}, "invalid character in a field name"};
-    return {{}, {}, colon == 0 ? "folded field line" : "white space before the colon"};
+const char* scan_field_line(std::string_view line, FieldLine& field) {
+  const char* const begin = line.data();
+  const char* const end = begin + line.size();
+  const char* colon = begin;
+  while (colon != end && kToken[*colon]) ++colon;
+  if (colon == end) return "field line without a colon";
+  if (*colon != ':') {
+    if (*colon != ' ' && *colon != '\t') return "invalid character in a field name";
+    return colon == begin ? "folded field line" : "white space before the colon";
   }
-  if (colon == 0) return {{}, {}, "empty field name"};
-  const std::string_view value = line.substr(colon + 1);
-  if (has_control(value)) return {{}, {}, "control character in a field value"};
-  return {line.substr(0, colon), trim(value), nullptr};
+  if (colon == begin) return "empty field name";
+  field = {{begin, colon}, {colon + 1, end}};
+  return has_control(field.value) ? "control character in a field value" : nullptr;
 }
 
 std::string_view reason_phrase(int status) {

@@ -69,7 +69,10 @@ struct Field {
 };
 
 // ASCII case-insensitive, as field names, and many values, are compared.
-bool names_equal(std::string_view a, std::string_view b);
+bool equal_but_for_case(const char* a, const char* b, std::size_t size);
+inline bool names_equal(std::string_view a, std::string_view b) {
+  return a.size() == b.size() && equal_but_for_case(a.data(), b.data(), a.size());
+}
 
 // What may be written: a token, and a value without control characters but tab. Configuration and
 // everything else that makes fields checks with these before it hands them to a writer.
@@ -157,7 +160,7 @@ struct ResponseHead {
   [[nodiscard]] bool is_interim() const { return status >= 100 && status < 200 && status != 101; }
 };
 
-// What a peer may make us hold. The defaults are documented in docs/operations.md.
+// What a peer may make us hold.
 struct Limits {
   std::size_t head_bytes = 60 * 1024;   // start line and fields; above: 431. Envoy's default
   std::size_t fields = 100;             // above: 431. Envoy's default

@@ -21,7 +21,7 @@ ParseError scan_request_line(std::string_view line, const Limits& limits, HeadFa
   if (method.size() > limits.method_bytes) return {501, "method too long"};
 
   const auto* const target = ++p;
-  while (p != end && *p > 0x20 && *p < 0x7f && *p != '#') ++p;
+  while (p != end && kTarget[*p]) ++p;
   if (static_cast<std::size_t>(p - target) > limits.target_bytes) return {414, "target too long"};
   if (p == target) return {400, "empty target"};
   if (p == end) return {400, "no HTTP version"};

@@ -19,9 +19,7 @@ class Appender {
   Appender(const Appender&) = delete;
   Appender& operator=(const Appender&) = delete;
 
-  void text(std::string_view text) {
-    used_ += text.copy(out_.data() + used_, text.size());
-  }
+  void text(std::string_view text) { used_ += text.copy(out_.data() + used_, text.size()); }
   void field(std::string_view name, std::string_view value) {
     char* p = out_.data() + used_;
     p += name.copy(p, name.size());
@@ -34,6 +32,7 @@ class Appender {
   }
   // Text that was not parsed from a head: whatever it holds, it cannot end a line.
   void safe_text(std::string_view text) {
+    if (!has_control(text)) return this->text(text);
     for (const char c : text) out_[used_++] = is_control(c) ? ' ' : c;
   }
   void encoded_path(std::string_view path) {
@@ -50,7 +49,8 @@ class Appender {
     }
   }
   void safe_field(const FieldValue& field) {
-    if (!is_valid_field_name(field.name)) return;
+    if (has_control(field.name)) return;
+    if (!has_control(field.value)) return this->field(field.name, field.value);
     text(field.name);
     text(": ");
     safe_text(field.value);
