@@ -147,6 +147,7 @@ struct Cluster {
   std::string subset;
   std::vector<Endpoint> endpoints;
   TrafficPolicy policy;
+  friend bool operator==(const Cluster&, const Cluster&) = default;
 };
 using ClusterPtr = std::shared_ptr<const Cluster>;
 
@@ -297,7 +298,7 @@ struct Snapshot {
   std::uint64_t version = 0;
   std::map<ObjectName, WorkloadPtr> workloads;
   std::unordered_map<IpAddress, WorkloadPtr> workload_by_address;
-  std::map<std::string, ServicePtr> services;  // by host
+  std::map<std::string, ServicePtr, std::less<>> services;  // by host
   std::unordered_map<IpAddress, ServicePtr> service_by_address;
   StringMap<ClusterPtr> clusters;  // by name, as seen from the service's namespace
   // What a DestinationRule of the client's own namespace makes of a service of another: key

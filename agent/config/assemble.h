@@ -1,0 +1,56 @@
+// Putting the objects of a whole set together: the second half of compile().
+//
+// Everything here is oldest first. Reports take errors and warnings that only the set shows.
+#pragma once
+
+#include <deque>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "config/kinds.h"
+
+namespace mesh::config {
+
+template <class T>
+struct Part {
+  Report* report;
+  T value;
+};
+
+struct Parts {
+  std::vector<Part<Service>> services;
+  std::vector<Part<Workload>> workloads;
+  std::vector<Part<EndpointSlice>> slices;
+  std::vector<Part<VirtualService>> virtual_services;
+  std::vector<Part<DestinationRule>> destination_rules;
+  std::vector<Part<Gateway>> gateways;
+  std::vector<Part<PolicyPart>> policies;
+};
+
+// The previous value where nothing changed, so that pointers tell what did.
+template <class T>
+std::shared_ptr<const T> shared(T value, const std::shared_ptr<const T>& previous) {
+  if (previous && *previous == value) return previous;
+  return std::make_shared<const T>(std::move(value));
+}
+
+// In this order: each needs what the ones before put into `snapshot`.
+void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,
+                   Snapshot& snapshot);
+void add_services(Parts& parts, const Snapshot* previous, Snapshot& snapshot);
+void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* previous,
+                  Snapshot& snapshot);
+void add_routes(Parts& parts, const CompileOptions& options, const Snapshot* previous,
+                Snapshot& snapshot);
+void add_policies(Parts& parts, const CompileOptions& options, const Snapshot* previous,
+                  Snapshot& snapshot);
+
+// Refuses, or warns of, the fields of a policy that HTTP alone can judge.
+void judge_http_fields(PolicyPart& part, bool tcp_only, Report& report);
+
+bool has_labels(const Labels& labels, const Labels& wanted);
+// Whether `host` lies below `wildcard` ("*.suffix" or "*"); a wildcard may lie below a wider one.
+bool is_below(std::string_view host, std::string_view wildcard);
+
+}  // namespace mesh::config

@@ -1,0 +1,378 @@
+// Workloads, services, endpoints, and what DestinationRules make of them.
+#include <algorithm>
+#include <set>
+
+#include "config/assemble.h"
+
+namespace mesh::config {
+namespace {
+
+// ---- endpoints
+
+// Workloads of a namespace by each of their labels ("key=value").
+class WorkloadIndex {
+ public:
+  explicit WorkloadIndex(const Snapshot& snapshot) {
+    for (const auto& [name, workload] : snapshot.workloads)
+      for (const auto& [key, value] : workload->labels)
+        by_label_[entry(name.ns, key, value)].push_back(&workload);
+  }
+
+  std::vector<WorkloadPtr> select(const std::string& ns, const Labels& selector) const {
+    std::vector<WorkloadPtr> selected;
+    const std::vector<const WorkloadPtr*>* fewest = nullptr;
+    for (const auto& [key, value] : selector) {
+      auto found = by_label_.find(entry(ns, key, value));
+      if (found == by_label_.end()) return selected;
+      if (!fewest || found->second.size() < fewest->size()) fewest = &found->second;
+    }
+    if (!fewest) return selected;
+    for (const WorkloadPtr* workload : *fewest)
+      if (has_labels((*workload)->labels, selector)) selected.push_back(*workload);
+    return selected;
+  }
+
+ private:
+  static std::string entry(const std::string& ns, const std::string& key,
+                           const std::string& value) {
+    return ns + "/" + key + "=" + value;
+  }
+  StringMap<std::vector<const WorkloadPtr*>> by_label_;
+};
+
+using SliceIndex = std::map<ObjectName, std::vector<const EndpointSlice*>>;  // by service
+
+// As Istio: the entry's port by name wins over a numbered target; a named target must be there.
+std::optional<std::uint16_t> target_port(const ServicePort& port, const Workload& workload) {
+  bool is_number = port.target.find_first_not_of("0123456789") == std::string::npos;
+  auto own = workload.ports.find(is_number ? port.name : port.target);
+  if (own != workload.ports.end()) return own->second;
+  if (!is_number) return {};
+  return static_cast<std::uint16_t>(std::stoul(port.target));
+}
+
+class EndpointFinder {
+ public:
+  EndpointFinder(const Snapshot& snapshot, const std::vector<Part<EndpointSlice>>& slices)
+      : snapshot_(snapshot), workloads_(snapshot) {
+    for (const auto& slice : slices)
+      if (!slice.value.service.empty())
+        slices_[{slice.value.name.ns, slice.value.service}].push_back(&slice.value);
+  }
+
+  // Lists of endpoints, one a port of the service; sorted by address.
+  std::vector<std::vector<Endpoint>> find(const Service& service, Report& report) const {
+    std::vector<WorkloadPtr> selected = workloads_.select(service.name.ns, service.selector);
+    std::vector<std::vector<Endpoint>> lists;
+    for (std::size_t i = 0; i < service.ports.size(); ++i) {
+      std::vector<Endpoint> endpoints = of_workloads(service, i, selected, report);
+      add_slices(service, service.ports[i], endpoints);
+      std::sort(endpoints.begin(), endpoints.end(),
+                [](const auto& a, const auto& b) { return a.address < b.address; });
+      auto same = [](const auto& a, const auto& b) { return a.address == b.address; };
+      endpoints.erase(std::unique(endpoints.begin(), endpoints.end(), same), endpoints.end());
+      lists.push_back(std::move(endpoints));
+    }
+    return lists;
+  }
+
+ private:
+  std::vector<Endpoint> of_workloads(const Service& service, std::size_t index,
+                                     const std::vector<WorkloadPtr>& selected,
+                                     Report& report) const {
+    const ServicePort& port = service.ports[index];
+    std::vector<Endpoint> endpoints;
+    for (const WorkloadPtr& workload : selected) {
+      auto number = target_port(port, *workload);
+      if (number && !workload->addresses.empty()) {
+        endpoints.push_back({{workload->addresses.front(), *number}, workload, workload->weight});
+      } else {
+        report.warn("spec.ports", "port " + std::to_string(port.port) + ": WorkloadEntry " +
+                                      workload->name.to_string() + " has no port named '" +
+                                      port.target + "' in spec.ports; it gets no traffic");
+      }
+    }
+    return endpoints;
+  }
+
+  void add_slices(const Service& service, const ServicePort& port,
+                  std::vector<Endpoint>& endpoints) const {
+    auto slices = slices_.find(service.name);
+    if (slices == slices_.end()) return;
+    for (const EndpointSlice* slice : slices->second)
+      for (const EndpointSlice::Port& own : slice->ports) {
+        if (own.name != port.name) continue;
+        for (const IpAddress& ip : slice->addresses) {
+          auto workload = snapshot_.workload_by_address.find(ip);
+          bool known = workload != snapshot_.workload_by_address.end();
+          endpoints.push_back({{ip, own.port},
+                               known ? workload->second : nullptr,
+                               known ? workload->second->weight : 1});
+        }
+      }
+  }
+
+  const Snapshot& snapshot_;
+  WorkloadIndex workloads_;
+  SliceIndex slices_;
+};
+
+// ---- destination rules
+
+// The rules of one namespace for one host, put together.
+struct MergedRule {
+  std::vector<const Part<DestinationRule>*> rules;  // oldest first
+};
+
+class RuleTable {
+ public:
+  void add(const std::string& host, const Part<DestinationRule>& rule) {
+    by_host_[host].rules.push_back(&rule);
+  }
+  // Exact host, else the longest wildcard; null when none.
+  const MergedRule* find(std::string_view host) const {
+    if (auto exact = by_host_.find(host); exact != by_host_.end()) return &exact->second;
+    const MergedRule* best = nullptr;
+    std::size_t best_length = 0;
+    for (const auto& [wildcard, rule] : by_host_) {
+      if (!wildcard.starts_with('*') || wildcard.size() <= best_length) continue;
+      if (!is_below(host, wildcard)) continue;
+      best = &rule;
+      best_length = wildcard.size();
+    }
+    return best;
+  }
+
+ private:
+  std::map<std::string, MergedRule, std::less<>> by_host_;
+};
+
+struct Rules {
+  std::map<std::string, RuleTable> all, exported;  // by namespace
+
+  Rules(const std::vector<Part<DestinationRule>>& rules, const Snapshot& snapshot) {
+    for (const Part<DestinationRule>& part : rules) {
+      const DestinationRule& rule = part.value;
+      std::string host = qualified_host(snapshot, rule.host, rule.name.ns);
+      all[rule.name.ns].add(host, part);
+      if (!rule.own_namespace_only) exported[rule.name.ns].add(host, part);
+    }
+  }
+  static const MergedRule* find(const std::map<std::string, RuleTable>& tables,
+                                const std::string& ns, std::string_view host) {
+    auto table = tables.find(ns);
+    return table == tables.end() ? nullptr : table->second.find(host);
+  }
+};
+
+void override_blocks(PolicyBlocks& base, const PolicyBlocks& over) {
+  if (over.balancer) base.balancer = over.balancer;
+  if (over.pool) base.pool = over.pool;
+  if (over.outlier) base.outlier = over.outlier;
+}
+
+// A port's settings replace everything below them; what they leave out is the default.
+void override_policy(PolicyBlocks& base, const DestinationPolicy& over, std::uint16_t port) {
+  override_blocks(base, over.blocks);
+  if (auto own = over.ports.find(port); own != over.ports.end()) base = own->second;
+}
+
+TrafficPolicy finished(const PolicyBlocks& blocks) {
+  TrafficPolicy policy;
+  if (blocks.balancer) policy.balancer = *blocks.balancer;
+  if (blocks.pool) policy.pool = *blocks.pool;
+  policy.outlier = blocks.outlier;
+  return policy;
+}
+
+// The policy of the destination itself: the oldest rule that has one.
+PolicyBlocks base_policy(const MergedRule* merged, std::uint16_t port) {
+  PolicyBlocks blocks;
+  if (!merged) return blocks;
+  for (const auto* rule : merged->rules) {
+    if (!rule->value.has_policy) continue;
+    override_policy(blocks, rule->value.policy, port);
+    break;
+  }
+  return blocks;
+}
+
+class ClusterBuilder {
+ public:
+  ClusterBuilder(StringMap<ClusterPtr>& clusters, const StringMap<ClusterPtr>* previous)
+      : clusters_(clusters), previous_(previous) {}
+
+  // The service's clusters under `merged` (null: no rule), their keys behind `prefix`.
+  void add(const std::string& prefix, const ServicePtr& service,
+           const std::vector<std::vector<Endpoint>>& endpoints, const MergedRule* merged) {
+    for (std::size_t i = 0; i < service->ports.size(); ++i) {
+      std::uint16_t port = service->ports[i].port;
+      PolicyBlocks base = base_policy(merged, port);
+      put(prefix, {"", service, port, "", endpoints[i], finished(base)});
+      if (!merged) continue;
+      for (const auto* rule : merged->rules)
+        for (const DestinationRule::Subset& subset : rule->value.subsets) {
+          PolicyBlocks blocks = base;
+          override_policy(blocks, subset.policy, port);
+          std::vector<Endpoint> chosen;
+          for (const Endpoint& endpoint : endpoints[i])
+            if (endpoint.workload ? has_labels(endpoint.workload->labels, subset.labels)
+                                  : subset.labels.empty())
+              chosen.push_back(endpoint);
+          put(prefix, {"", service, port, subset.name, std::move(chosen), finished(blocks)});
+        }
+    }
+  }
+
+ private:
+  void put(const std::string& prefix, Cluster cluster) {
+    cluster.name = cluster_name(cluster.service->host, cluster.port, cluster.subset);
+    std::string key = prefix + cluster.name;
+    if (clusters_.contains(key)) return;  // a subset of an older rule has the name
+    ClusterPtr before;
+    if (previous_)
+      if (auto found = previous_->find(key); found != previous_->end()) before = found->second;
+    clusters_.emplace(std::move(key), shared(std::move(cluster), before));
+  }
+
+  StringMap<ClusterPtr>& clusters_;
+  const StringMap<ClusterPtr>* previous_;
+};
+
+// Warnings on rules that say the same thing twice, and on what a TCP port cannot honour.
+void warn_of_overlap(const MergedRule& merged) {
+  std::set<std::string_view> names;
+  bool has_policy = false;
+  for (const auto* rule : merged.rules) {
+    for (std::size_t i = 0; i < rule->value.subsets.size(); ++i)
+      if (!names.insert(rule->value.subsets[i].name).second)
+        rule->report->warn(
+            path_of_item("spec.subsets", i),
+            "an older DestinationRule of the same host has this subset; that one counts");
+    if (rule->value.has_policy && has_policy)
+      rule->report->warn("spec.trafficPolicy",
+                         "an older DestinationRule of the same host has one; that one counts");
+    has_policy = has_policy || rule->value.has_policy;
+  }
+}
+
+void warn_of_tcp(const DestinationRule& rule, const Service& service, Report& report) {
+  auto is_set = [](const DestinationPolicy& policy) {
+    return policy.blocks.balancer || policy.blocks.pool || policy.blocks.outlier ||
+           !policy.ports.empty();
+  };
+  bool sets = is_set(rule.policy) || std::any_of(rule.subsets.begin(), rule.subsets.end(),
+                                                 [&](const auto& s) { return is_set(s.policy); });
+  if (!sets) return;
+  for (const ServicePort& port : service.ports)
+    if (port.protocol == Protocol::kTcp)
+      report.warn("spec.trafficPolicy", "has no effect on port " + std::to_string(port.port) +
+                                            " of " + service.host +
+                                            ", which the kernel balances as TCP");
+}
+
+void warn_of_rules(const std::vector<Part<DestinationRule>>& rules, const Snapshot& snapshot) {
+  std::map<std::pair<std::string, std::string>, MergedRule> same;
+  for (const auto& part : rules) {
+    const DestinationRule& rule = part.value;
+    std::string host = qualified_host(snapshot, rule.host, rule.name.ns);
+    same[{rule.name.ns, host}].rules.push_back(&part);
+    if (host.starts_with('*')) continue;
+    auto service = snapshot.services.find(host);
+    if (service == snapshot.services.end())
+      part.report->warn("spec.host", "no Service is named " + host + " yet");
+    else
+      warn_of_tcp(rule, *service->second, *part.report);
+  }
+  for (const auto& [key, merged] : same) warn_of_overlap(merged);
+}
+
+}  // namespace
+
+bool has_labels(const Labels& labels, const Labels& wanted) {
+  return std::all_of(wanted.begin(), wanted.end(), [&](const auto& want) {
+    auto label = labels.find(want.first);
+    return label != labels.end() && label->second == want.second;
+  });
+}
+
+bool is_below(std::string_view host, std::string_view wildcard) {
+  if (wildcard == "*") return true;
+  return wildcard.starts_with('*') && host.size() > wildcard.size() - 1 &&
+         host.ends_with(wildcard.substr(1));
+}
+
+void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,
+                   Snapshot& snapshot) {
+  auto add = [&](WorkloadPtr workload) {
+    for (const IpAddress& ip : workload->addresses)
+      snapshot.workload_by_address.emplace(ip, workload);
+    snapshot.workloads.emplace(workload->name, std::move(workload));
+  };
+  if (options.gateway_workload) add(options.gateway_workload);
+  for (auto& [report, workload] : parts.workloads) {
+    if (snapshot.workloads.contains(workload.name)) {
+      report->error("metadata.name", "is the name of this node's gateway");
+      continue;
+    }
+    for (const IpAddress& ip : workload.addresses)
+      if (auto taken = snapshot.workload_by_address.find(ip);
+          taken != snapshot.workload_by_address.end())
+        report->error("spec.address", ip.to_string() + " is already the address of " +
+                                          taken->second->name.to_string() +
+                                          "; one address is one workload");
+    if (report->failed()) continue;
+    WorkloadPtr before;
+    if (previous)
+      if (auto found = previous->workloads.find(workload.name); found != previous->workloads.end())
+        before = found->second;
+    add(shared(std::move(workload), before));
+  }
+}
+
+void add_services(Parts& parts, const Snapshot* previous, Snapshot& snapshot) {
+  for (auto& [report, service] : parts.services) {
+    for (const IpAddress& ip : service.addresses) {
+      auto taken = snapshot.service_by_address.find(ip);
+      if (taken != snapshot.service_by_address.end())
+        report->error("spec.clusterIP",
+                      ip.to_string() + " is already the address of " + taken->second->host);
+      if (snapshot.workload_by_address.contains(ip))
+        report->error("spec.clusterIP", ip.to_string() + " is the address of a workload");
+    }
+    if (report->failed()) continue;
+    ServicePtr before;
+    if (previous)
+      if (auto found = previous->services.find(service.host); found != previous->services.end())
+        before = found->second;
+    ServicePtr added = shared(Service(service), before);
+    for (const IpAddress& ip : added->addresses) snapshot.service_by_address.emplace(ip, added);
+    snapshot.services.emplace(added->host, added);
+  }
+}
+
+void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* previous,
+                  Snapshot& snapshot) {
+  EndpointFinder finder(snapshot, parts.slices);
+  Rules rules(parts.destination_rules, snapshot);
+  ClusterBuilder common(snapshot.clusters, previous ? &previous->clusters : nullptr);
+  ClusterBuilder own(snapshot.client_clusters, previous ? &previous->client_clusters : nullptr);
+  for (const auto& part : parts.services) {
+    auto found = snapshot.services.find(part.value.host);
+    if (found == snapshot.services.end()) continue;
+    const ServicePtr& service = found->second;
+    auto endpoints = finder.find(*service, *part.report);
+    const std::string& ns = service->name.ns;
+    const MergedRule* rule = Rules::find(rules.exported, ns, service->host);
+    if (!rule) rule = Rules::find(rules.exported, options.root_namespace, service->host);
+    common.add("", service, endpoints, rule);
+    for (const auto& [client_ns, table] : rules.all) {
+      const MergedRule* client_rule = table.find(service->host);
+      bool same = rule && client_rule && client_rule->rules == rule->rules;
+      if (client_rule && !same) own.add(client_ns + "/", service, endpoints, client_rule);
+    }
+  }
+  warn_of_rules(parts.destination_rules, snapshot);
+}
+
+}  // namespace mesh::config

@@ -1,0 +1,225 @@
+#include <algorithm>
+#include <array>
+#include <deque>
+#include <tuple>
+
+#include "config/assemble.h"
+
+namespace mesh::config {
+namespace {
+
+enum class Kind : std::uint8_t {
+  kIgnored,
+  kService,
+  kEndpointSlice,
+  kWorkloadEntry,
+  kVirtualService,
+  kDestinationRule,
+  kGateway,
+  kAuthorizationPolicy,
+};
+
+struct KindEntry {
+  std::string_view name;
+  std::string_view group;  // of apiVersion; "" is core
+  std::array<std::string_view, 3> versions;
+  Kind kind;
+};
+constexpr KindEntry kKinds[] = {
+    {"Service", "", {"v1"}, Kind::kService},
+    {"Namespace", "", {"v1"}, Kind::kIgnored},
+    {"EndpointSlice", "discovery.k8s.io", {"v1"}, Kind::kEndpointSlice},
+    {"WorkloadEntry", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kWorkloadEntry},
+    {"VirtualService", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kVirtualService},
+    {"DestinationRule",
+     "networking.istio.io",
+     {"v1", "v1beta1", "v1alpha3"},
+     Kind::kDestinationRule},
+    {"Gateway", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kGateway},
+    {"AuthorizationPolicy", "security.istio.io", {"v1", "v1beta1"}, Kind::kAuthorizationPolicy},
+};
+
+// Known to the APIs, so not a typing error.
+constexpr std::string_view kLaterKinds[] = {"ServiceEntry",
+                                            "Sidecar",
+                                            "EnvoyFilter",
+                                            "WorkloadGroup",
+                                            "WasmPlugin",
+                                            "Telemetry",
+                                            "PeerAuthentication",
+                                            "RequestAuthentication",
+                                            "ProxyConfig",
+                                            "HTTPRoute",
+                                            "GRPCRoute",
+                                            "TCPRoute",
+                                            "TLSRoute",
+                                            "UDPRoute",
+                                            "GatewayClass",
+                                            "ReferenceGrant",
+                                            "BackendTLSPolicy",
+                                            "NetworkPolicy",
+                                            "Pod",
+                                            "Deployment",
+                                            "ServiceAccount",
+                                            "ConfigMap",
+                                            "Secret",
+                                            "Endpoints",
+                                            "Ingress"};
+
+const KindEntry* find_kind(Report& report) {
+  const Object& object = report.object();
+  const std::string& name = object.key.kind;
+  auto entry = std::find_if(std::begin(kKinds), std::end(kKinds),
+                            [&](const KindEntry& e) { return e.name == name; });
+  if (entry == std::end(kKinds)) {
+    bool is_later =
+        std::find(std::begin(kLaterKinds), std::end(kLaterKinds), name) != std::end(kLaterKinds);
+    std::vector<std::string_view> names;
+    for (const KindEntry& e : kKinds) names.push_back(e.name);
+    std::string_view meant = is_later ? "" : closest(name, names);
+    report.error("kind",
+                 "the kind " + name +
+                     (is_later        ? " is not supported yet"
+                      : meant.empty() ? " is unknown"
+                                      : " is unknown (did you mean " + std::string(meant) + "?)"));
+    return nullptr;
+  }
+  std::string_view given = object.api_version;
+  std::size_t slash = given.find('/');
+  std::string_view group = slash == std::string_view::npos ? "" : given.substr(0, slash);
+  std::string_view version = slash == std::string_view::npos ? given : given.substr(slash + 1);
+  bool known = group == entry->group && std::find(entry->versions.begin(), entry->versions.end(),
+                                                  version) != entry->versions.end();
+  if (known && !version.empty()) return entry;
+  std::string expected = entry->group.empty() ? "" : std::string(entry->group) + "/";
+  report.error("apiVersion", "'" + std::string(given) + "' is not supported for " + name +
+                                 "; use " + expected + std::string(entry->versions[0]));
+  return nullptr;
+}
+
+// Reads the object into its part, where it has no error.
+void read_object(Report& report, const CompileOptions& options, Parts& parts) {
+  const KindEntry* entry = find_kind(report);
+  if (!entry) return;
+  auto keep = [&](auto& list, auto value) {
+    if (!report.failed()) list.push_back({&report, std::move(value)});
+  };
+  switch (entry->kind) {
+    case Kind::kIgnored:
+      return;
+    case Kind::kService:
+      if (auto service = read_service(report)) keep(parts.services, *std::move(service));
+      return;
+    case Kind::kEndpointSlice:
+      return keep(parts.slices, read_endpoint_slice(report));
+    case Kind::kWorkloadEntry:
+      return keep(parts.workloads, read_workload_entry(report));
+    case Kind::kVirtualService:
+      return keep(parts.virtual_services, read_virtual_service(report));
+    case Kind::kDestinationRule:
+      return keep(parts.destination_rules, read_destination_rule(report));
+    case Kind::kGateway:
+      return keep(parts.gateways, read_gateway(report));
+    case Kind::kAuthorizationPolicy: {
+      // Refused or not, it takes part: a refused one denies. (A policy that its own reader accepted
+      // may have been refused before: it is in two places.)
+      bool refused_before = report.failed();
+      PolicyPart part = read_authorization_policy(report, options.root_namespace);
+      part.policy.refused = part.policy.refused || refused_before;
+      parts.policies.push_back({&report, std::move(part)});
+      return;
+    }
+  }
+}
+
+struct Item {
+  ObjectPtr object;
+  std::vector<Problem> problems;
+  Report report;
+  std::string created;  // sorts by time; empty: unknown
+  std::size_t index;    // among the objects given
+
+  Item(ObjectPtr o, std::size_t i);
+};
+
+// "2024-01-02T03:04:05Z", without its Z: so fractions of a second sort behind the whole one.
+std::string creation_time(const Object& object) {
+  const auto* metadata = object.tree.if_contains("metadata");
+  const auto* time = metadata && metadata->is_object()
+                         ? metadata->get_object().if_contains("creationTimestamp")
+                         : nullptr;
+  if (!time || !time->is_string()) return {};
+  std::string text(time->get_string());
+  if (text.ends_with('Z')) text.pop_back();
+  return text;
+}
+
+Item::Item(ObjectPtr o, std::size_t i)
+    : object(std::move(o)), report(*object, problems), created(creation_time(*object)), index(i) {}
+
+// Oldest first; those without a time are about to be created, so the youngest.
+bool is_older(const Item* a, const Item* b) {
+  auto rank = [](const Item* item) {
+    return std::tie(item->created, item->object->key.name, item->object->key.ns,
+                    item->object->key.kind, item->index);
+  };
+  if (a->created.empty() != b->created.empty()) return b->created.empty();
+  return rank(a) < rank(b);
+}
+
+std::string file_or_source(const Object& object) {
+  return object.file.empty() ? "the same input" : object.file;
+}
+
+void refuse_duplicates(std::deque<Item>& items) {
+  std::map<ObjectKey, const Object*> owners;
+  for (Item& item : items) {
+    auto [owner, is_new] = owners.emplace(item.object->key, item.object.get());
+    if (!is_new)
+      item.report.error(
+          "metadata.name",
+          "the same object is also in " + file_or_source(*owner->second) + "; keep one of the two");
+  }
+}
+
+}  // namespace
+
+Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
+                 const CompileOptions& options, const Snapshot* previous) {
+  std::deque<Item> items;
+  for (const ObjectPtr& object : objects) items.emplace_back(object, items.size());
+  refuse_duplicates(items);
+  std::vector<Item*> by_age;
+  for (Item& item : items) by_age.push_back(&item);
+  std::sort(by_age.begin(), by_age.end(), is_older);
+
+  Parts parts;
+  for (Item* item : by_age) read_object(item->report, options, parts);
+  auto snapshot = std::make_shared<Snapshot>();
+  snapshot->version = version;
+  add_workloads(parts, options, previous, *snapshot);
+  add_services(parts, previous, *snapshot);
+  add_clusters(parts, options, previous, *snapshot);
+  add_routes(parts, options, previous, *snapshot);
+  add_policies(parts, options, previous, *snapshot);
+
+  Compiled compiled;
+  compiled.snapshot = std::move(snapshot);
+  for (Item& item : items) {
+    if (item.report.failed()) compiled.refused.push_back(item.object->key);
+    std::move(item.problems.begin(), item.problems.end(), std::back_inserter(compiled.problems));
+  }
+  return compiled;
+}
+
+std::vector<Problem> validate(const Object& object) {
+  std::vector<Problem> problems;
+  Report report(object, problems);
+  Parts parts;
+  read_object(report, {}, parts);
+  // Nothing is known of the ports that it selects: as for a policy that selects nothing yet.
+  for (auto& [own, part] : parts.policies) judge_http_fields(part, false, *own);
+  return problems;
+}
+
+}  // namespace mesh::config

@@ -1,0 +1,220 @@
+// Service, EndpointSlice, WorkloadEntry.
+#include <algorithm>
+
+#include "config/kinds.h"
+
+namespace mesh::config {
+namespace {
+
+constexpr Field kWorkloadEntry[] = {{"address"},       {"ports"},         {"labels"},
+                                    later("network"),  later("locality"), {"weight"},
+                                    {"serviceAccount"}};
+
+struct ProtocolWord {
+  std::string_view word;
+  Protocol protocol;
+  bool later = false;  // an L7 protocol that is carried as TCP for now
+};
+constexpr ProtocolWord kProtocols[] = {
+    {"http", Protocol::kHttp},
+    {"http2", Protocol::kTcp, true},
+    {"grpc", Protocol::kTcp, true},
+    {"grpc-web", Protocol::kTcp, true},
+    {"kubernetes.io/h2c", Protocol::kTcp, true},
+    {"kubernetes.io/ws", Protocol::kTcp, true},
+    {"kubernetes.io/wss", Protocol::kTcp, true},
+};
+
+const ProtocolWord* find_protocol(std::string_view word) {
+  auto found = std::find_if(std::begin(kProtocols), std::end(kProtocols),
+                            [&](const ProtocolWord& p) { return p.word == word; });
+  return found == std::end(kProtocols) ? nullptr : found;
+}
+
+Protocol read_protocol(const Fields& port, const std::string& name) {
+  auto declared = port.text("appProtocol");
+  std::string word = lower(declared ? *declared : name);
+  if (!declared && word != "grpc-web" && !word.starts_with("grpc-web-"))
+    word.resize(std::min(word.find('-'), word.size()));
+  if (!declared && word.starts_with("grpc-web")) word = "grpc-web";
+  const ProtocolWord* protocol = find_protocol(word);
+  if (!protocol) return Protocol::kTcp;
+  if (protocol->later)
+    port.warn(declared ? "appProtocol" : "name",
+              word + " is carried as TCP for now: balanced by connection, without HTTP routes");
+  return protocol->protocol;
+}
+
+std::string read_target(const Fields& port, std::uint16_t number) {
+  const boost::json::value* target = port.find("targetPort");
+  if (!target) return std::to_string(number);
+  if (!target->is_string()) {
+    auto value = port.number("targetPort", 0, 65535);
+    return std::to_string(value.value_or(0) == 0 ? number : *value);
+  }
+  auto name = port.required_text("targetPort");
+  return name.value_or(std::to_string(number));
+}
+
+std::optional<ServicePort> read_service_port(const Fields& port) {
+  std::string transport = port.text("protocol").value_or("TCP");
+  if (transport != "TCP") {
+    port.warn("protocol", "the mesh carries TCP; this port is left alone");
+    return {};
+  }
+  ServicePort result;
+  result.name = port.text("name").value_or("");
+  if (!port.has("port")) port.error("port", "is required");
+  result.port = port.port("port").value_or(0);
+  result.protocol = read_protocol(port, result.name);
+  result.target = read_target(port, result.port);
+  return result;
+}
+
+void read_service_addresses(const Fields& spec, Service& service) {
+  std::vector<std::string> texts = spec.texts("clusterIPs");
+  std::string one = spec.text("clusterIP").value_or("");
+  if (texts.empty() && !one.empty()) texts.push_back(one);
+  for (const std::string& text : texts) {
+    if (text == "None" || text.empty()) continue;
+    auto address = IpAddress::parse(text);
+    if (!address)
+      spec.error("clusterIP", address.error().message);
+    else if (!is_endpoint_address(address.value()))
+      spec.error("clusterIP", "a service cannot have the address " + text);
+    else
+      service.addresses.push_back(address.value());
+  }
+}
+
+std::uint32_t read_weight(const Fields& spec) {
+  auto weight = spec.number("weight", 0, 1'000'000).value_or(0);
+  return weight == 0 ? 1 : static_cast<std::uint32_t>(weight);
+}
+
+void add_workload_address(Report& report, const std::string& path, std::string_view text,
+                          Workload& workload) {
+  auto address = IpAddress::parse(text);
+  if (!address) {
+    report.error(path, address.error().message + "; names and Unix sockets are not supported yet");
+  } else if (!is_endpoint_address(address.value())) {
+    report.error(path, "loopback, link-local, metadata and multicast addresses are not endpoints");
+  } else if (std::find(workload.addresses.begin(), workload.addresses.end(), address.value()) ==
+             workload.addresses.end()) {
+    workload.addresses.push_back(address.value());
+  }
+}
+
+void read_annotations(Report& report, const Labels& annotations, Workload& workload) {
+  constexpr std::string_view kPrefix = "undermesh.io/";
+  for (const auto& [key, value] : annotations) {
+    if (!key.starts_with(kPrefix)) continue;
+    std::string_view name = std::string_view(key).substr(kPrefix.size());
+    std::string path = path_of_key("metadata.annotations", key);
+    if (name == "netns") {
+      workload.netns = value;
+    } else if (name == "cgroup") {
+      workload.cgroup = value;
+    } else if (name == "addresses") {
+      for (std::size_t at = 0; at <= value.size();) {
+        std::size_t comma = std::min(value.find(',', at), value.size());
+        if (comma > at)
+          add_workload_address(report, path, std::string_view(value).substr(at, comma - at),
+                               workload);
+        at = comma + 1;
+      }
+    } else if (name != "sandbox") {
+      report.error(path, "not supported; remove the annotation");
+    }
+  }
+}
+
+void read_slice_endpoint(const Fields& endpoint, EndpointSlice& slice) {
+  if (auto conditions = endpoint.message("conditions", {}))
+    if (!conditions->flag("ready").value_or(true)) return;
+  for (const std::string& text : endpoint.texts("addresses")) {
+    auto address = IpAddress::parse(text);
+    if (!address)
+      endpoint.error("addresses", address.error().message);
+    else if (!is_endpoint_address(address.value()))
+      endpoint.error("addresses",
+                     "loopback, link-local, metadata and multicast addresses are not endpoints");
+    else
+      slice.addresses.push_back(address.value());
+  }
+}
+
+}  // namespace
+
+std::optional<Service> read_service(Report& report) {
+  const ObjectKey& key = report.object().key;
+  Fields spec = open_spec(report, {}, Strictness::kLenient);
+  Service service;
+  service.name = {key.ns, key.name};
+  service.host = key.name + "." + key.ns + ".svc.cluster.local";
+  if (spec.text("type").value_or("") == "ExternalName") {
+    spec.warn("type", "ExternalName services are not routed by the mesh; this one is left alone");
+    return {};
+  }
+  if (spec.text("sessionAffinity").value_or("None") != "None")
+    spec.warn("sessionAffinity", "not honoured by the mesh");
+  for (const Fields& port : spec.messages("ports", {})) {
+    auto read = read_service_port(port);
+    if (!read) continue;
+    if (service.find_port(read->port)) port.error("port", "is given twice");
+    service.ports.push_back(*std::move(read));
+  }
+  read_service_addresses(spec, service);
+  service.selector = spec.labels("selector");
+  return service;
+}
+
+EndpointSlice read_endpoint_slice(Report& report) {
+  const ObjectKey& key = report.object().key;
+  // An EndpointSlice has no spec: its fields are at the top.
+  Fields top(report, report.object().tree, "", {}, Strictness::kLenient);
+  EndpointSlice slice;
+  slice.name = {key.ns, key.name};
+  Labels labels = read_metadata(report).labels;
+  if (auto service = labels.find("kubernetes.io/service-name"); service != labels.end())
+    slice.service = service->second;
+  else
+    report.warn("metadata.labels",
+                "the label kubernetes.io/service-name is missing: the slice belongs to no service");
+  if (top.text("addressType").value_or("IPv4") == "FQDN") {
+    top.warn("addressType", "endpoints by name are not supported; the slice is left alone");
+    return slice;
+  }
+  for (const Fields& port : top.messages("ports", {})) {
+    if (port.text("protocol").value_or("TCP") != "TCP") continue;
+    if (auto number = port.port("port"))
+      slice.ports.push_back({port.text("name").value_or(""), *number});
+  }
+  for (const Fields& endpoint : top.messages("endpoints", {})) read_slice_endpoint(endpoint, slice);
+  return slice;
+}
+
+Workload read_workload_entry(Report& report) {
+  const ObjectKey& key = report.object().key;
+  Metadata metadata = read_metadata(report);
+  Fields spec = open_spec(report, kWorkloadEntry);
+  Workload workload;
+  workload.name = {key.ns, key.name};
+  if (auto address = spec.required_text("address"))
+    add_workload_address(report, spec.path("address"), *address, workload);
+  workload.labels = spec.labels("labels");  // over those of the metadata, as in Istio
+  workload.labels.merge(Labels(metadata.labels));
+  std::string account = spec.text("serviceAccount").value_or("");
+  if (!account.empty()) workload.service_account = account;
+  if (account.find_first_of("/*:%") != std::string::npos)
+    spec.error("serviceAccount", "must be the name of a service account");
+  workload.weight = read_weight(spec);
+  if (auto ports = spec.lenient_message("ports"))
+    spec.each_entry("ports", [&](std::string_view name, const boost::json::value&, const auto&) {
+      if (auto number = ports->port(name)) workload.ports.emplace(name, *number);
+    });
+  read_annotations(report, metadata.annotations, workload);
+  return workload;
+}
+
+}  // namespace mesh::config

@@ -1,0 +1,87 @@
+// What each kind reads from its object, before hosts are resolved and objects are put together.
+//
+// A reader reports every error of its object; where it reported one its result is not used, except
+// a policy's. Values.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "config/fields.h"
+
+namespace mesh::config {
+
+struct Metadata {
+  Labels labels;
+  Labels annotations;
+};
+Metadata read_metadata(Report& report);
+
+// The object's spec under its table; an absent spec is an empty one. Strict: the top level too.
+Fields open_spec(Report& report, Schema schema, Strictness strictness = Strictness::kStrict);
+
+// exportTo: true for "." alone. Anything but absent, "*" and "." is refused.
+bool read_own_namespace_only(const Fields& spec);
+
+struct EndpointSlice {
+  struct Port {
+    std::string name;
+    std::uint16_t port = 0;
+  };
+  ObjectName name;
+  std::string service;  // label kubernetes.io/service-name, in the slice's namespace
+  std::vector<Port> ports;
+  std::vector<IpAddress> addresses;  // of ready endpoints
+};
+
+struct PolicyBlocks {  // those that are written
+  std::optional<Balancer> balancer;
+  std::optional<ConnectionPool> pool;
+  std::optional<OutlierDetection> outlier;
+};
+struct DestinationPolicy {
+  PolicyBlocks blocks;
+  std::map<std::uint16_t, PolicyBlocks> ports;  // portLevelSettings
+};
+struct DestinationRule {
+  struct Subset {
+    std::string name;
+    Labels labels;
+    DestinationPolicy policy;
+  };
+  ObjectName name;
+  std::string host;  // as written, in lower case
+  bool own_namespace_only = false;
+  bool has_policy = false;  // spec.trafficPolicy is there
+  DestinationPolicy policy;
+  std::vector<Subset> subsets;
+};
+
+struct Gateway {
+  ObjectName name;
+  Labels selector;
+  std::vector<GatewayServer> servers;
+};
+
+// A policy and what only its surroundings can judge.
+struct PolicyPart {
+  AuthorizationPolicy policy;
+  std::vector<std::string> http_fields;  // paths of fields that only HTTP can judge
+};
+
+std::optional<Service> read_service(Report& report);  // nullopt without error: not for the mesh
+EndpointSlice read_endpoint_slice(Report& report);
+Workload read_workload_entry(Report& report);
+VirtualService read_virtual_service(Report& report);  // hosts as written
+DestinationRule read_destination_rule(Report& report);
+Gateway read_gateway(Report& report);
+PolicyPart read_authorization_policy(Report& report, const std::string& root_namespace);
+
+// Whether an endpoint may live at `ip`: not loopback, link-local, metadata, multicast, unspecified.
+bool is_endpoint_address(const IpAddress& ip);
+std::string lower(std::string_view text);
+bool is_host(std::string_view host);  // a DNS name in lower case, perhaps "*" or "*.suffix"
+
+}  // namespace mesh::config

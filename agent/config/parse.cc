@@ -1,0 +1,386 @@
+// Text -> trees. YAML comes from yaml-cpp's events, strict JSON from Boost's (yaml-cpp knows
+// neither surrogate pairs nor tabs); both feed one TreeBuilder, which keeps the limits and the
+// lines.
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/exceptions.h>
+#include <yaml-cpp/mark.h>
+#include <yaml-cpp/parser.h>
+
+#include <boost/json.hpp>
+#include <boost/json/basic_parser_impl.hpp>
+#include <optional>
+#include <sstream>
+
+#include "config/object.h"
+#include "config/path.h"
+#include "config/yaml.h"
+
+namespace mesh::config {
+namespace {
+
+namespace json = boost::json;
+
+constexpr std::size_t kMaxText = 16u << 20;
+constexpr std::size_t kMaxObjects = 10'000;
+constexpr std::size_t kMaxDepth = 64 + 2;  // an object may sit in the items of a List
+
+struct Stop {  // thrown inside this file only: out of the parsers' callbacks
+  int line;
+  std::string message;
+};
+
+struct Document {
+  json::value root;
+  std::map<std::string, int> lines;
+};
+
+class TreeBuilder {
+ public:
+  std::vector<Document> documents;
+
+  void begin_document(int line) {
+    if (documents.size() >= kMaxObjects) throw Stop{line, "too many documents in one text"};
+    documents.emplace_back();
+    stack_.clear();
+    note("", line);
+  }
+  bool wants_key() const {
+    return !stack_.empty() && stack_.back().value.is_object() && !stack_.back().key;
+  }
+  void key(std::string text, int line) {
+    Frame& frame = stack_.back();
+    if (frame.value.get_object().contains(text)) throw Stop{line, "duplicate key '" + text + "'"};
+    frame.value.get_object().emplace(text, nullptr);  // keeps the order of the text
+    frame.key = std::move(text);
+    note(child_path(), line);
+  }
+  void begin(json::value container, int line) {
+    if (stack_.size() >= kMaxDepth) throw Stop{line, "nested too deeply"};
+    std::string path = stack_.empty() ? "" : item_path(line);
+    stack_.push_back({std::move(container), {}, std::move(path)});
+  }
+  void end() {
+    json::value done = std::move(stack_.back().value);
+    stack_.pop_back();
+    place(std::move(done));
+  }
+  void scalar(json::value value, int line) {
+    if (!stack_.empty()) item_path(line);
+    place(std::move(value));
+  }
+
+ private:
+  struct Frame {
+    json::value value;  // an object or an array
+    std::optional<std::string> key;
+    std::string path;
+  };
+
+  std::string child_path() const {
+    const Frame& frame = stack_.back();
+    if (frame.key) return path_of_key(frame.path, *frame.key);
+    return path_of_item(frame.path, frame.value.get_array().size());
+  }
+  std::string item_path(int line) {
+    std::string path = child_path();
+    if (!stack_.back().key) note(path, line);
+    return path;
+  }
+  void note(std::string path, int line) { documents.back().lines.emplace(std::move(path), line); }
+  void place(json::value value) {
+    if (stack_.empty()) {
+      documents.back().root = std::move(value);
+      return;
+    }
+    Frame& frame = stack_.back();
+    if (frame.key) {
+      frame.value.get_object()[*frame.key] = std::move(value);
+      frame.key.reset();
+    } else {
+      frame.value.get_array().push_back(std::move(value));
+    }
+  }
+
+  std::vector<Frame> stack_;
+};
+
+class YamlEvents : public YAML::EventHandler {
+ public:
+  explicit YamlEvents(TreeBuilder& builder) : builder_(builder) {}
+
+  void OnDocumentStart(const YAML::Mark& mark) override { builder_.begin_document(line(mark)); }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
+    if (builder_.wants_key()) throw Stop{line(mark), "a key must not be empty"};
+    builder_.scalar(nullptr, line(mark));
+  }
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
+    throw Stop{line(mark), "aliases (*name) are not supported; write the value out"};
+  }
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
+                const std::string& value) override {
+    if (builder_.wants_key()) {
+      if (value == "<<" && tag == "?")
+        throw Stop{line(mark), "merge keys (<<) are not supported; write the values out"};
+      return builder_.key(value, line(mark));
+    }
+    builder_.scalar(typed(mark, tag, value), line(mark));
+  }
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {
+    begin(mark, tag, "tag:yaml.org,2002:seq", json::array());
+  }
+  void OnSequenceEnd() override { builder_.end(); }
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {
+    begin(mark, tag, "tag:yaml.org,2002:map", json::object());
+  }
+  void OnMapEnd() override { builder_.end(); }
+
+ private:
+  static int line(const YAML::Mark& mark) { return mark.line + 1; }
+
+  void begin(const YAML::Mark& mark, const std::string& tag, std::string_view own_tag,
+             json::value container) {
+    if (builder_.wants_key()) throw Stop{line(mark), "a key must be a scalar"};
+    if (tag != "?" && tag != "!" && tag != own_tag)
+      throw Stop{line(mark), "the tag '" + tag + "' is not supported"};
+    builder_.begin(std::move(container), line(mark));
+  }
+
+  static json::value typed(const YAML::Mark& mark, const std::string& tag,
+                           const std::string& value) {
+    if (tag == "?" || tag.empty()) return resolve_plain_scalar(value);
+    if (tag == "!" || tag == "tag:yaml.org,2002:str") return json::string(value);
+    json::value plain = resolve_plain_scalar(value);
+    if ((tag == "tag:yaml.org,2002:int" && plain.is_int64()) ||
+        (tag == "tag:yaml.org,2002:float" && plain.is_number()) ||
+        (tag == "tag:yaml.org,2002:bool" && plain.is_bool()) ||
+        (tag == "tag:yaml.org,2002:null" && plain.is_null()))
+      return plain;
+    throw Stop{line(mark), "the tag '" + tag + "' is not supported here"};
+  }
+
+  TreeBuilder& builder_;
+};
+
+// Handler of json::basic_parser. The text is fed line by line, so `line` is right at each event.
+struct JsonEvents {
+  static constexpr std::size_t max_object_size = SIZE_MAX;
+  static constexpr std::size_t max_array_size = SIZE_MAX;
+  static constexpr std::size_t max_key_size = SIZE_MAX;
+  static constexpr std::size_t max_string_size = SIZE_MAX;
+  using Code = json::error_code;
+
+  TreeBuilder* builder = nullptr;
+  int line = 1;
+  std::string part;
+
+  bool on_document_begin(Code&) {
+    builder->begin_document(line);
+    return true;
+  }
+  bool on_document_end(Code&) { return true; }
+  bool on_object_begin(Code&) {
+    builder->begin(json::object(), line);
+    return true;
+  }
+  bool on_object_end(std::size_t, Code&) {
+    builder->end();
+    return true;
+  }
+  bool on_array_begin(Code&) {
+    builder->begin(json::array(), line);
+    return true;
+  }
+  bool on_array_end(std::size_t, Code&) {
+    builder->end();
+    return true;
+  }
+  bool on_key_part(std::string_view text, std::size_t, Code&) {
+    part += text;
+    return true;
+  }
+  bool on_key(std::string_view text, std::size_t, Code&) {
+    builder->key(std::exchange(part, {}).append(text), line);
+    return true;
+  }
+  bool on_string_part(std::string_view text, std::size_t, Code&) {
+    part += text;
+    return true;
+  }
+  bool on_string(std::string_view text, std::size_t, Code&) {
+    return scalar(json::string(std::exchange(part, {}).append(text)));
+  }
+  bool on_number_part(std::string_view, Code&) { return true; }
+  bool on_int64(std::int64_t value, std::string_view, Code&) { return scalar(value); }
+  bool on_uint64(std::uint64_t value, std::string_view, Code&) { return scalar(value); }
+  bool on_double(double value, std::string_view, Code&) { return scalar(value); }
+  bool on_bool(bool value, Code&) { return scalar(value); }
+  bool on_null(Code&) { return scalar(nullptr); }
+  bool on_comment_part(std::string_view, Code&) { return true; }
+  bool on_comment(std::string_view, Code&) { return true; }
+
+ private:
+  bool scalar(json::value value) {
+    builder->scalar(std::move(value), line);
+    return true;
+  }
+};
+
+constexpr std::string_view kBlank = " \t\r\n";
+
+// Strict JSON documents one after the other; nullopt where the text is not that.
+std::optional<std::vector<Document>> read_json(std::string_view text) {
+  TreeBuilder builder;
+  json::parse_options options;
+  options.max_depth = kMaxDepth + 8;  // the builder, which knows the line, refuses first
+  std::optional<json::basic_parser<JsonEvents>> parser;
+  int line = 1;
+  while (!text.empty()) {
+    std::string_view chunk = text.substr(0, text.find('\n') + 1);
+    if (chunk.empty()) chunk = text;
+    text.remove_prefix(chunk.size());
+    while (!chunk.empty()) {
+      if (!parser) {
+        chunk.remove_prefix(std::min(chunk.find_first_not_of(kBlank), chunk.size()));
+        if (chunk.empty()) break;
+        parser.emplace(options);
+        parser->handler().builder = &builder;
+      }
+      parser->handler().line = line;
+      json::error_code error;
+      std::size_t used = parser->write_some(true, chunk.data(), chunk.size(), error);
+      if (error) return {};
+      chunk.remove_prefix(used);
+      if (parser->done()) parser.reset();
+    }
+    ++line;
+  }
+  if (parser) return {};  // ends in the middle of a document
+  return std::move(builder.documents);
+}
+
+std::vector<Document> read_yaml(std::string_view text) {
+  std::istringstream stream{std::string(text)};
+  YAML::Parser parser(stream);
+  TreeBuilder builder;
+  YamlEvents events(builder);
+  while (parser.HandleNextDocument(events)) {
+  }
+  return std::move(builder.documents);
+}
+
+std::optional<int> line_of_bad_byte(std::string_view text) {
+  int line = 1;
+  for (std::size_t i = 0; i < text.size();) {
+    auto byte = [&](std::size_t at) { return static_cast<unsigned char>(text[at]); };
+    unsigned char c = byte(i);
+    if (c == '\n') ++line;
+    if (c == 0 || c == 0x7f || (c < 0x20 && kBlank.find(static_cast<char>(c)) == kBlank.npos))
+      return line;
+    std::size_t length = c < 0x80   ? 1
+                         : c < 0xc2 ? 0
+                         : c < 0xe0 ? 2
+                         : c < 0xf0 ? 3
+                         : c < 0xf5 ? 4
+                                    : 0;
+    if (length == 0 || i + length > text.size()) return line;
+    for (std::size_t k = 1; k < length; ++k)
+      if ((byte(i + k) & 0xc0) != 0x80) return line;
+    if (length > 2) {
+      unsigned char next = byte(i + 1);  // overlong forms, surrogates, past U+10FFFF
+      if ((c == 0xe0 && next < 0xa0) || (c == 0xed && next > 0x9f) || (c == 0xf0 && next < 0x90) ||
+          (c == 0xf4 && next > 0x8f))
+        return line;
+    }
+    i += length;
+  }
+  return {};
+}
+
+Error error_at(std::string_view file, int line, std::string_view message) {
+  std::string place = std::string(file.empty() ? "line " : file);
+  if (!file.empty()) place += ":";
+  return {Errc::invalid_argument, place + std::to_string(line) + ": " + std::string(message)};
+}
+
+Result<std::vector<Document>> read_documents(std::string_view text, std::string_view file) {
+  if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
+  if (text.size() > kMaxText) return error_at(file, 1, "more than 16 MiB of text");
+  if (auto line = line_of_bad_byte(text))
+    return error_at(file, *line, "not UTF-8 text, or a control character");
+  try {
+    std::size_t start = text.find_first_not_of(kBlank);
+    if (start != std::string_view::npos && (text[start] == '{' || text[start] == '['))
+      if (auto documents = read_json(text)) return std::move(*documents);
+    return read_yaml(text);
+  } catch (const Stop& stop) {
+    return error_at(file, stop.line, stop.message);
+  } catch (const YAML::Exception& exception) {
+    return error_at(file, exception.mark.line + 1, exception.msg);
+  }
+}
+
+std::map<std::string, int> lines_below(const std::map<std::string, int>& lines,
+                                       const std::string& path) {
+  std::map<std::string, int> below;
+  if (auto own = lines.find(path); own != lines.end()) below.emplace("", own->second);
+  for (auto at = lines.lower_bound(path + "."); at != lines.end(); ++at) {
+    if (!at->first.starts_with(path + ".")) break;
+    below.emplace(at->first.substr(path.size() + 1), at->second);
+  }
+  return below;
+}
+
+Error place_error(Error error, std::string_view file, const std::map<std::string, int>& lines) {
+  auto first = lines.find("");
+  return error_at(file, first == lines.end() ? 1 : first->second, error.message);
+}
+
+Result<> add_document(Document document, std::string_view file, std::vector<Object>& objects) {
+  if (document.root.is_null()) return success();  // an empty document
+  if (!document.root.is_object())
+    return place_error(
+        {Errc::invalid_argument, "not an object; apiVersion, kind and metadata are needed"}, file,
+        document.lines);
+  json::object& tree = document.root.get_object();
+  const json::value* kind = tree.if_contains("kind");
+  json::value* items = tree.if_contains("items");
+  bool is_list = kind && kind->is_string() && kind->get_string().ends_with("List") && items;
+  if (!is_list) {
+    auto object = make_object(std::move(tree), std::string(file), document.lines);
+    if (!object) return place_error(std::move(object).error(), file, document.lines);
+    objects.push_back(std::move(object).value());
+    return success();
+  }
+  if (items->is_null()) return success();
+  if (!items->is_array())
+    return place_error({Errc::invalid_argument, "items: must be a list"}, file, document.lines);
+  json::array array = std::move(items->get_array());
+  for (std::size_t i = 0; i < array.size(); ++i) {
+    std::map<std::string, int> lines = lines_below(document.lines, path_of_item("items", i));
+    if (!array[i].is_object())
+      return place_error({Errc::invalid_argument, "an item of a List must be an object"}, file,
+                         lines);
+    auto object = make_object(std::move(array[i].get_object()), std::string(file), lines);
+    if (!object) return place_error(std::move(object).error(), file, lines);
+    objects.push_back(std::move(object).value());
+  }
+  return success();
+}
+
+}  // namespace
+
+Result<std::vector<Object>> parse_objects(std::string_view text, std::string_view file) {
+  MESH_TRY(auto documents, read_documents(text, file));
+  std::vector<Object> objects;
+  for (Document& document : documents) {
+    MESH_TRY(add_document(std::move(document), file, objects));
+    if (objects.size() > kMaxObjects)
+      return error_at(file, 1, "more than 10,000 objects in one text; split it");
+  }
+  return objects;
+}
+
+}  // namespace mesh::config
