@@ -29,8 +29,9 @@ bool is_idempotent(Method method) {
   return false;
 }
 
-bool equal_but_for_case(const char* a, const char* b, std::size_t size) {
-  for (std::size_t i = 0; i < size; ++i) {
+bool names_equal(std::string_view a, std::string_view b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t i = 0; i < a.size(); ++i) {
     if (a[i] != b[i] && to_lower(a[i]) != to_lower(b[i])) return false;
   }
   return true;

@@ -69,10 +69,7 @@ struct Field {
 };
 
 // ASCII case-insensitive, as field names, and many values, are compared.
-bool equal_but_for_case(const char* a, const char* b, std::size_t size);
-inline bool names_equal(std::string_view a, std::string_view b) {
-  return a.size() == b.size() && equal_but_for_case(a.data(), b.data(), a.size());
-}
+bool names_equal(std::string_view a, std::string_view b);
 
 // What may be written: a token, and a value without control characters but tab. Configuration and
 // everything else that makes fields checks with these before it hands them to a writer.
@@ -160,18 +157,17 @@ struct ResponseHead {
   [[nodiscard]] bool is_interim() const { return status >= 100 && status < 200 && status != 101; }
 };
 
-// What a peer may make us hold.
+// What a peer may make us hold, and the status of a request that asks for more.
 struct Limits {
-  std::size_t head_bytes = 60 * 1024;   // start line and fields; above: 431. Envoy's default
-  std::size_t fields = 100;             // above: 431. Envoy's default
-  std::size_t target_bytes = 8 * 1024;  // above: 414. RFC 9112 3 asks for at least 8,000
-  std::size_t method_bytes = 32;        // above: 501
-  std::size_t leading_empty_lines = 4;  // before a request line; above: 400
-  std::size_t chunk_line_bytes =
-      256;  // size and extensions, which are read and dropped; above: 400
-  std::size_t trailer_bytes = 8 * 1024;  // the whole trailer section; above: 431
-  std::size_t trailer_fields = 32;       // above: 431
-  std::size_t connection_options = 32;   // named by Connection; above: 400
+  std::size_t head_bytes = 61'440;      // start line and fields: 60 KiB as Envoy. 431
+  std::size_t fields = 100;             // as Envoy. 431
+  std::size_t target_bytes = 8'192;     // RFC 9112 3 asks for at least 8,000. 414
+  std::size_t method_bytes = 32;        // 501
+  std::size_t leading_empty_lines = 4;  // before a request line. 400
+  std::size_t connection_options = 32;  // named by Connection. 400
+  std::size_t chunk_line_bytes = 256;   // size and extensions, which are read and dropped. 400
+  std::size_t trailer_bytes = 8'192;    // the whole trailer section. 431
+  std::size_t trailer_fields = 32;      // 431
 };
 inline constexpr Limits kDefaultLimits{};
 
