@@ -1,0 +1,21 @@
+// up, down, check and disable: this machine's mesh as a whole. Each may be repeated, and may follow
+// a kill -9 of anything at any moment.
+#pragma once
+
+#include <string>
+
+#include "base/result.h"
+#include "environment.h"
+#include "supervisor.h"
+
+namespace mesh::cli {
+
+Result<int> bring_up(Environment environment, ProgramOptions options);
+Result<int> bring_down(Environment environment, bool purge);
+Result<int> check(const Environment& environment, Format format);
+Result<int> disable_everything(const Environment& environment);
+// Takes one workload out of the mesh: its WorkloadEntry keeps everything but its netns annotation.
+Result<int> disable_workload(const Environment& environment, const std::string& ns,
+                             const std::string& name);
+
+}  // namespace mesh::cli

@@ -1,0 +1,386 @@
+// meshctl: the command line of the mesh. Wiring only: which words call what.
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <iostream>
+
+#include "base/log.h"
+#include "cgroup.h"
+#include "inspect.h"
+#include "lifecycle.h"
+#include "objects.h"
+#include "sandbox.h"
+#include "supervisor.h"
+
+#ifndef MESH_VERSION
+#define MESH_VERSION "0.1.0"
+#endif
+
+namespace mesh::cli {
+namespace {
+
+constexpr const char* kFooter = R"(
+Examples:
+  sudo meshctl up                                          start this machine's mesh
+  sudo meshctl sandbox run web -l app=web --detach -- python3 -m http.server 8080
+  sudo meshctl apply -f examples/bookinfo/config           Istio YAML, refused by file, line and field
+  meshctl tap --destination reviews                        live requests
+
+Each command has its own --help. Exit status: 0 done, 1 failed or refused, 2 wrong usage,
+3 the mesh is not running, 4 not found, 5 degraded (status), 6 permission;
+sandbox run and exec: that of the command.)";
+
+constexpr const char* kMesh = "This machine's mesh";
+constexpr const char* kConfiguration = "Configuration";
+constexpr const char* kWorkloads = "Workloads";
+constexpr const char* kLooking = "Looking inside";
+
+// "k=v,k2=v2" and repeated options alike.
+Result<std::map<std::string, std::string>> parse_pairs(const std::vector<std::string>& texts,
+                                                       const char* option) {
+  std::map<std::string, std::string> out;
+  for (const auto& text : texts) {
+    std::size_t equals = text.find('=');
+    if (equals == 0 || equals == std::string::npos)
+      return Error{Errc::invalid_argument,
+                   std::string(option) + " '" + text + "': must be KEY=VALUE"};
+    out[text.substr(0, equals)] = text.substr(equals + 1);
+  }
+  return out;
+}
+
+Result<> check_environment(const std::vector<std::string>& entries) {
+  for (const auto& entry : entries)
+    if (entry.find('=') == std::string::npos || entry.front() == '=')
+      return Error{Errc::invalid_argument, "--env '" + entry + "': must be NAME=VALUE"};
+  return success();
+}
+
+// The words of the command line and what to do once they are understood.
+class CommandLine {
+ public:
+  CommandLine()
+      : app_("An Istio-compatible service mesh that lies under the applications.", "meshctl") {
+    app_.require_subcommand(1);
+    app_.fallthrough();
+    app_.footer(kFooter);
+    app_.get_formatter()->column_width(26);
+    app_.set_help_flag("-h,--help", "Print this help and exit");
+    app_.add_option("--run-dir", environment_.run_dir, "Sockets, logs and process ids of the mesh")
+        ->envname("UNDERMESH_RUN_DIR")
+        ->capture_default_str();
+    app_.add_option("--cgroup-name", environment_.cgroup_name)
+        ->envname("UNDERMESH_CGROUP")
+        ->group("");
+    add_mesh_commands();
+    add_configuration_commands();
+    add_sandbox_commands();
+    add_looking_commands();
+  }
+
+  int run(std::vector<std::string> arguments) {
+    // What follows "--" is a command's own and none of our options.
+    if (auto dashes = std::find(arguments.begin(), arguments.end(), "--");
+        dashes != arguments.end()) {
+      command_.assign(dashes + 1, arguments.end());
+      has_command_ = true;
+      arguments.erase(dashes, arguments.end());
+    }
+    std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes a vector
+    try {
+      app_.parse(arguments);
+    } catch (const CLI::ParseError& error) {
+      return finish_parse(error);
+    }
+    if (has_command_ && !takes_command_) return usage("no command is expected after '--'");
+    if (takes_command_ && command_.empty())
+      return usage("the command is missing: meshctl sandbox ... NAME -- COMMAND [ARGUMENT...]");
+    Result<int> result = action_();
+    if (result) return result.value();
+    std::fprintf(stderr, "error: %s\n", result.error().message.c_str());
+    return exit_code(result.error());
+  }
+
+ private:
+  int finish_parse(const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app_.exit(error);  // --help
+    return usage(error.what());
+  }
+
+  static int usage(const std::string& message) {
+    std::fprintf(stderr, "error: %s\nRun `meshctl --help`, or `meshctl COMMAND --help`.\n",
+                 message.c_str());
+    return kUsage;
+  }
+
+  CLI::App* command(CLI::App& parent, const char* name, const char* description, const char* group,
+                    std::function<Result<int>()> action) {
+    CLI::App* sub = parent.add_subcommand(name, description);
+    sub->group(group);
+    sub->fallthrough();
+    sub->get_formatter()->column_width(26);
+    if (action) sub->final_callback([this, action] { action_ = action; });
+    return sub;
+  }
+
+  void add_format(CLI::App* sub) {
+    sub->add_option("-o,--output", format_, "table, json or yaml")
+        ->transform(CLI::CheckedTransformer(std::map<std::string, Format>{{"table", Format::kTable},
+                                                                          {"json", Format::kJson},
+                                                                          {"yaml", Format::kYaml}},
+                                            CLI::ignore_case)
+                        .description(""))
+        ->type_name("FORMAT");
+  }
+
+  void add_state_dir(CLI::App* sub) {
+    sub->add_option("--state-dir", environment_.state_dir, "Where the configuration is stored")
+        ->envname("UNDERMESH_STATE_DIR")
+        ->capture_default_str();
+  }
+
+  void add_namespace(CLI::App* sub) {
+    sub->add_option("-n,--namespace", selection_.ns, "Namespace")->capture_default_str();
+  }
+
+  void add_program_options(CLI::App* sub) {
+    add_state_dir(sub);
+    sub->add_option("--access-log", programs_.access_log, "File for Istio's access log (off)");
+    sub->add_option("--workers", programs_.workers, "Proxy threads (one for two processors)")
+        ->check(CLI::Range(1, 1024));
+    sub->add_option("--proxy-uid", programs_.proxy_uid, "Numeric uid and gid of the proxy")
+        ->check(CLI::Range(1u, 4294967294u))
+        ->capture_default_str();
+    sub->add_option("--log-level", programs_.log_level, "trace, debug, info, warn, error or off")
+        ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}).description(""))
+        ->capture_default_str();
+    sub->add_option("--service-cidr", programs_.service_cidr,
+                    "Addresses of services without a clusterIP (10.78.0.0/16)");
+  }
+
+  // Paths outlive the caller's directory: programs get absolute ones.
+  void make_absolute() {
+    for (std::string* path :
+         {&environment_.run_dir, &environment_.state_dir, &programs_.access_log})
+      if (!path->empty()) *path = std::filesystem::absolute(*path).lexically_normal();
+    programs_.bin_dir = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  }
+
+  void add_mesh_commands();
+  void add_configuration_commands();
+  void add_sandbox_commands();
+  void add_looking_commands();
+  void add_sandbox_run(CLI::App& sandbox);
+
+  CLI::App app_;
+  std::function<Result<int>()> action_;
+  Environment environment_;
+  ProgramOptions programs_;
+  Format format_ = Format::kTable;
+  Selection selection_;
+  SandboxSpec sandbox_;
+  TapOptions tap_;
+  std::vector<std::string> files_, labels_, annotations_, command_;
+  std::string what_;
+  bool purge_ = false, dry_run_ = false, all_ = false, takes_command_ = false, has_command_ = false;
+};
+
+void CommandLine::add_mesh_commands() {
+  auto* up = command(app_, "up", "Start the mesh, or take over what runs of it", kMesh, [this] {
+    make_absolute();
+    return bring_up(environment_, programs_);
+  });
+  add_program_options(up);
+  auto* down =
+      command(app_, "down", "End the mesh and everything of it, sandboxes too", kMesh, [this] {
+        make_absolute();
+        return bring_down(environment_, purge_);
+      });
+  down->add_flag("--purge", purge_, "Remove the stored configuration too");
+  add_state_dir(down);
+  auto* check_command = command(app_, "check", "Say what this machine lacks, each with its remedy",
+                                kMesh, [this] { return check(environment_, format_); });
+  add_format(check_command);
+  auto* disable = command(app_, "disable", "Take one workload out of the mesh, or all at once",
+                          kMesh, [this]() -> Result<int> {
+                            if (all_ && selection_.name.empty())
+                              return disable_everything(environment_);
+                            if (!all_ && !selection_.name.empty())
+                              return disable_workload(environment_, selection_.ns, selection_.name);
+                            return usage("disable: either a WORKLOAD or --all");
+                          });
+  disable->add_option("workload", selection_.name, "Name of its WorkloadEntry");
+  disable->add_flag("--all", all_, "Detach every BPF program; works with meshd dead");
+  add_namespace(disable);
+  auto* supervise_command = command(app_, "supervise", "", "", [this]() -> Result<int> {
+    make_absolute();
+    MESH_TRY(init_logging("supervisor", "info"));
+    MESH_TRY(auto cgroups, find_cgroups(environment_.cgroup_name));
+    programs_.cgroup = cgroups.root;
+    MESH_TRY(supervise(environment_, programs_));
+    return kOk;
+  });
+  add_program_options(supervise_command);
+}
+
+void CommandLine::add_configuration_commands() {
+  auto* apply_command =
+      command(app_, "apply", "Create or change objects from files", kConfiguration,
+              [this] { return apply(environment_, files_, dry_run_); });
+  apply_command->add_option("-f,--filename", files_, "File, directory, or - for standard input")
+      ->required();
+  apply_command->add_flag("--dry-run", dry_run_, "Say what would happen, change nothing");
+
+  auto* delete_command = command(
+      app_, "delete", "Delete objects, by name or from files", kConfiguration,
+      [this]() -> Result<int> {
+        bool by_name = !selection_.kind.empty() && !selection_.name.empty();
+        if (by_name == !files_.empty() || (selection_.kind.empty() != selection_.name.empty()))
+          return usage("delete: either KIND NAME or -f FILE");
+        return by_name ? delete_object(environment_, selection_)
+                       : delete_files(environment_, files_);
+      });
+  delete_command->add_option("kind", selection_.kind, "VirtualService (vs), Service (svc), ...");
+  delete_command->add_option("name", selection_.name, "Name of the object");
+  delete_command->add_option("-f,--filename", files_, "File, directory, or - for standard input");
+  add_namespace(delete_command);
+
+  auto* get_command = command(app_, "get", "Show objects", kConfiguration,
+                              [this] { return get(environment_, selection_, format_); });
+  get_command
+      ->add_option("kind", selection_.kind, "VirtualService (vs), Service (svc), ..., or all")
+      ->required();
+  get_command->add_option("name", selection_.name, "Name of the object");
+  get_command->add_flag("-A,--all-namespaces", selection_.all_namespaces, "Of every namespace");
+  add_namespace(get_command);
+  add_format(get_command);
+
+  auto* describe_command =
+      command(app_, "describe", "Show an object with its state and problems", kConfiguration,
+              [this] { return describe(environment_, selection_); });
+  describe_command->add_option("kind", selection_.kind, "VirtualService (vs), Service (svc), ...")
+      ->required();
+  describe_command->add_option("name", selection_.name, "Name of the object")->required();
+  add_namespace(describe_command);
+
+  auto* validate_command =
+      command(app_, "validate", "Check files without a mesh, by file, line and field",
+              kConfiguration, [this] { return validate(files_); });
+  validate_command->add_option("-f,--filename", files_, "File, directory, or - for standard input")
+      ->required();
+}
+
+void CommandLine::add_sandbox_run(CLI::App& sandbox) {
+  auto* run = command(sandbox, "run", "Start a command as a workload of its own", "",
+                      [this]() -> Result<int> {
+                        MESH_TRY(sandbox_.labels, parse_pairs(labels_, "-l"));
+                        MESH_TRY(sandbox_.annotations, parse_pairs(annotations_, "--annotation"));
+                        MESH_TRY(check_environment(sandbox_.environment));
+                        sandbox_.ns = selection_.ns;
+                        sandbox_.command = command_;
+                        if (!sandbox_.log.empty())
+                          sandbox_.log = std::filesystem::absolute(sandbox_.log);
+                        return run_sandbox(environment_, sandbox_);
+                      });
+  run->group("Commands");
+  run->footer(R"(
+The command starts once the workload is enrolled, in a network, mount and PID namespace and a
+control group of its own. In the foreground its input, output, signals and exit status pass
+through; it ends with meshctl, also with kill -9.
+
+Example:
+  sudo meshctl sandbox run reviews-v1 -l app=reviews,version=v1 --service-account reviews -- ./reviews)");
+  run->add_option("name", sandbox_.name, "Name of the workload")->required();
+  add_namespace(run);
+  run->add_option("-l,--labels", labels_, "Labels that services select by: k=v,...")
+      ->delimiter(',');
+  run->add_option("--service-account", sandbox_.service_account,
+                  "Its identity in policies (default)");
+  run->add_option("--annotation", annotations_, "Annotation K=V of its WorkloadEntry; repeatable")
+      ->allow_extra_args(false);
+  run->add_option("--env", sandbox_.environment, "Environment variable NAME=VALUE; repeatable")
+      ->allow_extra_args(false);
+  run->add_flag("--detach", sandbox_.detach, "Return once the command runs, and leave it running");
+  run->add_option("--log", sandbox_.log,
+                  "With --detach: file for its output (RUN-DIR/logs/sandbox-NAME.log)");
+  run->callback([this] { takes_command_ = true; });
+}
+
+void CommandLine::add_sandbox_commands() {
+  auto* sandbox = command(app_, "sandbox", "Run commands as workloads: run, list, exec, stop",
+                          kWorkloads, nullptr);
+  sandbox->require_subcommand(1);
+  add_sandbox_run(*sandbox);
+  auto* list = command(*sandbox, "list", "Show the sandboxes that run", "Commands",
+                       [this] { return list_sandboxes(environment_, format_); });
+  add_format(list);
+  auto* exec = command(*sandbox, "exec", "Run a command inside a sandbox", "Commands",
+                       [this]() -> Result<int> {
+                         MESH_TRY(check_environment(sandbox_.environment));
+                         return exec_in_sandbox(environment_, selection_.ns, sandbox_.name,
+                                                command_, sandbox_.environment);
+                       });
+  exec->add_option("name", sandbox_.name, "Name of the sandbox")->required();
+  exec->add_option("--env", sandbox_.environment, "Environment variable NAME=VALUE; repeatable")
+      ->allow_extra_args(false);
+  add_namespace(exec);
+  exec->callback([this] { takes_command_ = true; });
+  auto* stop =
+      command(*sandbox, "stop", "End a sandbox, or all", "Commands", [this]() -> Result<int> {
+        if (all_ == !sandbox_.name.empty()) return usage("sandbox stop: either a NAME or --all");
+        if (!all_) {
+          MESH_TRY(stop_sandbox(environment_, selection_.ns, sandbox_.name));
+          std::printf("sandbox/%s stopped\n", sandbox_.name.c_str());
+          return kOk;
+        }
+        MESH_TRY(auto stopped, stop_all_sandboxes(environment_));
+        for (const auto& name : stopped) std::printf("sandbox/%s stopped\n", name.c_str());
+        if (stopped.empty()) std::puts("No sandbox runs.");
+        return kOk;
+      });
+  stop->add_option("name", sandbox_.name, "Name of the sandbox");
+  stop->add_flag("--all", all_, "Every sandbox of every namespace");
+  add_namespace(stop);
+}
+
+void CommandLine::add_looking_commands() {
+  auto* status_command =
+      command(app_, "status", "Say what runs, what is enrolled and what is wrong", kLooking,
+              [this] { return status(environment_, format_); });
+  add_format(status_command);
+
+  auto* tap_command = command(app_, "tap", "Show requests as they happen", kLooking,
+                              [this] { return tap(environment_, tap_, format_); });
+  tap_command->add_option("--source", tap_.source, "Only requests of this workload");
+  tap_command->add_option("--destination", tap_.destination, "Only requests to this service");
+  tap_command->add_option("--status", tap_.status, "Only responses of this status: 503, or 5xx");
+  tap_command->add_option("--count", tap_.count, "End after so many requests");
+  add_format(tap_command);
+
+  auto* config_command =
+      command(app_, "config", "Show what the configuration was compiled to", kLooking, nullptr);
+  config_command->require_subcommand(1);
+  auto* dump_command = command(*config_command, "dump", "routes, clusters, endpoints or policies",
+                               "Commands", [this] { return dump(environment_, what_, format_); });
+  dump_command->add_option("what", what_, "routes, clusters, endpoints or policies")
+      ->required()
+      ->check(CLI::IsMember({"routes", "clusters", "endpoints", "policies"}).description(""));
+  add_format(dump_command);
+
+  auto* version_command = command(app_, "version", "Versions of meshctl and of meshd", kLooking,
+                                  [this] { return version(environment_, MESH_VERSION, format_); });
+  add_format(version_command);
+}
+
+}  // namespace
+}  // namespace mesh::cli
+
+int main(int argc, char** argv) {
+  mesh::cli::CommandLine line;
+  return line.run(std::vector<std::string>(argv + 1, argv + argc));
+}
