@@ -230,6 +230,11 @@ static __always_inline void um_proxy_end(struct bpf_sock_ops* ops, struct um_rec
   }
 }
 
+static __always_inline const struct um_socket* um_redirected(struct bpf_sock* sk) {
+  const struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
+  return socket && (socket->flags & UM_SOCKET_REDIRECTED) ? socket : 0;
+}
+
 // sock_ops at a workload's cgroup: a redirected socket leaves a record as it sends its SYN, and
 // takes it back when it is closed before the proxy's end was established. No room: no record, and
 // the proxy resets the connection, having no destination. Agent gone: the same.
@@ -239,8 +244,8 @@ int um_sock_ops(struct bpf_sock_ops* ops) {
     if (ops->remote_port != bpf_htonl(UM_PROXY_PORT)) return 1;
     struct bpf_sock* sk = ops->sk;
     if (!sk) return 1;
-    struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
-    if (!socket || !(socket->flags & UM_SOCKET_REDIRECTED)) return 1;
+    const struct um_socket* socket = um_redirected(sk);
+    if (!socket) return 1;
     struct um_record_key key = {};
     um_client_end(ops, &key);
     struct um_destination service = socket->service;
@@ -252,6 +257,8 @@ int um_sock_ops(struct bpf_sock_ops* ops) {
   } else if (ops->op == BPF_SOCK_OPS_STATE_CB) {
     // At TCP_CLOSE alone: until the proxy's end acknowledged the FIN it may still be established.
     if (ops->args[1] != BPF_TCP_CLOSE || ops->remote_port != bpf_htonl(UM_PROXY_PORT)) return 1;
+    struct bpf_sock* sk = ops->sk;
+    if (!sk || !um_redirected(sk)) return 1;
     struct um_record_key key = {};
     um_client_end(ops, &key);
     if (bpf_map_delete_elem(&um_records, &key) == 0) um_count(UM_RECORDS_UNUSED);

@@ -37,7 +37,8 @@ struct ServiceEntry {
   enum class Kind : std::uint8_t { kProxy, kBalance };  // L7 through the proxy; TCP in the kernel
   ServiceId id = 0;
   Kind kind = Kind::kBalance;
-  std::vector<SocketAddress> endpoints;  // kBalance only; none: ECONNREFUSED
+  // kBalance only, of the family of the service's address; none: ECONNREFUSED.
+  std::vector<SocketAddress> endpoints;
   friend bool operator==(const ServiceEntry&, const ServiceEntry&) = default;
 };
 
@@ -79,6 +80,8 @@ class Datapath {
   // Programs on the mesh's own cgroup (connect, sock_ops, getsockopt, sock_create). Idempotent.
   virtual Result<> attach_mesh(const std::string& cgroup_path) = 0;
   // Returns the workloads that could not be enrolled or kept, with the reason; all else is applied.
+  // Under id 0: what is of no one workload and did not fit; then the kernel refuses every TCP
+  // destination that it does not find, until it fits. What did not fit of a workload refuses too.
   virtual Result<std::map<WorkloadId, Error>> apply(const State& wanted) = 0;
   virtual Result<Counters> counters() = 0;
   // What the maps hold now: read once by a restarted meshd, to keep its numbers.
@@ -88,6 +91,7 @@ class Datapath {
   virtual Result<UniqueFd> heartbeat_map() = 0;
 };
 
+// Sizes count when the maps are made; adopted ones keep theirs.
 struct Options {
   std::string pin_dir = "/sys/fs/bpf/undermesh";
   std::uint32_t max_services = 16384;
@@ -96,7 +100,9 @@ struct Options {
   std::uint32_t max_workloads = 4096;
 };
 // Loads the programs, or adopts the pinned ones of the same layout (a layout version is pinned too;
-// another layout is an error that names the remedy). Needs CAP_BPF and CAP_NET_ADMIN, or root.
+// another layout is an error that names the remedy). Programs of another build are replaced in
+// place, without a gap, by attach_mesh() and apply(). pin_dir lies on a bpffs (ensure_bpffs) and
+// has one owner at a time: unavailable while another process has it. Needs root.
 Result<std::unique_ptr<Datapath>> open_kernel_datapath(const Options& options);
 
 // Detaches every link, unpins everything below pin_dir; works with meshd dead. Idempotent.

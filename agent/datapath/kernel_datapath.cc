@@ -241,6 +241,8 @@ class KernelDatapath final : public Datapath {
   }
 
  private:
+  using Place = std::pair<std::uint64_t, std::string>;  // netns cookie, cgroup
+
   std::size_t capacity(const char* map) const {
     bpf_map_info info{};
     std::uint32_t size = sizeof info;
@@ -343,11 +345,14 @@ class KernelDatapath final : public Datapath {
       std::string set = std::to_string(id);
       if (workload.cgroup.empty() || id == 0) continue;
       auto ensured = ensured_.find(set);
-      if (ensured != ensured_.end() && ensured->second == workload.cgroup) continue;
+      // A workload that came back under its id has a new namespace, and a new cgroup at the old
+      // path.
+      Place place{workload.netns_cookie, workload.cgroup};
+      if (ensured != ensured_.end() && ensured->second == place) continue;
       link_sets_.insert(set);
       Result<> linked = object_.ensure_links(set, workload_hooks(), workload.cgroup);
       if (linked)
-        ensured_[set] = workload.cgroup;
+        ensured_[set] = place;
       else
         problems.insert_or_assign(id, std::move(linked).assume_error());
     }
@@ -355,8 +360,8 @@ class KernelDatapath final : public Datapath {
 
   Object object_;
   Maps maps_;
-  std::set<std::string> link_sets_;             // pinned, as far as we know
-  std::map<std::string, std::string> ensured_;  // link set -> cgroup, by this process
+  std::set<std::string> link_sets_;       // pinned, as far as we know
+  std::map<std::string, Place> ensured_;  // by this process
   bool config_known_ = false;
   std::uint32_t config_flags_ = 0;
 };

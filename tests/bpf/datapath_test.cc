@@ -170,9 +170,14 @@ class DatapathTest : public testing::Test {
   Peer peer_from_app(const std::string& to, int family) {
     return in_child(&*app_group_, &*app_, [&] { return peer_of_connect(to, family); });
   }
-  // A connect of the mesh's own, from the workload's namespace.
+  // A connect of the mesh's own: a socket made in the workload's namespace, used outside of it.
   int connect_from_mesh(const std::string& to) {
-    return app_->run([&] { return test::try_connect(to); });
+    SocketAddress address = at(to);
+    UniqueFd fd = app_->run([&] {
+      return UniqueFd(::socket(test::family_of(address), SOCK_STREAM | SOCK_CLOEXEC, 0));
+    });
+    auto raw = test::raw_address(address, test::family_of(address));
+    return ::connect(fd.get(), raw.get(), raw.size) == 0 ? 0 : errno;
   }
   void accept_on_both_servers() {
     first_ = server_->listen("10.9.0.2:8080");
@@ -192,6 +197,13 @@ class DatapathTest : public testing::Test {
       ++entries;
     }
     return entries;
+  }
+  bpf_link_info link_info(const std::string& pin) const {
+    UniqueFd link(::bpf_obj_get((options_.pin_dir + "/links/" + pin).c_str()));
+    bpf_link_info info{};
+    std::uint32_t size = sizeof info;
+    EXPECT_EQ(::bpf_obj_get_info_by_fd(link.get(), &info, &size), 0) << pin;
+    return info;
   }
   std::size_t pins() const {
     std::size_t found = 0;
@@ -521,6 +533,24 @@ TEST_F(DatapathTest, TakesASocketOffItsDevice) {
   }
 }
 
+// Only root may take a socket off its device: the others are refused, not left hanging.
+TEST_F(DatapathTest, RefusesASocketThatItCannotTakeOffItsDevice) {
+  proxied("10.78.0.1:9080", 1);
+  apply_all();
+  proxy_lives();
+  int err = in_child(&*app_group_, &*app_, [&] {
+    if (::setuid(65530) != 0) return -1;
+    UniqueFd fd(::socket(AF_INET, SOCK_STREAM, 0));
+    timeval limit{2, 0};
+    ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    if (::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, "veth0", 5) != 0) return -2;
+    auto raw = test::raw_address(at("10.78.0.1:9080"), AF_INET);
+    return ::connect(fd.get(), raw.get(), raw.size) == 0 ? 0 : errno;
+  });
+  EXPECT_EQ(err, kRefused);
+  EXPECT_EQ(count("connects_refused_bound_device"), 1);
+}
+
 TEST_F(DatapathTest, ASecondOwnerIsRefused) {
   auto second = datapath::open_kernel_datapath(options_);
   ASSERT_TRUE(second.has_error());
@@ -564,6 +594,53 @@ TEST_F(DatapathTest, GoesOnWithoutItsOwnerAndIsAdopted) {
   EXPECT_EQ(peer_from_app("10.78.0.1:9080", AF_INET).address, at("10.78.0.1:9080"));
   UniqueFd accepted = test::accept_within(proxy4_.get());
   EXPECT_EQ(original_destination(accepted.get(), SOL_IP).address, at("10.78.0.1:9080"));
+}
+
+TEST_F(DatapathTest, ReplacesTheProgramsOfAnotherBuildInPlace) {
+  accept_on_both_servers();
+  state_.endpoints[ip("10.9.0.2")] = 3;
+  apply_all();
+  datapath_.reset();
+  bpf_link_info before = link_info("7/connect4");
+  // What a start that died half-way, or another build, leaves: no programs that we know.
+  UniqueFd meta(::bpf_obj_get((options_.pin_dir + "/meta").c_str()));
+  std::uint32_t zero = 0;
+  std::uint32_t other[4] = {UM_LAYOUT, 0, 1, 2};
+  ASSERT_EQ(::bpf_map_update_elem(meta.get(), &zero, other, BPF_ANY), 0);
+  open();
+  must(datapath_->attach_mesh(mesh_group_->path()));
+  apply_all();
+  bpf_link_info after = link_info("7/connect4");
+  EXPECT_EQ(after.id, before.id);
+  EXPECT_NE(after.prog_id, before.prog_id);
+  EXPECT_EQ(after.cgroup.cgroup_id, before.cgroup.cgroup_id);
+  EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
+}
+
+TEST_F(DatapathTest, RefusesMapsOfAnotherLayoutAndNamesTheRemedy) {
+  datapath_.reset();
+  UniqueFd meta(::bpf_obj_get((options_.pin_dir + "/meta").c_str()));
+  std::uint32_t zero = 0;
+  std::uint32_t other[4] = {UM_LAYOUT + 1, 0, 0, 0};
+  ASSERT_EQ(::bpf_map_update_elem(meta.get(), &zero, other, BPF_ANY), 0);
+  auto opened = datapath::open_kernel_datapath(options_);
+  ASSERT_TRUE(opened.has_error());
+  EXPECT_THAT(opened.error().message, testing::HasSubstr("meshctl disable --all"));
+}
+
+TEST_F(DatapathTest, AWorkloadThatComesBackUnderItsIdIsCaughtAgain) {
+  apply_all();
+  NetNs second = NetNs::create();
+  std::string path = app_group_->path();
+  ASSERT_EQ(::rmdir(path.c_str()), 0);  // and made again at the same place
+  ASSERT_EQ(::mkdir(path.c_str(), 0755), 0);
+  state_.workloads[kApp].netns_cookie = second.cookie();
+  state_.verdicts[{kApp, 3, 0, 0}] = {false, 1};
+  state_.endpoints[ip("10.9.0.2")] = 3;
+  apply_all();
+  EXPECT_EQ(in_child(&*app_group_, &second, [] { return test::try_connect("10.9.0.2:80"); }),
+            kRefused);
+  EXPECT_EQ(count("connects_denied_policy"), 1);
 }
 
 TEST_F(DatapathTest, AWorkloadThatEndsLeavesNothing) {
@@ -721,6 +798,64 @@ TEST_F(DatapathTest, CheckSaysOkOfThisMachine) {
   for (const auto& finding : datapath::check_machine(app_group_->path()))
     EXPECT_NE(finding.level, datapath::Finding::Level::kError)
         << finding.subject << ": " << finding.message << ": " << finding.remedy;
+}
+
+// What neighbours attach above ours: `flags` at a parent of the cgroup that is checked.
+class CheckTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!test::is_root() || test::cgroup2_mount().empty()) GTEST_SKIP() << "needs root and cgroup2";
+    parent_.emplace(Cgroup::create("parent"));
+    const bpf_insn pass[] = {{BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 1},
+                             {BPF_JMP | BPF_EXIT, 0, 0, 0, 0}};
+    LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = BPF_CGROUP_INET4_CONNECT);
+    program_.reset(
+        ::bpf_prog_load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, "neighbour", "GPL", pass, 2, &options));
+    ASSERT_TRUE(program_);
+  }
+  // False where this kernel does not know the flags.
+  bool attach(std::uint32_t flags) {
+    group_.reset(::open(parent_->path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    return ::bpf_prog_attach(program_.get(), group_.get(), BPF_CGROUP_INET4_CONNECT, flags) == 0;
+  }
+  datapath::Finding worst() {
+    datapath::Finding out;
+    for (const auto& finding : datapath::check_machine(parent_->path() + "/undermesh/mesh"))
+      if (finding.subject == "programs" && finding.level > out.level) out = finding;
+    return out;
+  }
+  std::optional<Cgroup> parent_;
+  UniqueFd program_, group_;
+};
+
+using Level = datapath::Finding::Level;
+
+TEST_F(CheckTest, IsContentWithANeighbourThatAllowsOthers) {
+  ASSERT_TRUE(attach(BPF_F_ALLOW_MULTI));
+  EXPECT_EQ(worst().level, Level::kOk);
+}
+
+TEST_F(CheckTest, NamesAnExclusiveProgram) {
+  ASSERT_TRUE(attach(0));
+  datapath::Finding finding = worst();
+  EXPECT_EQ(finding.level, Level::kError);
+  EXPECT_NE(finding.remedy, "");
+  bool named = false;
+  for (const auto& f : datapath::check_machine(parent_->path()))
+    named |= f.message.find("neighbour") != std::string::npos && f.level == Level::kError;
+  EXPECT_TRUE(named);
+}
+
+TEST_F(CheckTest, WarnsOfAProgramThatOursWouldReplace) {
+  ASSERT_TRUE(attach(BPF_F_ALLOW_OVERRIDE));
+  EXPECT_EQ(worst().level, Level::kWarning);
+}
+
+TEST_F(CheckTest, WarnsOfAProgramThatRunsBeforeOurs) {
+  if (!attach(BPF_F_ALLOW_MULTI | (1U << 6))) GTEST_SKIP() << "the kernel has no BPF_F_PREORDER";
+  datapath::Finding finding = worst();
+  EXPECT_EQ(finding.level, Level::kWarning);
+  EXPECT_THAT(finding.message, testing::HasSubstr("neighbour"));
 }
 
 }  // namespace
