@@ -1,0 +1,223 @@
+#include <chrono>
+#include <string>
+
+#include "proxy/exchange.h"
+#include "telemetry/access_log.h"
+
+namespace mesh::proxy {
+
+namespace {
+
+using namespace std::chrono;
+
+std::string_view label(const config::Labels& labels, std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    const auto found = labels.find(name);
+    if (found != labels.end()) return found->second;
+  }
+  return {};
+}
+
+// As Istio derives them (pilot/pkg/model: canonical service and revision).
+telemetry::Peer peer_labels(const config::Workload& workload, const std::string& principal) {
+  telemetry::Peer peer;
+  peer.workload = workload.name.name;
+  peer.workload_namespace = workload.name.ns;
+  peer.principal = principal;
+  peer.app = label(workload.labels, {"app"});
+  peer.version = label(workload.labels, {"version"});
+  peer.canonical_service =
+      label(workload.labels, {"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"});
+  if (peer.canonical_service.empty()) peer.canonical_service = workload.name.name;
+  peer.canonical_revision = label(workload.labels, {"service.istio.io/canonical-revision",
+                                                    "app.kubernetes.io/version", "version"});
+  if (peer.canonical_revision.empty()) peer.canonical_revision = "latest";
+  return peer;
+}
+
+bool matches_name(const std::string& filter, const std::string& ns_name) {
+  if (filter.empty() || filter == ns_name) return true;
+  const auto slash = ns_name.find('/');
+  return slash != std::string::npos && filter == std::string_view(ns_name).substr(slash + 1);
+}
+
+}  // namespace
+
+// Whether the request's body is in the buffer as a whole; then it is passed over, and the
+// connection can go on after an answer that did not wait for it.
+bool Exchange::skip_buffered_body() {
+  if (!has_body_) return true;
+  if (upload_end_) return upload_end_ == RelayEnd::kDone;
+  while (down_->in.is_held()) {
+    const auto step = request_body_.next(down_->in.unread());
+    down_->in.consume(step.consumed);
+    bytes_received_ += step.data.size();
+    if (step.event == http::BodyDecoder::Event::end) return true;
+    if (step.event != http::BodyDecoder::Event::data) return false;
+  }
+  return false;
+}
+
+net::Task<bool> Exchange::answer(Refusal refusal) {
+  Answer answer = to_answer(refusal);
+  for (std::size_t i = 0; i < telemetry::kResponseFlagCount; ++i) {
+    const auto flag = static_cast<telemetry::ResponseFlag>(i);
+    if (answer.flags.has(flag)) flags_.set(flag);
+  }
+  details_ = std::move(answer.details);
+  transport_failure_ = std::move(answer.transport_failure);
+  status_ = answer.status;
+  if (answer.status == 0) {
+    down_->stream->reset_on_close();
+    co_return false;
+  }
+  const bool whole = !answer.close && skip_buffered_body();
+  http::LocalResponse response;
+  response.status = answer.status;
+  response.body = answer.body;
+  const http::FieldValue overloaded{"x-envoy-overloaded", "true"};
+  if (answer.overloaded) response.fields = {&overloaded, 1};
+  response.date = worker_.http_date();
+  response.client = head_.version;
+  response.request = head_.method;
+  response.keep_alive = whole && head_.keep_alive && !worker_.is_draining();
+  response_out_.clear();
+  http::write_local_response(response, response_out_);
+  bytes_sent_ = head_.method == http::Method::head ? 0 : answer.body.size();
+  down_->linger = down_->linger || !whole;
+  net::Scope scope(down_->scope);
+  scope.expires_after(worker_.limits().stream_idle_timeout);
+  iovec part{response_out_.data(), response_out_.size()};
+  auto written = co_await down_->stream->write_all({&part, 1}, scope);
+  if (!written) flags_.set(telemetry::ResponseFlag::kDownstreamConnectionTermination);
+  co_return written&& response.keep_alive;
+}
+
+void Exchange::finish() {
+  const auto duration = worker_.reactor().now() - start_;
+  count(duration);
+  if (worker_.logs_access()) write_access_log(duration);
+  if (worker_.taps()) tap(duration);
+  pool_.reset();
+  cluster_.reset();
+  endpoint_ = nullptr;
+  decision_ = {};
+  view_.reset();
+}
+
+telemetry::WorkerMetrics::Edge* Exchange::make_edge(std::string_view reporter,
+                                                    const config::Workload* destination) const {
+  const config::Workload& source = *down_->client.workload();
+  telemetry::EdgeLabels labels;
+  labels.reporter = reporter;
+  const std::string source_principal = "spiffe://" + source.principal();
+  labels.source = peer_labels(source, source_principal);
+  std::string destination_principal;
+  if (destination != nullptr) {
+    destination_principal = "spiffe://" + destination->principal();
+    labels.destination = peer_labels(*destination, destination_principal);
+  }
+  const config::Service* service =
+      cluster_ && cluster_->config().service ? cluster_->config().service.get() : down_->service;
+  if (service != nullptr) {
+    labels.destination_service = service->host;
+    labels.destination_service_name = service->name.name;
+    labels.destination_service_namespace = service->name.ns;
+  }
+  return worker_.metrics().edge(labels);
+}
+
+// Series are looked up when an endpoint is first used with a view, not for each request.
+void Exchange::count(nanoseconds duration) {
+  auto& metrics = worker_.metrics();
+  if (down_->client.workload() == nullptr) return;
+  if (endpoint_ == nullptr) {
+    metrics.record(make_edge("source", nullptr), status_, flags_, duration);
+    return;
+  }
+  if (endpoint_->edges_epoch != view_->epoch) {
+    const auto& workload = endpoint_->endpoint->workload();
+    endpoint_->source_edge = make_edge("source", workload.get());
+    endpoint_->destination_edge = workload && view_->local.contains(workload.get())
+                                      ? make_edge("destination", workload.get())
+                                      : nullptr;
+    endpoint_->edges_epoch = view_->epoch;
+  }
+  metrics.record(endpoint_->source_edge, status_, flags_, duration);
+  // The destination's side counts what was really sent to it.
+  if (endpoint_->destination_edge != nullptr && sent_any_) {
+    metrics.record(endpoint_->destination_edge, status_, flags_, duration);
+  }
+}
+
+void Exchange::write_access_log(nanoseconds duration) {
+  telemetry::AccessLogEntry entry;
+  entry.start = system_clock::now() - duration_cast<system_clock::duration>(duration);
+  std::string path;
+  entry.method = head_.method_text;
+  entry.path = head_.target;
+  entry.protocol = http::to_string(head_.version);
+  entry.response_code = status_;
+  entry.flags = flags_;
+  entry.response_code_details = details_;
+  entry.upstream_transport_failure_reason = transport_failure_;
+  entry.bytes_received = bytes_received_;
+  entry.bytes_sent = bytes_sent_;
+  entry.duration = duration_cast<milliseconds>(duration);
+  entry.upstream_service_time_ms = service_time_ms_;
+  entry.x_forwarded_for = x_forwarded_for_;
+  entry.user_agent = user_agent_;
+  if (trace_) entry.request_id = trace_->request_id();
+  entry.authority = head_.authority;
+  if (endpoint_ != nullptr) entry.upstream_host = &endpoint_->endpoint->address();
+  if (cluster_) entry.upstream_cluster = cluster_->config().name;
+  if (upstream_local_) entry.upstream_local_address = &*upstream_local_;
+  entry.downstream_local_address = &down_->destination;
+  entry.downstream_remote_address = &down_->peer();
+  entry.route_name = decision_.route_name;
+  entry.match_name = decision_.match_name;
+  std::string line;
+  telemetry::append_access_log_line(entry, line);
+  worker_.log_line(line);
+}
+
+void Exchange::tap(nanoseconds duration) {
+  const config::Workload* source = down_->client.workload();
+  if (source == nullptr) return;
+  TapEvent event;
+  event.source = source->name.to_string();
+  if (endpoint_ != nullptr) {
+    event.endpoint = endpoint_->endpoint->address().to_string();
+    if (endpoint_->endpoint->workload()) {
+      event.destination = endpoint_->endpoint->workload()->name.to_string();
+    }
+  }
+  const TapFilter& filter = worker_.tap_filter();
+  if (cluster_) {
+    event.cluster = cluster_->config().name;
+    if (cluster_->config().service) event.service = cluster_->config().service->name.to_string();
+  } else if (down_->service != nullptr) {
+    event.service = down_->service->name.to_string();
+  }
+  if (filter.status != 0 && filter.status != status_) return;
+  if (!matches_name(filter.source, event.source)) return;
+  if (!matches_name(filter.destination, event.destination) &&
+      !matches_name(filter.destination, event.service)) {
+    return;
+  }
+  event.at = system_clock::now() - duration_cast<system_clock::duration>(duration);
+  event.method = head_.method_text;
+  event.path = head_.target;
+  event.authority = head_.authority;
+  flags_.append_to(event.flags);
+  routing::append_route_name(decision_, event.route);
+  if (trace_) event.request_id = trace_->request_id();
+  event.details = details_;
+  event.status = status_;
+  event.latency = duration;
+  event.bytes_received = bytes_received_;
+  event.bytes_sent = bytes_sent_;
+  worker_.sinks().tap(std::move(event));
+}
+
+}  // namespace mesh::proxy

@@ -1,0 +1,325 @@
+#include <algorithm>
+
+#include "proxy/exchange.h"
+
+namespace mesh::proxy {
+
+namespace {
+
+using cluster::Outcome;
+using telemetry::ResponseFlag;
+
+}  // namespace
+
+net::Task<Exchange::Refused> Exchange::forward() {
+  pool_ = down_->client.use_pool(cluster_);
+  UpstreamPool& pool = *pool_.get();
+  edit_request();
+  net::Scope scope(down_->scope);
+  // The route's time covers everything from the end of the request on.
+  if (!has_body_ && decision_.timeout.count() > 0) scope.expires_after(decision_.timeout);
+  while (true) {
+    const auto picked = cluster_->pick(worker_.random());
+    if (!picked) co_return Refusal{.reason = Reason::kNoHealthyUpstream};
+    endpoint_ = &pool.at(picked);
+    auto connection = pool.try_take(*endpoint_);
+    if (!connection) {
+      auto obtained = co_await pool.obtain(*endpoint_, scope);
+      if (obtained.refusal) {
+        if (obtained.refusal->reason == Reason::kConnectFailed) report(Outcome::connect_failed());
+        co_return std::move(obtained.refusal);
+      }
+      connection = std::move(obtained.connection);
+      endpoint_ = &connection->home();
+    }
+    auto slot = pool.limits().try_request();
+    if (!slot) {
+      pool.put_back(std::move(connection));
+      co_return Refusal{.reason = Reason::kOverflow};
+    }
+    Refused refused;
+    Next next = Next::kDone;
+    {
+      cluster::Endpoint::Request active(*endpoint_->endpoint);
+      next = co_await attempt(*connection, scope, refused);
+    }
+    if (upstream_done_) {
+      pool.put_back(std::move(connection));
+    } else {
+      pool.discard(std::move(connection));
+    }
+    if (next == Next::kDone) co_return std::nullopt;
+    if (next == Next::kRefused) co_return refused;
+    retried_ = true;
+    cluster_->counters().upstream_rq_retry.add();
+    worker_.counters().retries.add();
+  }
+}
+
+net::Task<Exchange::Next> Exchange::attempt(UpstreamConnection& connection,
+                                            net::Scope& request_scope, Refused& refused) {
+  net::Scope scope(request_scope);
+  sent_any_ = false;
+  response_parser_.reset();
+  const std::size_t body_at = down_->in.position();
+  const http::BodyDecoder body_before = request_body_;
+  Next next = co_await send_request(connection, scope, refused);
+  if (next == Next::kDone) next = co_await read_response_head(connection, scope, refused);
+  if (next == Next::kDone) {
+    if (response_.status == 101) {
+      co_await tunnel(connection);
+    } else {
+      co_await relay_response(connection, scope);
+    }
+  }
+  up_.release();
+  if (uploads_.size() > 0) {  // the answer came before the end of the request
+    down_->linger = true;
+    scope.cancel();
+    co_await uploads_.wait();
+  }
+  if (upload_) bytes_received_ += upload_->body_bytes;
+  upload_.reset();
+  if (next == Next::kRetry && has_body_) {  // nothing of it was sent: as it was
+    down_->in.rewind(body_at);
+    request_body_ = body_before;
+    upload_end_.reset();
+    bytes_received_ = 0;
+  }
+  co_return next;
+}
+
+net::Task<Exchange::Next> Exchange::send_request(UpstreamConnection& connection, net::Scope& scope,
+                                                 Refused& refused) {
+  sent_at_ = worker_.reactor().now();
+  if (has_body_) {
+    upload_.emplace(Relay{.from = *down_->stream,
+                          .buffer = down_->in,
+                          .decoder = request_body_,
+                          .to = connection.stream(),
+                          .framing = head_.body.kind,
+                          .prefix = out_,
+                          .stall = worker_.limits().stream_idle_timeout});
+    uploads_.spawn(upload(scope));
+    co_return Next::kDone;
+  }
+  iovec part{out_.data(), out_.size()};
+  net::Scope io(scope);
+  io.expires_after(worker_.limits().stream_idle_timeout);
+  auto written = co_await connection.stream().write_all({&part, 1}, io);
+  sent_any_ = part.iov_len < out_.size();
+  if (written) co_return Next::kDone;
+  if (io.is_cancelled()) co_return cancelled(scope, refused);
+  co_return lost(connection, refused);
+}
+
+net::Task<> Exchange::upload(net::Scope& scope) {
+  const RelayEnd end = co_await relay_body(*upload_, scope);
+  upload_end_ = end;
+  if (upload_->wrote) sent_any_ = true;
+  switch (end) {
+    case RelayEnd::kDone:
+      sent_at_ = worker_.reactor().now();
+      if (decision_.timeout.count() > 0) scope.expires_after(decision_.timeout);
+      break;
+    case RelayEnd::kSinkFailed:  // an answer may have come before: the reader sees to it
+      break;
+    case RelayEnd::kSourceClosed:
+      scope.cancel(Errc::reset);
+      break;
+    case RelayEnd::kSourceProtocol:
+      scope.cancel(Errc::invalid_argument);
+      break;
+    case RelayEnd::kCancelled:
+      scope.cancel(Errc::exhausted);  // nothing moved for too long, or the scope was cancelled
+      break;
+  }
+}
+
+// Why a wait of this request was cancelled.
+Exchange::Next Exchange::cancelled(const net::Scope& scope, Refused& refused) {
+  const auto why = scope.cancelled();
+  if (!why || *why == Errc::exhausted) {
+    report(Outcome::timeout());
+    refused = Refusal{.reason = Reason::kStreamIdle};
+  } else if (*why == Errc::timed_out) {
+    report(Outcome::timeout());
+    refused = Refusal{.reason = Reason::kTimeout};
+  } else if (*why == Errc::invalid_argument) {
+    const auto& error = request_body_.error();
+    worker_.counters().bad_requests.add();
+    refused =
+        Refusal{.reason = Reason::kBadRequest, .status = error.status, .detail = error.detail};
+  } else {
+    refused = Refusal{.reason = Reason::kClientGone};
+  }
+  return Next::kRefused;
+}
+
+bool Exchange::may_retry(const UpstreamConnection& connection) const {
+  if (retried_ || !connection.is_reused() || !response_parser_.is_idle()) return false;
+  const bool sent_any = sent_any_ || uploads_.size() > 0;  // a write that waits has sent some
+  return !sent_any || (!has_body_ && http::is_idempotent(head_.method));
+}
+
+// The connection ended before a response head.
+Exchange::Next Exchange::lost(UpstreamConnection& connection, Refused& refused) {
+  if (may_retry(connection)) return Next::kRetry;
+  report(Outcome::reset());
+  refused = Refusal{.reason = Reason::kUpstreamClosed};
+  return Next::kRefused;
+}
+
+net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& connection,
+                                                       net::Scope& scope, Refused& refused) {
+  net::Stream& stream = connection.stream();
+  net::Scope io(scope);
+  while (true) {
+    io.expires_after(worker_.limits().stream_idle_timeout);
+    if (up_.is_held()) {
+      const auto parsed = response_parser_.parse(up_.unread(), head_.method, response_);
+      if (parsed == http::Parse::error) {
+        report(Outcome::reset());
+        refused = Refusal{.reason = Reason::kUpstreamProtocol};
+        co_return Next::kRefused;
+      }
+      if (parsed == http::Parse::done) {
+        up_.consume(response_parser_.consumed());
+        if (!response_.is_interim()) break;
+        if (!co_await pass_interim(io)) {
+          refused = Refusal{.reason = Reason::kClientGone};
+          co_return Next::kRefused;
+        }
+        response_parser_.reset();
+        continue;
+      }
+    } else {
+      // No buffer is held while the endpoint thinks.
+      auto ready = co_await stream.readable(io);
+      if (!ready) co_return cancelled(scope, refused);
+      up_.acquire(worker_.buffers());
+    }
+    const auto space = up_.space();
+    auto io_result = stream.try_read(space);
+    if (io_result.would_block()) {
+      if (up_.is_empty() && response_parser_.is_idle()) {
+        up_.release();
+        continue;
+      }
+      auto read = co_await stream.read_some(space, io);
+      if (!read && io.is_cancelled()) co_return cancelled(scope, refused);
+      io_result = read ? net::Io{read.value(), 0} : net::Io{0, ECONNRESET};
+    }
+    if (io_result.error != 0 || io_result.bytes == 0) co_return lost(connection, refused);
+    up_.filled(io_result.bytes);
+  }
+  service_time_ms_ =
+      std::chrono::duration_cast<std::chrono::milliseconds>(worker_.reactor().now() - sent_at_)
+          .count();
+  status_ = response_.status;
+  report(Outcome::response(response_.status));
+  if (retried_) cluster_->counters().upstream_rq_retry_success.add();
+  co_return Next::kDone;
+}
+
+// 100 Continue, 103 Early Hints and the like; not for HTTP/1.0.
+net::Task<bool> Exchange::pass_interim(net::Scope& scope) {
+  if (head_.version == http::Version::http10) co_return true;
+  response_out_.clear();
+  http::write_response_head(response_, {.client = head_.version, .request = head_.method},
+                            response_out_);
+  iovec part{response_out_.data(), response_out_.size()};
+  auto written = co_await down_->stream->write_all({&part, 1}, scope);
+  co_return static_cast<bool>(written);
+}
+
+void Exchange::write_response_head() {
+  set_.clear();
+  add_.clear();
+  remove_.clear();
+  scratch_ = std::to_string(service_time_ms_);
+  set_.push_back({"x-envoy-upstream-service-time", scratch_});
+  routing::merge_headers(decision_.route ? &decision_.route->response_headers : nullptr,
+                         decision_.destination ? &decision_.destination->response_headers : nullptr,
+                         set_, add_, remove_);
+  http::ResponseRewrite rewrite;
+  rewrite.fields = {set_, add_, remove_};
+  rewrite.client = head_.version;
+  rewrite.request = head_.method;
+  // An answer before the end of the request ends the connection: what the client still sends has
+  // no place to go.
+  rewrite.keep_alive = head_.keep_alive && upload_is_done() && !worker_.is_draining();
+  rewrite.keep_upgrade = response_.status == 101;
+  response_out_.clear();
+  sent_ = http::write_response_head(response_, rewrite, response_out_);
+}
+
+net::Task<> Exchange::relay_response(UpstreamConnection& connection, net::Scope& scope) {
+  write_response_head();
+  response_body_ = http::BodyDecoder(response_.body);
+  head_sent_ = true;
+  details_ = "via_upstream";
+  Relay relay{.from = connection.stream(),
+              .buffer = up_,
+              .decoder = response_body_,
+              .to = *down_->stream,
+              .framing = sent_.body,
+              .prefix = response_out_,
+              .stall = worker_.limits().stream_idle_timeout};
+  const RelayEnd end = co_await relay_body(relay, scope);
+  bytes_sent_ = relay.body_bytes;
+  if (end == RelayEnd::kDone) {
+    keep_ = sent_.keep_alive && upload_is_done();
+    upstream_done_ = response_.keep_alive && upload_is_done() && up_.is_empty() &&
+                     response_.body.kind != http::BodyKind::until_close;
+    co_return;
+  }
+  // Too late for an answer: the client sees a body cut short.
+  keep_ = false;
+  down_->stream->reset_on_close();
+  switch (end) {
+    case RelayEnd::kSinkFailed:
+      flags_.set(ResponseFlag::kDownstreamConnectionTermination);
+      break;
+    case RelayEnd::kSourceProtocol:
+      flags_.set(ResponseFlag::kUpstreamProtocolError);
+      break;
+    case RelayEnd::kSourceClosed:
+      flags_.set(ResponseFlag::kUpstreamConnectionTermination);
+      break;
+    default:
+      flags_.set(scope.cancelled() == Errc::timed_out ? ResponseFlag::kUpstreamRequestTimeout
+                                                      : ResponseFlag::kStreamIdleTimeout);
+      break;
+  }
+}
+
+// After 101 both sides speak a protocol of their own until one of them ends.
+net::Task<> Exchange::tunnel(UpstreamConnection& connection) {
+  struct Up {
+    static net::Task<> run(Exchange& self, UpstreamConnection& to, net::Scope& scope) {
+      const bool ok =
+          co_await relay_raw(*self.down_->stream, self.down_->in, to.stream(),
+                             self.worker_.limits().idle_timeout, self.bytes_received_, scope);
+      if (!ok) scope.cancel();
+    }
+  };
+  write_response_head();
+  head_sent_ = true;
+  details_ = "via_upstream";
+  net::Scope scope(down_->scope);  // not the route's time-out
+  iovec part{response_out_.data(), response_out_.size()};
+  if (!co_await down_->stream->write_all({&part, 1}, scope)) co_return;
+  net::Group up(worker_.reactor());
+  up.spawn(Up::run(*this, connection, scope));
+  const bool ok = co_await relay_raw(connection.stream(), up_, *down_->stream,
+                                     worker_.limits().idle_timeout, bytes_sent_, scope);
+  if (!ok) scope.cancel();
+  co_await up.wait();
+}
+
+void Exchange::report(const cluster::Outcome& outcome) {
+  cluster_->report(*endpoint_->endpoint, outcome, worker_.reactor().now());
+}
+
+}  // namespace mesh::proxy

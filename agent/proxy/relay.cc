@@ -1,0 +1,169 @@
+#include "proxy/relay.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string>
+
+namespace mesh::proxy {
+
+namespace {
+
+constexpr std::size_t kMaxPieces = 32;  // of one write: many small chunks are joined into one
+constexpr int kTurns = 16;              // then others get their turn
+
+enum class Gathered : std::uint8_t { kMore, kEnd, kError };
+
+// One write: the prefix, a chunk header, pieces of the body, the end of the chunk or body.
+struct Batch {
+  std::array<iovec, kMaxPieces + 4> parts;
+  std::size_t count = 0;
+  http::ChunkHeader header;
+  std::string last_chunk;
+
+  std::size_t size() const {
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < count; ++i) total += parts[i].iov_len;
+    return total;
+  }
+  void add(std::string_view bytes) {
+    if (!bytes.empty()) parts[count++] = {const_cast<char*>(bytes.data()), bytes.size()};
+  }
+};
+
+Gathered gather(Relay& relay, Batch& batch) {
+  const bool chunked = relay.framing == http::BodyKind::chunked;
+  batch.count = 0;
+  batch.add(relay.prefix);
+  const std::size_t header_at = batch.count;
+  if (chunked) ++batch.count;
+  std::uint64_t bytes = 0;
+  Gathered result = Gathered::kMore;
+  for (std::size_t pieces = 0; pieces < kMaxPieces;) {
+    const auto step = relay.decoder.next(relay.buffer.unread());
+    relay.buffer.consume(step.consumed);
+    if (step.event == http::BodyDecoder::Event::data) {
+      batch.add(step.data);
+      bytes += step.data.size();
+      ++pieces;
+      continue;
+    }
+    if (step.event == http::BodyDecoder::Event::end) result = Gathered::kEnd;
+    if (step.event == http::BodyDecoder::Event::error) result = Gathered::kError;
+    break;
+  }
+  relay.body_bytes += bytes;
+  if (!chunked) return result;
+  if (bytes > 0) {
+    batch.header = http::chunk_header(bytes);
+    const auto text = batch.header.view();
+    batch.parts[header_at] = {const_cast<char*>(text.data()), text.size()};
+    batch.add(http::kChunkEnd);
+  } else {
+    batch.parts[header_at] = {const_cast<char*>(""), 0};
+  }
+  if (result == Gathered::kEnd) {
+    if (relay.decoder.trailers().empty()) {
+      batch.add(http::kLastChunk);
+    } else {
+      batch.last_chunk.clear();
+      http::append_last_chunk(relay.decoder.trailers(), batch.last_chunk);
+      batch.add(batch.last_chunk);
+    }
+  }
+  return result;
+}
+
+// The source ended its stream.
+bool may_end_here(Relay& relay) { return relay.decoder.eof() == http::BodyDecoder::Event::end; }
+
+}  // namespace
+
+std::span<char> ReadBuffer::space() {
+  if (begin_ == end_) begin_ = end_ = floor_;
+  const auto all = lease_.span();
+  if (begin_ > floor_ && all.size() - end_ < kRead / 8) {
+    std::memmove(all.data() + floor_, all.data() + begin_, end_ - begin_);
+    end_ = floor_ + (end_ - begin_);
+    begin_ = floor_;
+  }
+  return all.subspan(end_, std::min(kRead, all.size() - end_));
+}
+
+// The next head begins low enough for a whole head and some body to fit behind it; pipelined
+// requests are moved down once in a while, not each time.
+void ReadBuffer::unpin() {
+  floor_ = 0;
+  if (begin_ == end_) {
+    begin_ = end_ = 0;
+  } else if (begin_ > kRead / 8) {
+    std::memmove(lease_.span().data(), lease_.span().data() + begin_, end_ - begin_);
+    end_ -= begin_;
+    begin_ = 0;
+  }
+}
+
+net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& parent) {
+  net::Scope scope(parent);
+  Batch batch;
+  for (int turn = 1;; ++turn) {
+    const Gathered gathered = gather(relay, batch);
+    if (batch.count > 0) {
+      scope.expires_after(relay.stall);
+      const std::size_t size = batch.size();
+      // A write that waits holds what it has gathered: the back-pressure on the source.
+      auto written = co_await relay.to.write_all({batch.parts.data(), batch.count}, scope);
+      if (!written) {
+        relay.wrote = relay.wrote || batch.size() < size;
+        co_return scope.is_cancelled() ? RelayEnd::kCancelled : RelayEnd::kSinkFailed;
+      }
+      relay.prefix = {};
+      relay.wrote = true;
+    }
+    if (gathered == Gathered::kEnd) co_return RelayEnd::kDone;
+    if (gathered == Gathered::kError) co_return RelayEnd::kSourceProtocol;
+    if (turn % kTurns == 0) (void)co_await net::yield(scope);
+    const auto space = relay.buffer.space();
+    if (space.empty()) co_return RelayEnd::kSourceProtocol;  // trailers beyond all limits
+    scope.expires_after(relay.stall);
+    auto read = co_await relay.from.read_some(space, scope);
+    if (!read) co_return scope.is_cancelled() ? RelayEnd::kCancelled : RelayEnd::kSourceClosed;
+    if (read.value() > 0) {
+      relay.buffer.filled(read.value());
+      continue;
+    }
+    if (!may_end_here(relay)) co_return RelayEnd::kSourceClosed;
+    if (relay.framing == http::BodyKind::chunked) {
+      iovec last{const_cast<char*>(http::kLastChunk.data()), http::kLastChunk.size()};
+      scope.expires_after(relay.stall);
+      if (!co_await relay.to.write_all({&last, 1}, scope)) co_return RelayEnd::kSinkFailed;
+    }
+    co_return RelayEnd::kDone;
+  }
+}
+
+net::Task<bool> relay_raw(net::Stream& from, ReadBuffer& buffer, net::Stream& to,
+                          std::chrono::milliseconds stall, std::uint64_t& bytes,
+                          net::Scope& parent) {
+  net::Scope scope(parent);
+  for (int turn = 1;; ++turn) {
+    scope.expires_after(stall);
+    if (!buffer.is_empty()) {
+      const auto unread = buffer.unread();
+      iovec part{const_cast<char*>(unread.data()), unread.size()};
+      if (!co_await to.write_all({&part, 1}, scope)) co_return false;
+      bytes += unread.size();
+      buffer.consume(unread.size());
+    }
+    if (turn % kTurns == 0) (void)co_await net::yield(scope);
+    auto read = co_await from.read_some(buffer.space(), scope);
+    if (!read) co_return false;
+    if (read.value() == 0) {
+      to.shutdown_write();
+      co_return true;
+    }
+    buffer.filled(read.value());
+  }
+}
+
+}  // namespace mesh::proxy

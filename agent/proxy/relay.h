@@ -1,0 +1,77 @@
+// Bodies on their way: from one stream, through a decoder, framed anew, to another. Never
+// collected: at most one buffer is between the two, so a slow reader slows the writer down.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "http/http1.h"
+#include "net/buffer_pool.h"
+#include "net/stream.h"
+#include "net/task.h"
+
+namespace mesh::proxy {
+
+// A pooled buffer with unread bytes in [begin, end). Bytes below `floor` stay where they are (a
+// parsed head points into them).
+class ReadBuffer {
+ public:
+  static constexpr std::size_t kRead = 64 * 1024;
+
+  void acquire(net::BufferPool& pool) {
+    if (!lease_) lease_ = pool.take();
+  }
+  void release() {
+    lease_.release();
+    begin_ = end_ = floor_ = 0;
+  }
+  bool is_held() const { return static_cast<bool>(lease_); }
+  std::string_view unread() const { return {lease_.span().data() + begin_, end_ - begin_}; }
+  bool is_empty() const { return begin_ == end_; }
+  void consume(std::size_t bytes) { begin_ += bytes; }
+  // Everything consumed so far stays in place until unpin().
+  void pin() { floor_ = begin_; }
+  void unpin();
+  // Where the next read goes; makes room by moving unread bytes down to the floor. Empty: full.
+  std::span<char> space();
+  void filled(std::size_t bytes) { end_ += bytes; }
+  // Back to where a relay began (nothing was read since).
+  std::size_t position() const { return begin_; }
+  void rewind(std::size_t position) { begin_ = position; }
+
+ private:
+  net::BufferPool::Lease lease_;
+  std::size_t begin_ = 0, end_ = 0, floor_ = 0;
+};
+
+enum class RelayEnd : std::uint8_t {
+  kDone,
+  kSourceClosed,    // ended before the body did, or broke off
+  kSourceProtocol,  // is no valid body: `error` of the decoder
+  kSinkFailed,
+  kCancelled,  // the scope; nothing moved for too long included
+};
+
+struct Relay {
+  net::Stream& from;
+  ReadBuffer& buffer;
+  http::BodyDecoder& decoder;
+  net::Stream& to;
+  http::BodyKind framing = http::BodyKind::none;  // how it is written
+  std::string_view prefix;                        // a head, written with the first bytes
+  std::chrono::milliseconds stall{0};             // the most between two movements
+  // Results:
+  std::uint64_t body_bytes = 0;
+  bool wrote = false;  // at least one byte was taken by `to`
+};
+
+// Until the body ends. The prefix goes out at once, with what is already in the buffer.
+net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope);
+
+// Everything of `from` (what is in the buffer first) to `to`, until the end of the stream, which is
+// passed on. False: either broke.
+net::Task<bool> relay_raw(net::Stream& from, ReadBuffer& buffer, net::Stream& to,
+                          std::chrono::milliseconds stall, std::uint64_t& bytes, net::Scope& scope);
+
+}  // namespace mesh::proxy

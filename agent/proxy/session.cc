@@ -1,0 +1,138 @@
+// One connection from a client: requests in order until one of the two sides ends it.
+#include <sys/socket.h>
+
+#include <array>
+#include <utility>
+
+#include "base/log.h"
+#include "proxy/exchange.h"
+#include "proxy/worker.h"
+
+namespace mesh::proxy {
+
+namespace {
+
+enum class Head : std::uint8_t { kParsed, kClosed, kRefused };
+
+// Waits for the first bytes of a request. While it waits the connection holds no buffer.
+net::Task<bool> wait_for_request(Downstream& down) {
+  while (down.in.is_empty()) {
+    down.in.release();
+    down.scope.expires_after(down.worker.limits().idle_timeout);
+    if (!co_await down.stream->readable(down.scope)) co_return false;
+    down.in.acquire(down.worker.buffers());
+    const auto read = down.stream->try_read(down.in.space());
+    if (read.would_block()) continue;
+    if (read.error != 0 || read.bytes == 0) co_return false;
+    down.in.filled(read.bytes);
+  }
+  co_return true;
+}
+
+// The rest of the head. `refusal` says what to answer where that is not to be.
+net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal) {
+  http::RequestParser parser;
+  net::Scope scope(down.scope);
+  bool waited = false;
+  exchange.head().clear();
+  while (true) {
+    switch (parser.parse(down.in.unread(), exchange.head())) {
+      case http::Parse::done:
+        down.in.consume(parser.consumed());
+        co_return Head::kParsed;
+      case http::Parse::error:
+        exchange.head().clear();
+        refusal = {.reason = Reason::kBadRequest,
+                   .status = parser.error().status,
+                   .detail = parser.error().detail};
+        co_return Head::kRefused;
+      case http::Parse::need_more:
+        break;
+    }
+    if (!std::exchange(waited, true)) scope.expires_after(down.worker.limits().head_timeout);
+    const auto space = down.in.space();
+    if (space.empty()) {
+      refusal = {.reason = Reason::kBadRequest, .status = 431, .detail = "head too large"};
+      co_return Head::kRefused;
+    }
+    auto read = co_await down.stream->read_some(space, scope);
+    if (!read && scope.cancelled() == Errc::timed_out) {
+      refusal = {.reason = Reason::kHeadTimeout};
+      co_return Head::kRefused;
+    }
+    if (!read || read.value() == 0) co_return Head::kClosed;
+    down.in.filled(read.value());
+  }
+}
+
+// The answer is out, but the client still sends: closing now would reset the connection and could
+// take the answer with it. (RFC 9112 9.6)
+net::Task<> linger(Downstream& down) {
+  net::Scope scope(down.worker.reactor());
+  scope.expires_after(down.worker.limits().linger);
+  down.stream->shutdown_write();
+  down.in.acquire(down.worker.buffers());
+  std::size_t dropped = 0;
+  while (dropped < down.worker.limits().linger_bytes) {
+    down.in.consume(down.in.unread().size());
+    auto read = co_await down.stream->read_some(down.in.space(), scope);
+    if (!read || read.value() == 0) break;
+    down.in.filled(read.value());
+    dropped += read.value();
+  }
+}
+
+// False: nobody to serve; the connection is reset.
+bool find_destination(Downstream& down) {
+  if (down.is_gateway()) {
+    auto local = net::local_address(down.stream->fd());
+    down.destination = local ? local.value() : down.via.address;
+    return true;
+  }
+  auto destination = down.worker.original_destination(down.stream->fd());
+  if (!destination) {
+    down.worker.counters().connections_without_destination.add();
+    return false;
+  }
+  down.destination = destination.value();
+  return true;
+}
+
+// One request. False: the connection ends.
+net::Task<bool> serve_request(Downstream& down) {
+  auto exchange = down.worker.take_exchange();
+  Refusal refusal;
+  bool keep = false;
+  const Head head = co_await read_head(down, *exchange, refusal);
+  if (head == Head::kParsed) {
+    down.scope.expires_never();
+    down.in.pin();
+    keep = co_await exchange->run(down);
+    down.in.unpin();
+  } else if (head == Head::kRefused) {
+    down.scope.expires_never();
+    co_await exchange->refuse(down, refusal);
+  }
+  down.worker.give_back(std::move(exchange));
+  co_return keep;
+}
+
+}  // namespace
+
+net::Task<> serve_connection(Worker& worker, Client& client, ListenerId via, UniqueFd fd) {
+  auto stream = net::TcpStream::adopt(worker.reactor(), std::move(fd));
+  if (!stream) co_return;
+  worker.counters().connections_active.add();
+  Downstream down(worker, client, via, std::move(stream).value());
+  if (find_destination(down)) {
+    while (co_await wait_for_request(down)) {
+      if (!co_await serve_request(down)) break;
+    }
+    if (down.linger) co_await linger(down);
+  } else {
+    down.stream->reset_on_close();
+  }
+  worker.counters().connections_active.subtract();
+}
+
+}  // namespace mesh::proxy

@@ -1,0 +1,358 @@
+#include "proxy/worker.h"
+
+#include <pthread.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <string>
+#include <utility>
+
+#include "base/log.h"
+#include "proxy/exchange.h"
+
+namespace mesh::proxy {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr auto kHousekeeping = 100ms;
+constexpr auto kOutOfDescriptors = 50ms;  // before the next accept
+constexpr std::size_t kLogFlush = 64 * 1024;
+constexpr std::size_t kKeepExchanges = 256;
+constexpr std::size_t kMostPassthrough = 1024;  // between two changes of the configuration
+
+Logger& log() {
+  static Logger instance = logger("proxy");
+  return instance;
+}
+
+void reset_connection(int fd) {
+  const linger now{.l_onoff = 1, .l_linger = 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+
+}  // namespace
+
+// Client
+
+Client::Client(Worker& worker, WorkloadId id, bool shared)
+    : worker_(worker),
+      id_(id),
+      shared_(shared),
+      scope_(worker.reactor()),
+      connections_(worker.reactor()),
+      v4_(worker.reactor(), worker.limits(),
+          [this](std::uint32_t n) {
+            worker_.sinks().want_sockets(worker_.number(), id_, Family::kV4, n);
+          }),
+      v6_(worker.reactor(), worker.limits(), [this](std::uint32_t n) {
+        worker_.sinks().want_sockets(worker_.number(), id_, Family::kV6, n);
+      }) {
+  v4_.refill();
+}
+
+bool Client::has_room() const {
+  const Limits& limits = worker_.limits();
+  return requests < limits.requests &&
+         worker_.buffers().in_use() * sizeof(net::BufferBlock) < limits.buffer_bytes;
+}
+
+UpstreamPool::User Client::use_pool(const cluster::ClusterPtr& cluster) {
+  auto& pool = pools_[cluster.get()];
+  if (!pool) {
+    const auto sharing = shared_ ? cluster::Sharing::kMany : cluster::Sharing::kOne;
+    pool = std::make_unique<UpstreamPool>(worker_.reactor(), worker_.limits(), scope_, cluster,
+                                          cluster->limits(id_, sharing), v4_, v6_, shared_);
+  }
+  return UpstreamPool::User(*pool);
+}
+
+void Client::adopt(const View& view) {
+  const auto& enrolled = view.configuration->enrolled;
+  workload_ = nullptr;
+  if (view.configuration->gateway && id_ == feed::kGatewayWorkload) {
+    workload_ = view.configuration->gateway;
+  } else if (const auto named = enrolled.find(id_); named != enrolled.end()) {
+    const auto found = view.snapshot().workloads.find(named->second);
+    if (found != view.snapshot().workloads.end()) workload_ = found->second;
+  }
+  known_.notify_all(worker_.reactor());
+  // A pool whose cluster is no longer what that name means now ends when nobody uses it.
+  std::erase_if(pools_, [&](auto& entry) {
+    UpstreamPool& pool = *entry.second;
+    pool.prune();
+    const auto& config = pool.cluster().config();
+    const bool known = std::ranges::any_of(
+        std::array{config.name, (workload_ ? workload_->name.ns : "") + "/" + config.name},
+        [&](const std::string& key) {
+          const auto& s = view.snapshot();
+          return s.clusters.contains(key) || s.client_clusters.contains(key);
+        });
+    if (known) return false;
+    pool.close_idle();
+    return !pool.is_used();
+  });
+}
+
+void Client::housekeeping() {
+  if (!shared_) return;
+  for (auto& [key, pool] : pools_) pool->share();
+}
+
+net::Task<> Client::close() {
+  scope_.cancel();
+  co_await connections_.wait();
+  for (auto& [key, pool] : pools_) co_await pool->close();
+  pools_.clear();
+  v4_.clear();
+  v6_.clear();
+}
+
+std::vector<Client::PoolInfo> Client::pools() const {
+  std::vector<PoolInfo> result;
+  for (const auto& [key, pool] : pools_) {
+    const auto& limits = pool->limits();
+    result.push_back({pool->cluster().config().name, pool->idle_count(),
+                      limits.in_use(cluster::Use::kConnection),
+                      limits.in_use(cluster::Use::kPending),
+                      limits.in_use(cluster::Use::kRequest)});
+  }
+  return result;
+}
+
+// Worker
+
+Worker::Housekeeping::Housekeeping(Worker* w)
+    : Timer([](Timer& timer) { static_cast<Housekeeping&>(timer).worker->housekeeping(); }),
+      worker(w) {}
+
+Worker::Worker(unsigned number, const WorkerOptions& options, cluster::Registry& registry,
+               telemetry::WorkerMetrics& metrics, Sinks& sinks, std::uint64_t seed)
+    : number_(number),
+      options_(options),
+      random_(seed),
+      clusters_(registry),
+      metrics_(metrics),
+      sinks_(sinks),
+      scope_(reactor_),
+      tasks_(reactor_),
+      last_(reactor_),
+      housekeeping_(this) {
+  auto empty = std::make_shared<Configuration>();
+  empty->snapshot = std::make_shared<config::Snapshot>();
+  adopt(std::move(empty));
+}
+
+Worker::~Worker() = default;
+
+void Worker::start() {
+  thread_ = std::thread([this] { run(); });
+}
+
+void Worker::run() {
+  ::pthread_setname_np(::pthread_self(), ("worker" + std::to_string(number_)).c_str());
+  reactor_.timers().arm(housekeeping_, net::Clock::now() + kHousekeeping);
+  reactor_.run();
+}
+
+void Worker::stop() {
+  if (!thread_.joinable()) return;
+  post([this] {
+    draining_ = true;
+    last_.spawn(drain());
+  });
+  thread_.join();
+}
+
+net::Task<> Worker::drain() {
+  for (auto& [id, source] : sources_) source->scope.cancel();
+  const auto give_up = reactor_.now() + limits().drain;
+  net::Scope scope(reactor_);
+  const auto busy = [this] {
+    return std::ranges::any_of(clients_, [](auto& c) { return c.second->requests > 0; });
+  };
+  while (busy() && reactor_.now() < give_up) (void)co_await net::sleep_for(scope, 20ms);
+  while (!clients_.empty()) {
+    auto client = std::move(clients_.begin()->second);
+    clients_.erase(clients_.begin());
+    tasks_.spawn(end_client(std::move(client)));
+  }
+  scope_.cancel();
+  co_await tasks_.wait();
+  sources_.clear();
+  housekeeping_.disarm();
+  if (!log_.empty()) sinks_.log_lines(std::move(log_));
+  reactor_.stop();
+}
+
+void Worker::adopt(ConfigurationPtr configuration) {
+  auto view = boost::make_local_shared<View>();
+  view->configuration = std::move(configuration);
+  view->epoch = ++epoch_;
+  for (const auto& [id, name] : view->configuration->enrolled) {
+    const auto found = view->snapshot().workloads.find(name);
+    if (found != view->snapshot().workloads.end()) view->local.insert(found->second.get());
+  }
+  clusters_.adopt(view->configuration->snapshot);
+  view_ = view;
+  for (auto& [id, client] : clients_) client->adopt(*view_);
+  passthrough_.clear();
+}
+
+Client& Worker::client(WorkloadId id, bool shared) {
+  auto& client = clients_[id];
+  if (!client) {
+    client = std::make_unique<Client>(*this, id, shared);
+    client->adopt(*view_);
+  }
+  return *client;
+}
+
+void Worker::add_listener(const ListenerId& id, UniqueFd fd, bool shared) {
+  if (draining_ || sources_.contains(id)) return;  // the same socket again: the first is kept
+  auto source = std::make_unique<Source>(client(id.workload, shared), id, scope_);
+  auto listener = net::Listener::adopt(reactor_, std::move(fd));
+  if (!listener) {
+    log()->error("listener not served workload={} address={} error={}", id.workload,
+                 id.address.to_string(), listener.error().message);
+    return;
+  }
+  source->listener = std::move(listener).value();
+  Source& added = *source;
+  sources_.emplace(id, std::move(source));
+  tasks_.spawn(accept_all(added));
+}
+
+net::Task<> Worker::accept_all(Source& source) {
+  const ListenerId id = source.id;
+  while (!source.scope.is_cancelled()) {
+    // Connections wait in the backlog until the configuration says who they are from.
+    if (source.client.workload() == nullptr) {
+      (void)co_await source.client.known().wait(source.scope);
+      continue;
+    }
+    auto fd = co_await source.listener->accept(source.scope);
+    if (source.scope.is_cancelled()) break;
+    if (!fd) {
+      log()->warn("accept failed workload={} error={}", id.workload, fd.error().message);
+      if (!co_await net::sleep_for(source.scope, kOutOfDescriptors)) break;
+      continue;
+    }
+    counters_.connections_total.add();
+    Client& client = source.client;
+    if (client.workload() == nullptr || client.connections().size() >= limits().connections) {
+      counters_.connections_refused.add();
+      reset_connection(fd.value().get());
+      continue;
+    }
+    client.connections().spawn(serve_connection(*this, client, id, std::move(fd).value()));
+  }
+  sources_.erase(id);  // destroys `source`
+}
+
+void Worker::remove_listener(const ListenerId& id) {
+  if (const auto found = sources_.find(id); found != sources_.end()) found->second->scope.cancel();
+}
+
+void Worker::add_sockets(WorkloadId workload, Family family, std::vector<UniqueFd> sockets) {
+  // A workload that ended meanwhile: its sockets are closed here.
+  if (const auto found = clients_.find(workload); found != clients_.end()) {
+    found->second->stock(family).add(std::move(sockets));
+  }
+}
+
+void Worker::ask_again() {
+  for (auto& [id, client] : clients_) client->stock(Family::kV4).ask_again();
+}
+
+void Worker::revoke(WorkloadId workload) {
+  for (auto& [id, source] : sources_) {
+    if (id.workload == workload) source->scope.cancel();
+  }
+  const auto found = clients_.find(workload);
+  if (found == clients_.end()) return;
+  auto client = std::move(found->second);
+  clients_.erase(found);
+  tasks_.spawn(end_client(std::move(client)));
+}
+
+net::Task<> Worker::end_client(std::unique_ptr<Client> client) {
+  co_await client->close();
+  const WorkloadId id = client->id();
+  // Its listeners' loops, cancelled before, still name it: they end in this turn or the next.
+  net::Scope scope(reactor_);
+  while (
+      std::ranges::any_of(sources_, [&](auto& s) { return &s.second->client == client.get(); })) {
+    (void)co_await net::yield(scope);
+  }
+  client.reset();
+  if (!clients_.contains(id)) clusters_.forget_client(id);
+}
+
+void Worker::set_tap(bool on, TapFilter filter) {
+  tap_ = on;
+  tap_filter_ = std::move(filter);
+}
+
+std::vector<Client::PoolInfo> Worker::pools(WorkloadId workload) const {
+  const auto found = clients_.find(workload);
+  return found == clients_.end() ? std::vector<Client::PoolInfo>{} : found->second->pools();
+}
+
+std::vector<WorkloadId> Worker::client_ids() const {
+  std::vector<WorkloadId> ids;
+  for (const auto& [id, client] : clients_) ids.push_back(id);
+  return ids;
+}
+
+void Worker::log_line(const std::string& line) {
+  log_ += line;
+  if (log_.size() >= kLogFlush) sinks_.log_lines(std::exchange(log_, {}));
+}
+
+std::string_view Worker::http_date() {
+  const std::time_t now = std::time(nullptr);
+  if (now != date_second_) {
+    date_second_ = now;
+    std::tm parts{};
+    ::gmtime_r(&now, &parts);
+    std::array<char, 40> text;
+    const std::size_t size =
+        std::strftime(text.data(), text.size(), "%a, %d %b %Y %H:%M:%S GMT", &parts);
+    date_.assign(text.data(), size);
+  }
+  return date_;
+}
+
+config::ClusterPtr Worker::passthrough_cluster(const SocketAddress& destination) {
+  const auto found = passthrough_.find(destination);
+  if (found != passthrough_.end()) return found->second;
+  if (passthrough_.size() >= kMostPassthrough) return nullptr;
+  auto cluster = std::make_shared<config::Cluster>();
+  cluster->name = "PassthroughCluster|" + destination.to_string();
+  cluster->port = destination.port;
+  cluster->endpoints.push_back({.address = destination, .workload = nullptr});
+  return passthrough_.emplace(destination, std::move(cluster)).first->second;
+}
+
+std::unique_ptr<Exchange> Worker::take_exchange() {
+  if (exchanges_.empty()) return std::make_unique<Exchange>(*this);
+  auto exchange = std::move(exchanges_.back());
+  exchanges_.pop_back();
+  return exchange;
+}
+
+void Worker::give_back(std::unique_ptr<Exchange> exchange) {
+  if (exchanges_.size() < kKeepExchanges) exchanges_.push_back(std::move(exchange));
+}
+
+void Worker::housekeeping() {
+  if (!log_.empty()) sinks_.log_lines(std::exchange(log_, {}));
+  for (auto& [id, client] : clients_) client->housekeeping();
+  reactor_.timers().arm(housekeeping_, reactor_.now() + kHousekeeping);
+}
+
+}  // namespace mesh::proxy

@@ -1,0 +1,252 @@
+// Worker: one thread with its reactor, and everything it serves. A client workload lives on its
+// home worker: its connections, pools, limits and sockets; so a request takes no lock.
+//
+// Methods that say so are called on the worker's thread only (post() brings you there).
+#pragma once
+
+#include <atomic>
+#include <boost/smart_ptr/local_shared_ptr.hpp>
+#include <boost/smart_ptr/make_local_shared.hpp>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "base/counter.h"
+#include "base/random.h"
+#include "cluster/cluster.h"
+#include "config/snapshot.h"
+#include "feed/hold.h"
+#include "net/buffer_pool.h"
+#include "net/reactor.h"
+#include "net/tcp.h"
+#include "proxy/limits.h"
+#include "proxy/upstream.h"
+#include "telemetry/metrics.h"
+
+namespace mesh::proxy {
+
+using WorkloadId = std::uint32_t;
+
+// What all workers serve by, swapped between events. Immutable.
+struct Configuration {
+  config::SnapshotPtr snapshot;
+  config::WorkloadPtr gateway;  // the node's gateway workload; may be null
+  // Workloads enrolled on this node.
+  std::map<WorkloadId, config::ObjectName> enrolled;
+};
+using ConfigurationPtr = std::shared_ptr<const Configuration>;
+
+// The configuration as one worker holds it: counted without atomic operations.
+struct View {
+  ConfigurationPtr configuration;
+  std::uint64_t epoch = 0;
+  std::unordered_set<const config::Workload*> local;  // enrolled here
+  const config::Snapshot& snapshot() const { return *configuration->snapshot; }
+};
+using ViewPtr = boost::local_shared_ptr<const View>;
+
+struct TapFilter {
+  std::string source, destination;  // "ns/name" or "name"; empty: any
+  int status = 0;                   // 0: any
+};
+
+// One finished request as `meshctl tap` shows it.
+struct TapEvent {
+  std::chrono::system_clock::time_point at;
+  std::string source, destination, service, method, path, authority, flags, route, cluster;
+  std::string endpoint, request_id, details;
+  int status = 0;
+  std::chrono::nanoseconds latency{0};
+  std::uint64_t bytes_received = 0, bytes_sent = 0;
+};
+
+// Where finished things go; called on workers, must not block.
+class Sinks {
+ public:
+  virtual ~Sinks() = default;
+  virtual void log_lines(std::string lines) = 0;
+  virtual void tap(TapEvent event) = 0;
+  virtual void want_sockets(unsigned worker, WorkloadId workload, Family family,
+                            std::uint32_t count) = 0;
+};
+
+struct WorkerCounters {  // of one worker; any thread reads
+  Counter connections_total, connections_active;
+  Counter connections_without_destination;  // someone dialled 15001: reset
+  Counter connections_refused;              // over the workload's limit, or not enrolled
+  Counter requests_refused;                 // over the workload's limits
+  Counter bad_requests;
+  Counter retries;
+  Counter stock_sockets;
+};
+
+class Worker;
+class Exchange;
+
+// A client workload on one worker.
+class Client {
+ public:
+  Client(Worker& worker, WorkloadId id, bool shared);
+  WorkloadId id() const { return id_; }
+  // Null: the configuration does not (or not yet) know it; then it is not served.
+  const config::Workload* workload() const { return workload_.get(); }
+  net::WaitQueue& known() { return known_; }  // notified when the configuration changed
+  UpstreamPool::User use_pool(const cluster::ClusterPtr& cluster);
+  SocketStock& stock(Family family) { return family == Family::kV4 ? v4_ : v6_; }
+  net::Scope& scope() { return scope_; }
+  net::Group& connections() { return connections_; }
+  // A request may begin: its slot, unless a limit of the workload is reached.
+  bool has_room() const;
+  std::uint32_t requests = 0;  // in flight
+
+  void adopt(const View& view);
+  void housekeeping();
+  // Ends everything: connections first. Await it before destruction.
+  net::Task<> close();
+  struct PoolInfo {
+    std::string cluster;
+    std::size_t idle;
+    std::uint32_t connections, pending, requests;
+  };
+  std::vector<PoolInfo> pools() const;
+
+ private:
+  Worker& worker_;
+  const WorkloadId id_;
+  const bool shared_;
+  config::WorkloadPtr workload_;
+  net::Scope scope_;
+  net::Group connections_;
+  net::WaitQueue known_;
+  SocketStock v4_, v6_;
+  std::unordered_map<const cluster::Cluster*, std::unique_ptr<UpstreamPool>> pools_;
+};
+
+struct ListenerId {
+  WorkloadId workload = 0;
+  feed::ListenerKind kind{};
+  std::uint8_t family = 0;
+  SocketAddress address;
+  friend auto operator<=>(const ListenerId&, const ListenerId&) = default;
+};
+
+// A listener on one worker. Which listener accepted says who the client is.
+struct Source {
+  Source(Client& c, ListenerId i, net::Scope& parent)
+      : client(c), id(std::move(i)), scope(parent) {}
+  Client& client;
+  const ListenerId id;
+  std::unique_ptr<net::Listener> listener;
+  net::Scope scope;
+};
+
+struct WorkerOptions {
+  Limits limits;
+  // How an accepted connection's original destination is found.
+  Result<SocketAddress> (*original_destination)(int fd) = &net::original_destination;
+};
+
+class Worker {
+ public:
+  Worker(unsigned number, const WorkerOptions& options, cluster::Registry& registry,
+         telemetry::WorkerMetrics& metrics, Sinks& sinks, std::uint64_t seed);
+  ~Worker();  // stopped
+  void start();
+  // Stops accepting, drains for the limit's time, cancels, joins. Any other thread.
+  void stop();
+  void post(std::function<void()> action) { reactor_.post(std::move(action)); }
+  const WorkerCounters& counters() const { return counters_; }
+  // Client workloads here: the main thread chooses the home of the next by it.
+  unsigned clients = 0;  // main thread
+
+  // On the worker's thread:
+  void adopt(ConfigurationPtr configuration);
+  void add_listener(const ListenerId& id, UniqueFd fd, bool shared);
+  void remove_listener(const ListenerId& id);
+  void add_sockets(WorkloadId workload, Family family, std::vector<UniqueFd> sockets);
+  void ask_again();  // meshhold was replaced
+  void revoke(WorkloadId workload);
+  void set_access_log(bool on) { access_log_ = on; }
+  void set_tap(bool on, TapFilter filter);
+  std::vector<Client::PoolInfo> pools(WorkloadId workload) const;
+  std::vector<WorkloadId> client_ids() const;
+
+  unsigned number() const { return number_; }
+  net::Reactor& reactor() { return reactor_; }
+  const Limits& limits() const { return options_.limits; }
+  const ViewPtr& view() const { return view_; }
+  Random& random() { return random_; }
+  net::BufferPool& buffers() { return buffers_; }
+  cluster::Clusters& clusters() { return clusters_; }
+  telemetry::WorkerMetrics& metrics() { return metrics_; }
+  WorkerCounters& counters() { return counters_; }
+  Sinks& sinks() { return sinks_; }
+  bool logs_access() const { return access_log_; }
+  bool taps() const { return tap_; }
+  const TapFilter& tap_filter() const { return tap_filter_; }
+  bool is_draining() const { return draining_; }
+  Result<SocketAddress> original_destination(int fd) const {
+    return options_.original_destination(fd);
+  }
+  void log_line(const std::string& line);
+  // The wall clock, as IMF-fixdate for answers made here; one formatting a second.
+  std::string_view http_date();
+  // Of one endpoint, for a destination that nobody configured; null: there are too many.
+  config::ClusterPtr passthrough_cluster(const SocketAddress& destination);
+
+  // Exchanges are large: recycled.
+  std::unique_ptr<Exchange> take_exchange();
+  void give_back(std::unique_ptr<Exchange> exchange);
+
+ private:
+  struct Housekeeping : net::Timer {
+    explicit Housekeeping(Worker* w);
+    Worker* worker;
+  };
+  void run();
+  net::Task<> accept_all(Source& source);
+  net::Task<> end_client(std::unique_ptr<Client> client);
+  net::Task<> drain();
+  void housekeeping();
+  Client& client(WorkloadId id, bool shared);
+
+  const unsigned number_;
+  const WorkerOptions options_;
+  net::Reactor reactor_;
+  Random random_;
+  net::BufferPool buffers_;
+  cluster::Clusters clusters_;
+  telemetry::WorkerMetrics& metrics_;
+  Sinks& sinks_;
+  WorkerCounters counters_;
+  ViewPtr view_;
+  std::uint64_t epoch_ = 0;
+  bool access_log_ = false;
+  bool tap_ = false;
+  bool draining_ = false;
+  TapFilter tap_filter_;
+  std::string log_;
+  std::string date_;
+  std::time_t date_second_ = 0;
+  std::vector<std::unique_ptr<Exchange>> exchanges_;
+  std::map<SocketAddress, config::ClusterPtr> passthrough_;
+  net::Scope scope_;
+  net::Group tasks_;  // accept loops, and clients that are ending
+  net::Group last_;   // drain(), which waits for tasks_
+  std::map<WorkloadId, std::unique_ptr<Client>> clients_;
+  std::map<ListenerId, std::unique_ptr<Source>> sources_;
+  Housekeeping housekeeping_;
+  std::thread thread_;
+};
+
+// Serves one connection until it ends. (session.cc)
+net::Task<> serve_connection(Worker& worker, Client& client, ListenerId via, UniqueFd fd);
+
+}  // namespace mesh::proxy
