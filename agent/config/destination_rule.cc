@@ -172,7 +172,7 @@ DestinationPolicy read_policy(const Fields& parent) {
     if (auto port = settings.message("port", kPort)) number = port->port("number");
     PolicyBlocks blocks = read_blocks(settings);
     if (!number)
-      settings.error("port.number", "is required");
+      settings.error("port", "needs a number");
     else if (!policy.ports.emplace(*number, std::move(blocks)).second)
       settings.error("port", "is given twice");
   }

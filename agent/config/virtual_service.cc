@@ -213,7 +213,8 @@ bool is_catch_all(const HttpRoute& route) {
 std::optional<std::string> header_value(Report& report, const std::string& path,
                                         const json::value& value) {
   if (!value.is_string()) {
-    report.error(path, "must be a string, not " + described(value));
+    report.error(path, "must be a string, not " + described(value) +
+                           (value.is_structured() ? "" : "; write it in quotes"));
     return {};
   }
   std::string text;
@@ -341,6 +342,7 @@ Fault read_fault(const Fields& fields) {
     fault.abort_status = static_cast<std::uint16_t>(status);
     fault.abort_ppm = read_ppm(*abort);
   }
+  if (fields.report().failed()) return fault;
   if (delay && fault.delay_ppm == 0)
     delay->warn("", "has no percentage above 0, so no request is delayed (as in Istio)");
   if (abort && fault.abort_ppm == 0)

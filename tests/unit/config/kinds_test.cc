@@ -1,0 +1,310 @@
+// DestinationRule, Gateway, Service, WorkloadEntry, EndpointSlice: what is read, what is refused.
+#include "tests/unit/config/support.h"
+
+namespace mesh::config {
+namespace {
+
+using testing::Contains;
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing::Pair;
+
+std::string object(std::string_view kind, std::string_view rest) {
+  std::string group = kind == "Service"         ? "v1"
+                      : kind == "EndpointSlice" ? "discovery.k8s.io/v1"
+                                                : "networking.istio.io/v1";
+  return "apiVersion: " + group + "\nkind: " + std::string(kind) + "\nmetadata: {name: o}\n" +
+         std::string(rest);
+}
+
+struct Case {
+  std::string_view kind, rest;
+  std::vector<std::string> problems;  // without file, kind and name
+};
+
+std::vector<std::string> short_texts(const std::string& text) {
+  std::vector<std::string> texts;
+  for (std::string problem : validate_text(text)) {
+    std::size_t file = problem.find("t.yaml:");
+    std::size_t name = problem.find(" default/o: ");
+    std::size_t kind = problem.rfind(": ", name);
+    texts.push_back(problem.substr(0, file) + problem.substr(file + 7, kind - file - 7) + ": " +
+                    problem.substr(name + 12));
+  }
+  return texts;
+}
+
+TEST(Kinds, AreRefusedWithPlaceAndRemedy) {
+  const Case cases[] = {
+      {"DestinationRule", "spec: {}\n", {"error 4: spec.host: is required"}},
+      {"DestinationRule",
+       "spec: {host: a, subset: []}\n",
+       {"error 4: spec.subset: unknown field (did you mean subsets?)"}},
+      {"DestinationRule",
+       "spec: {host: a, workloadSelector: {matchLabels: {a: b}}}\n",
+       {"error 4: spec.workloadSelector: not supported yet; remove the field"}},
+      {"DestinationRule",
+       "spec:\n  host: a\n  trafficPolicy:\n    tls: {mode: ISTIO_MUTUAL}\n",
+       {"error 7: spec.trafficPolicy.tls: not supported yet; remove it, or write mode: DISABLE "
+        "(connections are plain text)"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}\n",
+       {"error 4: spec.trafficPolicy.loadBalancer.consistentHash: not supported yet; remove the "
+        "field"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}\n",
+       {"error 4: spec.trafficPolicy.loadBalancer.simple: PASSTHROUGH is not supported yet; use "
+        "LEAST_REQUEST"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {loadBalancer: {simple: FAST}}}\n",
+       {"error 4: spec.trafficPolicy.loadBalancer.simple: must be LEAST_REQUEST, ROUND_ROBIN or "
+        "RANDOM, not 'FAST'"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {loadBalancer: {warmup: {duration: 1s}, localityLbSetting: "
+       "{enabled: true}}}}\n",
+       {"error 4: spec.trafficPolicy.loadBalancer.warmup: not supported yet; remove the field",
+        "error 4: spec.trafficPolicy.loadBalancer.localityLbSetting: not supported yet; remove the "
+        "field"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {connectionPool: {http: {maxRetries: 3, h2UpgradePolicy: "
+       "UPGRADE}, tcp: {maxConnections: -1, connectTimeout: 0s}}}}\n",
+       {"error 4: spec.trafficPolicy.connectionPool.tcp.maxConnections: must be a whole number "
+        "from "
+        "0 to 2147483647, not -1 (a number)",
+        "error 4: spec.trafficPolicy.connectionPool.tcp.connectTimeout: must be from 1ms to "
+        "87600h, "
+        "not '0s'",
+        "error 4: spec.trafficPolicy.connectionPool.http.maxRetries: not supported yet; remove the "
+        "field",
+        "error 4: spec.trafficPolicy.connectionPool.http.h2UpgradePolicy: not supported yet; "
+        "remove "
+        "the field"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {outlierDetection: {maxEjectionPercent: 101, "
+       "outlierDetectionHttpErrorCodes: [500]}}}\n",
+       {"error 4: spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes: not "
+        "supported "
+        "yet; remove the field",
+        "error 4: spec.trafficPolicy.outlierDetection.maxEjectionPercent: must be a whole number "
+        "from 0 to 100, not 101 (a number)"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 3}}}\n",
+       {"warning 4: spec.trafficPolicy.outlierDetection.consecutiveErrors: is deprecated, and read "
+        "as consecutive5xxErrors"}},
+      {"DestinationRule",
+       "spec: {host: a, subsets: [{name: v1}, {name: v1}, {labels: {a: b}}]}\n",
+       {"error 4: spec.subsets[1].name: is given twice",
+        "error 4: spec.subsets[2].name: is required"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {portLevelSettings: [{loadBalancer: {simple: RANDOM}}]}}\n",
+       {"error 4: spec.trafficPolicy.portLevelSettings[0].port: needs a number"}},
+      {"DestinationRule",
+       "spec: {host: a, trafficPolicy: {tunnel: {}, proxyProtocol: {}, "
+       "retryBudget: {}}}\n",
+       {"error 4: spec.trafficPolicy.tunnel: not supported yet; remove the field",
+        "error 4: spec.trafficPolicy.proxyProtocol: not supported yet; remove the field",
+        "error 4: spec.trafficPolicy.retryBudget: not supported yet; remove the field"}},
+      // Gateway
+      {"Gateway", "spec: {}\n", {"error 4: spec.servers: is required"}},
+      {"Gateway",
+       "spec: {servers: [{port: {number: 443, protocol: HTTPS}, hosts: [a], tls: {mode: "
+       "SIMPLE}}]}\n",
+       {"error 4: spec.servers[0].tls: not supported yet; remove the field",
+        "error 4: spec.servers[0].port.protocol: HTTPS is not supported yet; use HTTP"}},
+      {"Gateway",
+       "spec: {servers: [{port: {number: 80, protocol: http, targetPort: 81}, hosts: "
+       "[]}]}\n",
+       {"error 4: spec.servers[0].port.targetPort: not supported yet; remove the field",
+        "error 4: spec.servers[0].port.protocol: must be HTTP, not 'http'",
+        "error 4: spec.servers[0].hosts: is required"}},
+      {"Gateway",
+       "spec: {servers: [{port: {number: 80, protocol: HTTP}, bind: unix:///x, hosts: "
+       "['a/', 'x/*.b']}]}\n",
+       {"error 4: spec.servers[0].bind: not an IP address: 'unix:///x'; Unix sockets are not "
+        "supported yet",
+        "error 4: spec.servers[0].hosts[0]: must be [namespace/]host, with '*' or '*.suffix', not "
+        "'a/'"}},
+      {"Gateway",
+       "spec: {servers: [{hosts: [a]}]}\n",
+       {"error 4: spec.servers[0].port: is required"}},
+      // WorkloadEntry
+      {"WorkloadEntry", "spec: {}\n", {"error 4: spec.address: is required"}},
+      {"WorkloadEntry",
+       "spec: {address: 127.0.0.1}\n",
+       {"error 4: spec.address: loopback, link-local, metadata and multicast addresses are not "
+        "endpoints"}},
+      {"WorkloadEntry",
+       "spec: {address: 169.254.169.254}\n",
+       {"error 4: spec.address: loopback, link-local, metadata and multicast addresses are not "
+        "endpoints"}},
+      {"WorkloadEntry",
+       "spec: {address: '::ffff:127.0.0.1'}\n",
+       {"error 4: spec.address: loopback, link-local, metadata and multicast addresses are not "
+        "endpoints"}},
+      {"WorkloadEntry",
+       "spec: {address: vm.example.com}\n",
+       {"error 4: spec.address: not an IP address: 'vm.example.com'; names and Unix sockets are "
+        "not "
+        "supported yet"}},
+      {"WorkloadEntry",
+       "spec: {address: 10.0.0.1, network: net, locality: a/b, ports: {http: x}}\n",
+       {"error 4: spec.network: not supported yet; remove the field",
+        "error 4: spec.locality: not supported yet; remove the field",
+        "error 4: spec.ports.http: must be a whole number from 1 to 65535, not 'x'"}},
+      {"WorkloadEntry",
+       "spec: {address: 10.0.0.1, serviceAccount: a/b, labels: {v: 1}}\n",
+       {"error 4: spec.labels.v: must be a string, not 1 (a number); write it in quotes",
+        "error 4: spec.serviceAccount: must be the name of a service account"}},
+      // core kinds are read leniently, but what is used must make sense
+      {"Service", "spec: {ports: [{port: 80, name: http, nodePort: 30000, foo: bar}], x: y}\n", {}},
+      {"Service",
+       "spec: {ports: [{name: http}], clusterIP: x}\n",
+       {"error 4: spec.ports[0].port: is required",
+        "error 4: spec.clusterIP: not an IP address: 'x'"}},
+      {"Service",
+       "spec: {ports: [{port: 80}, {port: 80}]}\n",
+       {"error 4: spec.ports[1].port: is given twice"}},
+      {"Service",
+       "spec: {clusterIP: 127.0.0.1}\n",
+       {"error 4: spec.clusterIP: a service cannot have the address 127.0.0.1"}},
+      {"Service",
+       "spec: {ports: [{port: 80, name: grpc-web-x}, {port: 81, appProtocol: "
+       "kubernetes.io/h2c}]}\n",
+       {"warning 4: spec.ports[0].name: grpc-web is carried as TCP for now: balanced by "
+        "connection, "
+        "without HTTP routes",
+        "warning 4: spec.ports[1].appProtocol: kubernetes.io/h2c is carried as TCP for now: "
+        "balanced "
+        "by connection, without HTTP routes"}},
+      {"Service",
+       "spec: {ports: [{port: 53, protocol: UDP}], sessionAffinity: ClientIP}\n",
+       {"warning 4: spec.sessionAffinity: not honoured by the mesh",
+        "warning 4: spec.ports[0].protocol: the mesh carries TCP; this port is left alone"}},
+      {"Service",
+       "spec: {type: ExternalName, externalName: a.b}\n",
+       {"warning 4: spec.type: ExternalName services are not routed by the mesh; this one is left "
+        "alone"}},
+      {"EndpointSlice",
+       "endpoints: [{addresses: [127.0.0.1]}, {addresses: [x]}]\n",
+       {"warning 3: metadata.labels: the label kubernetes.io/service-name is missing: the slice "
+        "belongs to no service",
+        "error 4: endpoints[0].addresses: loopback, link-local, metadata and multicast addresses "
+        "are not endpoints",
+        "error 4: endpoints[1].addresses: not an IP address: 'x'"}},
+      // kinds
+      {"ServiceEntry", "spec: {}\n", {"error 2: kind: the kind ServiceEntry is not supported yet"}},
+      {"VirtualServce",
+       "spec: {}\n",
+       {"error 2: kind: the kind VirtualServce is unknown (did you mean VirtualService?)"}},
+      {"Banana", "spec: {}\n", {"error 2: kind: the kind Banana is unknown"}},
+  };
+  for (const Case& c : cases)
+    EXPECT_EQ(short_texts(object(c.kind, c.rest)), c.problems) << c.kind << " " << c.rest;
+}
+
+TEST(Kinds, AreReadInEachOfTheirVersions) {
+  auto check = [](std::string_view version, std::string_view kind) {
+    return validate_text("apiVersion: " + std::string(version) + "\nkind: " + std::string(kind) +
+                         "\nmetadata: {name: o}\nspec: {host: a}\n");
+  };
+  for (std::string_view version :
+       {"networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"})
+    EXPECT_THAT(check(version, "DestinationRule"), IsEmpty());
+  EXPECT_THAT(check("networking.istio.io/v2", "DestinationRule"),
+              ElementsAre("error t.yaml:1: DestinationRule default/o: apiVersion: "
+                          "'networking.istio.io/v2' is not supported for DestinationRule; use "
+                          "networking.istio.io/v1"));
+  EXPECT_THAT(check("gateway.networking.k8s.io/v1", "Gateway"),
+              ElementsAre("error t.yaml:1: Gateway default/o: apiVersion: "
+                          "'gateway.networking.k8s.io/v1' is not supported for Gateway; use "
+                          "networking.istio.io/v1"));
+  EXPECT_THAT(check("networking.istio.io/", "Gateway").size(), 1);
+  EXPECT_THAT(check("serving.knative.dev/v1", "Service").size(), 1);
+  EXPECT_THAT(check("v1", "Namespace"), IsEmpty());
+}
+
+TEST(Kinds, AcceptWhatMeansWhatHappensAnyway) {
+  const std::pair<std::string_view, std::string_view> cases[] = {
+      {"DestinationRule",
+       "spec: {host: a, exportTo: ['.'], trafficPolicy: {tls: {mode: DISABLE}, loadBalancer: "
+       "{localityLbSetting: {enabled: false}}, connectionPool: {http: {h2UpgradePolicy: DEFAULT, "
+       "useClientProtocol: false, maxConcurrentStreams: 0}}}}\n"},
+      {"DestinationRule", "spec: {host: '*.a.local', trafficPolicy: {tls: {}}}\n"},
+      {"Gateway",
+       "spec: {servers: [{port: {number: 80, protocol: HTTP, name: x}, hosts: ['*', ./a, "
+       "x/b]}]}\n"},
+      {"WorkloadEntry", "spec: {address: 10.0.0.1, network: '', weight: 0}\n"},
+  };
+  for (const auto& [kind, rest] : cases)
+    EXPECT_THAT(short_texts(object(kind, rest)), IsEmpty()) << rest;
+}
+
+TEST(Service, KnowsHttpByNameAndAppProtocol) {
+  auto compiled = compile_text(object("Service", R"(spec:
+  clusterIP: 10.78.0.1
+  clusterIPs: [10.78.0.1, "fd78::1"]
+  ports:
+  - {port: 1, name: http}
+  - {port: 2, name: HTTP-web}
+  - {port: 3, name: httpx}
+  - {port: 4, name: web, appProtocol: http}
+  - {port: 5, name: http, appProtocol: tcp}
+  - {port: 6, name: http2}
+  - {port: 7, targetPort: 80}
+  - {port: 8, targetPort: web}
+)"));
+  const Service& service = *compiled.snapshot->services.at("o.default.svc.cluster.local");
+  std::vector<int> http;
+  for (const ServicePort& port : service.ports)
+    if (port.protocol == Protocol::kHttp) http.push_back(port.port);
+  EXPECT_THAT(http, ElementsAre(1, 2, 4));
+  EXPECT_EQ(service.find_port(1)->target, "1");
+  EXPECT_EQ(service.find_port(7)->target, "80");
+  EXPECT_EQ(service.find_port(8)->target, "web");
+  EXPECT_EQ(service.addresses.size(), 2u);
+  EXPECT_EQ(compiled.snapshot->service_by_address.at(IpAddress::parse("fd78::1").value())->host,
+            service.host);
+}
+
+TEST(WorkloadEntry, ReadsAnnotationsAndAccount) {
+  auto compiled = compile_text(R"(apiVersion: networking.istio.io/v1beta1
+kind: WorkloadEntry
+metadata:
+  name: reviews-v1
+  labels: {app: x, zone: a}
+  annotations:
+    undermesh.io/netns: /proc/1/ns/net
+    undermesh.io/cgroup: /sys/fs/cgroup/x
+    undermesh.io/sandbox: "true"
+    undermesh.io/addresses: "10.77.0.5,fd77::5"
+    other.io/x: z
+spec:
+  address: 10.77.0.5
+  labels: {app: reviews}
+  serviceAccount: bookinfo-reviews
+  ports: {http: 9081}
+  weight: 3
+)");
+  EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
+  const Workload& workload = *compiled.snapshot->workloads.at({"default", "reviews-v1"});
+  EXPECT_EQ(workload.principal(), "cluster.local/ns/default/sa/bookinfo-reviews");
+  EXPECT_THAT(workload.labels, ElementsAre(Pair("app", "reviews"), Pair("zone", "a")));
+  EXPECT_EQ(workload.addresses.size(), 2u);
+  EXPECT_TRUE(workload.is_local());
+  EXPECT_EQ(workload.weight, 3u);
+  EXPECT_THAT(workload.ports, ElementsAre(Pair("http", 9081)));
+  EXPECT_EQ(compiled.snapshot->workload_by_address.at(IpAddress::parse("fd77::5").value())->name,
+            workload.name);
+}
+
+TEST(WorkloadEntry, RefusesAnnotationsOfOursThatDoNothing) {
+  EXPECT_THAT(validate_text("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  "
+                            "name: o\n  annotations:\n    undermesh.io/on-proxy-failure: "
+                            "bypass\nspec: {address: 10.0.0.1}\n"),
+              ElementsAre("error t.yaml:6: WorkloadEntry default/o: "
+                          "metadata.annotations[\"undermesh.io/on-proxy-failure\"]: not supported; "
+                          "remove the annotation"));
+}
+
+}  // namespace
+}  // namespace mesh::config
