@@ -157,7 +157,7 @@ class Lab:
 def clear():
     """Ends what an earlier run may have left, also one that was killed."""
     if mesh.LAB.exists():
-        mesh.meshctl("down", "--purge")
+        mesh.meshctl("down", "--purge", "--state-dir", STATE)
         shutil.rmtree(mesh.LAB)
 
 
@@ -538,7 +538,7 @@ def run(arguments):
     finally:
         with report.step("Everything is taken down, nothing is left behind"):
             lab.namespaces |= leftovers.own_namespaces()
-            mesh.meshctl("down", "--purge")
+            mesh.meshctl("down", "--purge", "--state-dir", STATE)
             shutil.rmtree(STATE, ignore_errors=True)
             left = leftovers.left_behind(before, lab.namespaces)
             for what, things in left.items():
