@@ -76,7 +76,7 @@ bool OutlierDetector::count(EndpointHealth& endpoint, std::atomic<std::uint32_t>
                             std::uint32_t threshold, std::uint64_t OutlierCounters::* reason,
                             TimePoint now) {
   if (threshold == 0) return false;
-  if (errors.fetch_add(1, std::memory_order_relaxed) + 1 != threshold) return false;
+  if (errors.fetch_add(1, std::memory_order_relaxed) + 1 < threshold) return false;
   const bool ejected = eject(endpoint, reason, now);
   // Also when it was refused: the next run of errors asks again.
   errors.store(0, std::memory_order_relaxed);
