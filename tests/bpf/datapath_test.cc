@@ -660,6 +660,17 @@ TEST_F(DatapathTest, AWorkloadThatEndsLeavesNothing) {
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);  // no program is left to refuse it
 }
 
+TEST_F(DatapathTest, AWorkloadThatEndedWhileNobodyLookedLeavesNothing) {
+  std::size_t before = pins();
+  apply_all();
+  datapath_.reset();
+  open();
+  state_ = {};
+  apply_all();
+  EXPECT_EQ(pins(), before);
+  EXPECT_EQ(entries_of("um_workloads"), 0);
+}
+
 TEST_F(DatapathTest, AWorkloadThatEndsTakesItsRecordsAlong) {
   proxied("10.78.0.1:9080", 1);
   apply_all();
@@ -704,6 +715,7 @@ TEST_F(DatapathTest, DisableAllDetachesEverything) {
   state_.endpoints[ip("10.9.0.2")] = 3;
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
+  UniqueFd held(::bpf_obj_get((options_.pin_dir + "/links/7/connect4").c_str()));  // by whomever
   EXPECT_FALSE(must(datapath::disable_all(options_.pin_dir)).empty());
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
   EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), 0);
