@@ -308,7 +308,7 @@ Example:
   run->add_flag("--detach", sandbox_.detach, "Return once the command runs, and leave it running");
   run->add_option("--log", sandbox_.log,
                   "With --detach: file for its output (RUN-DIR/logs/sandbox-NAME.log)");
-  run->callback([this] { takes_command_ = true; });
+  run->parse_complete_callback([this] { takes_command_ = true; });
 }
 
 void CommandLine::add_sandbox_commands() {
@@ -329,7 +329,7 @@ void CommandLine::add_sandbox_commands() {
   exec->add_option("--env", sandbox_.environment, "Environment variable NAME=VALUE; repeatable")
       ->allow_extra_args(false);
   add_namespace(exec);
-  exec->callback([this] { takes_command_ = true; });
+  exec->parse_complete_callback([this] { takes_command_ = true; });
   auto* stop =
       command(*sandbox, "stop", "End a sandbox, or all", "Commands", [this]() -> Result<int> {
         if (all_ == !sandbox_.name.empty()) return usage("sandbox stop: either a NAME or --all");

@@ -147,6 +147,7 @@ class Sandbox {
   Result<> enrol();
   Result<> run_command();
   Result<Notice> expect(Note note);
+  Error failure_of(const Notice& notice);
   Result<> check_not_interrupted(int within_ms);
   void clear();
 
@@ -280,19 +281,22 @@ Result<> Sandbox::run_command() {
   send_notice(control_.get(), Note::kRun);
   MESH_TRY(auto started, expect(Note::kStarted));
   record_.command_pid = started.sender;
-  auto running = expect(Note::kRunning);
-  if (!running) return std::move(running).error();
+  Notice running = receive_notice(control_.get());
+  // kGone: the command ran, and the first process was killed at once; finish() tells how.
+  if (running.note == Note::kFailed) return failure_of(running);
   return claim_.write(record_);
 }
 
 Result<Notice> Sandbox::expect(Note note) {
   Notice notice = receive_notice(control_.get());
   if (notice.note == note) return notice;
-  if (notice.note == Note::kFailed) {
-    if (notice.number != 0) failed_exit_ = exit_for_errno(notice.number);
-    return Error{Errc::internal, notice.text};
-  }
+  if (notice.note == Note::kFailed) return failure_of(notice);
   return Error{Errc::internal, "the sandbox's first process ended before the command was started"};
+}
+
+Error Sandbox::failure_of(const Notice& notice) {
+  if (notice.number != 0) failed_exit_ = exit_for_errno(notice.number);
+  return {Errc::internal, notice.text};
 }
 
 Result<> Sandbox::start() {
