@@ -292,9 +292,10 @@ Result<int> bring_down(Environment environment, bool purge) {
     MESH_TRY(remove_cgroup(cgroups.value().root));
   }
   MESH_TRY(unmount_bpffs(environment));
+  if (purge) warn_left(environment.state_dir, remove_known(environment.state_dir, state_files()));
+  // Last: it remembers the state directory and the mount, should this be interrupted.
   bool had_files = fs::exists(environment.run_dir);
   warn_left(environment.run_dir, remove_known(environment.run_dir, run_files(environment)));
-  if (purge) warn_left(environment.state_dir, remove_known(environment.state_dir, state_files()));
   if (programs + sandboxes + detached.size() == 0 && !had_files)
     std::puts("The mesh was not running; nothing to do.");
   else

@@ -28,7 +28,7 @@ constexpr const char* kFooter = R"(
 Examples:
   sudo meshctl up                                          start this machine's mesh
   sudo meshctl sandbox run web -l app=web --detach -- python3 -m http.server 8080
-  sudo meshctl apply -f examples/bookinfo/config           Istio YAML, refused by file, line and field
+  sudo meshctl apply -f rules.yaml                         Istio YAML, refused by file, line and field
   meshctl tap --destination reviews                        live requests
 
 Each command has its own --help. Exit status: 0 done, 1 failed or refused, 2 wrong usage,
@@ -72,6 +72,7 @@ class CommandLine {
     app_.get_formatter()->column_width(26);
     app_.set_help_flag("-h,--help", "Print this help and exit");
     app_.add_option("--run-dir", environment_.run_dir, "Sockets, logs and process ids of the mesh")
+        ->type_name("DIR")
         ->envname("UNDERMESH_RUN_DIR")
         ->capture_default_str();
     app_.add_option("--cgroup-name", environment_.cgroup_name)
@@ -91,11 +92,14 @@ class CommandLine {
       has_command_ = true;
       arguments.erase(dashes, arguments.end());
     }
+    auto word = std::find_if(arguments.begin(), arguments.end(),
+                             [](const std::string& a) { return !a.starts_with('-'); });
+    std::string first_word = word == arguments.begin() && word != arguments.end() ? *word : "";
     std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes a vector
     try {
       app_.parse(arguments);
     } catch (const CLI::ParseError& error) {
-      return finish_parse(error);
+      return finish_parse(error, first_word);
     }
     if (has_command_ && !takes_command_) return usage("no command is expected after '--'");
     if (takes_command_ && command_.empty())
@@ -107,8 +111,11 @@ class CommandLine {
   }
 
  private:
-  int finish_parse(const CLI::ParseError& error) {
+  int finish_parse(const CLI::ParseError& error, const std::string& first_word) {
     if (error.get_exit_code() == 0) return app_.exit(error);  // --help
+    if (!first_word.empty() &&
+        app_.get_subcommands([&](CLI::App* a) { return a->check_name(first_word); }).empty())
+      return usage("unknown command '" + first_word + "'");
     return usage(error.what());
   }
 
@@ -123,6 +130,7 @@ class CommandLine {
     CLI::App* sub = parent.add_subcommand(name, description);
     sub->group(group);
     sub->fallthrough();
+    sub->footer("");
     sub->get_formatter()->column_width(26);
     if (action) sub->final_callback([this, action] { action_ = action; });
     return sub;
@@ -140,27 +148,35 @@ class CommandLine {
 
   void add_state_dir(CLI::App* sub) {
     sub->add_option("--state-dir", environment_.state_dir, "Where the configuration is stored")
+        ->type_name("DIR")
         ->envname("UNDERMESH_STATE_DIR")
         ->capture_default_str();
   }
 
   void add_namespace(CLI::App* sub) {
-    sub->add_option("-n,--namespace", selection_.ns, "Namespace")->capture_default_str();
+    sub->add_option("-n,--namespace", selection_.ns, "Namespace")
+        ->type_name("NS")
+        ->capture_default_str();
   }
 
   void add_program_options(CLI::App* sub) {
     add_state_dir(sub);
-    sub->add_option("--access-log", programs_.access_log, "File for Istio's access log (off)");
+    sub->add_option("--access-log", programs_.access_log, "File for Istio's access log (off)")
+        ->type_name("FILE");
     sub->add_option("--workers", programs_.workers, "Proxy threads (one for two processors)")
+        ->type_name("N")
         ->check(CLI::Range(1, 1024));
     sub->add_option("--proxy-uid", programs_.proxy_uid, "Numeric uid and gid of the proxy")
+        ->type_name("UID")
         ->check(CLI::Range(1u, 4294967294u))
         ->capture_default_str();
     sub->add_option("--log-level", programs_.log_level, "trace, debug, info, warn, error or off")
+        ->type_name("LEVEL")
         ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}).description(""))
         ->capture_default_str();
     sub->add_option("--service-cidr", programs_.service_cidr,
-                    "Addresses of services without a clusterIP (10.78.0.0/16)");
+                    "Addresses of services without a clusterIP (10.78.0.0/16)")
+        ->type_name("CIDR");
   }
 
   // Paths outlive the caller's directory: programs get absolute ones.
@@ -214,7 +230,7 @@ void CommandLine::add_mesh_commands() {
                               return disable_workload(environment_, selection_.ns, selection_.name);
                             return usage("disable: either a WORKLOAD or --all");
                           });
-  disable->add_option("workload", selection_.name, "Name of its WorkloadEntry");
+  disable->add_option("WORKLOAD", selection_.name, "Name of its WorkloadEntry")->type_name("");
   disable->add_flag("--all", all_, "Detach every BPF program; works with meshd dead");
   add_namespace(disable);
   auto* supervise_command = command(app_, "supervise", "", "", [this]() -> Result<int> {
@@ -233,6 +249,7 @@ void CommandLine::add_configuration_commands() {
       command(app_, "apply", "Create or change objects from files", kConfiguration,
               [this] { return apply(environment_, files_, dry_run_); });
   apply_command->add_option("-f,--filename", files_, "File, directory, or - for standard input")
+      ->type_name("FILE")
       ->required();
   apply_command->add_flag("--dry-run", dry_run_, "Say what would happen, change nothing");
 
@@ -245,17 +262,20 @@ void CommandLine::add_configuration_commands() {
         return by_name ? delete_object(environment_, selection_)
                        : delete_files(environment_, files_);
       });
-  delete_command->add_option("kind", selection_.kind, "VirtualService (vs), Service (svc), ...");
-  delete_command->add_option("name", selection_.name, "Name of the object");
-  delete_command->add_option("-f,--filename", files_, "File, directory, or - for standard input");
+  delete_command->add_option("KIND", selection_.kind, "VirtualService (vs), Service (svc), ...")
+      ->type_name("");
+  delete_command->add_option("NAME", selection_.name, "Name of the object")->type_name("");
+  delete_command->add_option("-f,--filename", files_, "File, directory, or - for standard input")
+      ->type_name("FILE");
   add_namespace(delete_command);
 
   auto* get_command = command(app_, "get", "Show objects", kConfiguration,
                               [this] { return get(environment_, selection_, format_); });
   get_command
-      ->add_option("kind", selection_.kind, "VirtualService (vs), Service (svc), ..., or all")
+      ->add_option("KIND", selection_.kind, "VirtualService (vs), Service (svc), ..., or all")
+      ->type_name("")
       ->required();
-  get_command->add_option("name", selection_.name, "Name of the object");
+  get_command->add_option("NAME", selection_.name, "Name of the object")->type_name("");
   get_command->add_flag("-A,--all-namespaces", selection_.all_namespaces, "Of every namespace");
   add_namespace(get_command);
   add_format(get_command);
@@ -263,15 +283,19 @@ void CommandLine::add_configuration_commands() {
   auto* describe_command =
       command(app_, "describe", "Show an object with its state and problems", kConfiguration,
               [this] { return describe(environment_, selection_); });
-  describe_command->add_option("kind", selection_.kind, "VirtualService (vs), Service (svc), ...")
+  describe_command->add_option("KIND", selection_.kind, "VirtualService (vs), Service (svc), ...")
+      ->type_name("")
       ->required();
-  describe_command->add_option("name", selection_.name, "Name of the object")->required();
+  describe_command->add_option("NAME", selection_.name, "Name of the object")
+      ->type_name("")
+      ->required();
   add_namespace(describe_command);
 
   auto* validate_command =
       command(app_, "validate", "Check files without a mesh, by file, line and field",
               kConfiguration, [this] { return validate(files_); });
   validate_command->add_option("-f,--filename", files_, "File, directory, or - for standard input")
+      ->type_name("FILE")
       ->required();
 }
 
@@ -295,19 +319,25 @@ through; it ends with meshctl, also with kill -9.
 
 Example:
   sudo meshctl sandbox run reviews-v1 -l app=reviews,version=v1 --service-account reviews -- ./reviews)");
-  run->add_option("name", sandbox_.name, "Name of the workload")->required();
+  run->add_option("NAME", sandbox_.name, "Name of the workload")->type_name("")->required();
   add_namespace(run);
   run->add_option("-l,--labels", labels_, "Labels that services select by: k=v,...")
-      ->delimiter(',');
+      ->type_name("K=V,...")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   run->add_option("--service-account", sandbox_.service_account,
-                  "Its identity in policies (default)");
+                  "Its identity in policies (default)")
+      ->type_name("NAME");
   run->add_option("--annotation", annotations_, "Annotation K=V of its WorkloadEntry; repeatable")
+      ->type_name("K=V")
       ->allow_extra_args(false);
   run->add_option("--env", sandbox_.environment, "Environment variable NAME=VALUE; repeatable")
+      ->type_name("NAME=VALUE")
       ->allow_extra_args(false);
   run->add_flag("--detach", sandbox_.detach, "Return once the command runs, and leave it running");
   run->add_option("--log", sandbox_.log,
-                  "With --detach: file for its output (RUN-DIR/logs/sandbox-NAME.log)");
+                  "With --detach: file for its output (RUN-DIR/logs/sandbox-NAME.log)")
+      ->type_name("FILE");
   run->parse_complete_callback([this] { takes_command_ = true; });
 }
 
@@ -325,8 +355,9 @@ void CommandLine::add_sandbox_commands() {
                          return exec_in_sandbox(environment_, selection_.ns, sandbox_.name,
                                                 command_, sandbox_.environment);
                        });
-  exec->add_option("name", sandbox_.name, "Name of the sandbox")->required();
+  exec->add_option("NAME", sandbox_.name, "Name of the sandbox")->type_name("")->required();
   exec->add_option("--env", sandbox_.environment, "Environment variable NAME=VALUE; repeatable")
+      ->type_name("NAME=VALUE")
       ->allow_extra_args(false);
   add_namespace(exec);
   exec->parse_complete_callback([this] { takes_command_ = true; });
@@ -343,7 +374,7 @@ void CommandLine::add_sandbox_commands() {
         if (stopped.empty()) std::puts("No sandbox runs.");
         return kOk;
       });
-  stop->add_option("name", sandbox_.name, "Name of the sandbox");
+  stop->add_option("NAME", sandbox_.name, "Name of the sandbox")->type_name("");
   stop->add_flag("--all", all_, "Every sandbox of every namespace");
   add_namespace(stop);
 }
@@ -356,10 +387,13 @@ void CommandLine::add_looking_commands() {
 
   auto* tap_command = command(app_, "tap", "Show requests as they happen", kLooking,
                               [this] { return tap(environment_, tap_, format_); });
-  tap_command->add_option("--source", tap_.source, "Only requests of this workload");
-  tap_command->add_option("--destination", tap_.destination, "Only requests to this service");
-  tap_command->add_option("--status", tap_.status, "Only responses of this status: 503, or 5xx");
-  tap_command->add_option("--count", tap_.count, "End after so many requests");
+  tap_command->add_option("--source", tap_.source, "Only requests of this workload")
+      ->type_name("WORKLOAD");
+  tap_command->add_option("--destination", tap_.destination, "Only requests to this service")
+      ->type_name("SERVICE");
+  tap_command->add_option("--status", tap_.status, "Only responses of this status: 503, or 5xx")
+      ->type_name("STATUS");
+  tap_command->add_option("--count", tap_.count, "End after so many requests")->type_name("N");
   add_format(tap_command);
 
   auto* config_command =
@@ -367,7 +401,8 @@ void CommandLine::add_looking_commands() {
   config_command->require_subcommand(1);
   auto* dump_command = command(*config_command, "dump", "routes, clusters, endpoints or policies",
                                "Commands", [this] { return dump(environment_, what_, format_); });
-  dump_command->add_option("what", what_, "routes, clusters, endpoints or policies")
+  dump_command->add_option("WHAT", what_, "routes, clusters, endpoints or policies")
+      ->type_name("")
       ->required()
       ->check(CLI::IsMember({"routes", "clusters", "endpoints", "policies"}).description(""));
   add_format(dump_command);
