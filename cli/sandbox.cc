@@ -471,13 +471,22 @@ Result<> clear_remains(const Environment& environment, const std::string& ns,
   return remove_cgroup(cgroup);
 }
 
+// Also when its monitor hangs: the lock is held, so the pid in the record is still its own.
+bool end_monitor(const Environment& environment, const std::string& ns, const std::string& name) {
+  if (wait_monitor_gone(environment, ns, name, seconds(15))) return true;
+  if (auto record = find_sandbox(environment, ns, name); record && record->monitor_pid > 0)
+    ::kill(record->monitor_pid, SIGKILL);
+  return wait_monitor_gone(environment, ns, name, seconds(5));
+}
+
 Result<> end_sandbox(const Environment& environment, const Cgroups& cgroups, const std::string& ns,
                      const std::string& name) {
   std::string cgroup = cgroups.workload(ns, name);
   MESH_TRY(end_cgroups({cgroup}, milliseconds(0)));
-  if (!wait_monitor_gone(environment, ns, name, seconds(30)))
+  if (!end_monitor(environment, ns, name))
     return Error{Errc::timed_out, "the monitor of sandbox " + ns + "/" + name +
                                       " does not end; `meshctl sandbox list` shows its pid"};
+  clear_dead_record(environment, ns, name);
   if (fs::exists(cgroup)) return clear_remains(environment, ns, name, cgroup);
   return success();
 }

@@ -183,6 +183,11 @@ std::optional<SandboxRecord> find_sandbox(const Environment& environment, const 
   return read_record(path);
 }
 
+void clear_dead_record(const Environment& environment, const std::string& ns,
+                       const std::string& name) {
+  clear_if_dead(path_of(environment, ns, name));
+}
+
 bool wait_monitor_gone(const Environment& environment, const std::string& ns,
                        const std::string& name, milliseconds within) {
   auto deadline = Clock::now() + within;

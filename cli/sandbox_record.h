@@ -60,6 +60,9 @@ class SandboxClaim {
 std::vector<SandboxRecord> live_sandboxes(const Environment& environment);  // with a live monitor
 std::optional<SandboxRecord> find_sandbox(const Environment& environment, const std::string& ns,
                                           const std::string& name);
+// Removes the file of a monitor that was killed.
+void clear_dead_record(const Environment& environment, const std::string& ns,
+                       const std::string& name);
 // Until its monitor has gone; false after `within`.
 bool wait_monitor_gone(const Environment& environment, const std::string& ns,
                        const std::string& name, std::chrono::milliseconds within);

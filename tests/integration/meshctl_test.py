@@ -309,6 +309,13 @@ class Sandboxes(MeshctlCase):
         eventually("all is gone", lambda: not cgroups() and not workload_links())
         self.start_fake()
 
+    def test_a_monitor_that_hangs_is_ended_by_stop(self):
+        self.ok("sandbox", "run", "hung", "--detach", "--", "sleep", "1000")
+        record = json.loads(pathlib.Path(self.run_dir, "sandboxes", "default.hung").read_text())
+        os.kill(record["monitor_pid"], signal.SIGSTOP)
+        self.ok("sandbox", "stop", "hung")
+        self.assert_nothing_left()
+
     def test_bad_names_and_options_are_refused(self):
         for arguments in (["Upper"], ["under_score"], ["a" * 64], ["-x"], ["ok", "-l", "novalue"], ["ok", "--env", "=x"]):
             done = self.meshctl("sandbox", "run", *arguments, "--", "true")
@@ -464,6 +471,19 @@ class Supervision(unittest.TestCase):
         self.assertEqual(after["meshhold"], before["meshhold"])
         os.kill(after["meshhold"][0], signal.SIGKILL)  # no child of this supervisor
         self.wait_for_all(("meshhold", after["meshhold"]))
+
+    def test_a_mesh_that_runs_keeps_its_options_and_says_so(self):
+        self.up()
+        self.ok("up")  # none given: none complained of
+        done = self.meshctl("up", "--workers", "3")
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("--workers 3 is not taken over", done.stderr)
+        pid = self.wait_for_all()["meshd"][0]
+        words = pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        self.assertEqual(words[words.index("--state-dir") + 1], str(self.state_dir))
+        (self.state_dir / "objects").mkdir(exist_ok=True)
+        self.ok("down", "--purge")  # of the directory that the mesh had
+        self.assertFalse(self.state_dir.exists())
 
     def test_up_tells_why_a_program_does_not_stay(self):
         done = self.meshctl("up", "--state-dir", self.state_dir, FAKE_BROKEN="meshd")
