@@ -226,6 +226,21 @@ class Yield : public SimpleWait {
 };
 inline Yield yield(Scope& scope) { return Yield(scope); }
 
+// Waits for a descriptor to become readable; the caller clears IoHandle::readable as it reads.
+class IoReadable : public SimpleWait {
+ public:
+  IoReadable(IoHandle& io, Scope& scope) : SimpleWait(scope), io_(io) {}
+  bool await_ready() const { return scope_.is_cancelled() || io_.readable; }
+  void await_suspend(std::coroutine_handle<> caller) {
+    caller_ = caller;
+    wait_at(io_.reader);
+    join(scope_);
+  }
+
+ private:
+  IoHandle& io_;
+};
+
 // Coroutines that wait in line. Notified ones run in the order they came.
 class WaitQueue {
  public:

@@ -93,7 +93,7 @@ class Exchange {
   bool skip_buffered_body();
   void finish();
   void count(std::chrono::nanoseconds duration);
-  telemetry::WorkerMetrics::Edge* find_edge(bool destination_side);
+  const config::Service* find_service() const;
   telemetry::WorkerMetrics::Edge* make_edge(std::string_view reporter,
                                             const config::Workload* destination) const;
   void write_access_log(std::chrono::nanoseconds duration);

@@ -105,6 +105,11 @@ void Exchange::finish() {
   view_.reset();
 }
 
+const config::Service* Exchange::find_service() const {
+  if (cluster_ && cluster_->config().service) return cluster_->config().service.get();
+  return down_->service_epoch == view_->epoch ? down_->service : nullptr;
+}
+
 telemetry::WorkerMetrics::Edge* Exchange::make_edge(std::string_view reporter,
                                                     const config::Workload* destination) const {
   const config::Workload& source = *down_->client.workload();
@@ -117,8 +122,7 @@ telemetry::WorkerMetrics::Edge* Exchange::make_edge(std::string_view reporter,
     destination_principal = "spiffe://" + destination->principal();
     labels.destination = peer_labels(*destination, destination_principal);
   }
-  const config::Service* service =
-      cluster_ && cluster_->config().service ? cluster_->config().service.get() : down_->service;
+  const config::Service* service = find_service();
   if (service != nullptr) {
     labels.destination_service = service->host;
     labels.destination_service_name = service->name.name;
@@ -188,23 +192,20 @@ void Exchange::tap(nanoseconds duration) {
   event.source = source->name.to_string();
   if (endpoint_ != nullptr) {
     event.endpoint = endpoint_->endpoint->address().to_string();
-    if (endpoint_->endpoint->workload()) {
-      event.destination = endpoint_->endpoint->workload()->name.to_string();
-    }
+    const auto& workload = endpoint_->endpoint->workload();
+    if (workload) event.workload = workload->name.to_string();
   }
+  if (cluster_) event.cluster = cluster_->config().name;
+  const config::Service* service = find_service();
+  if (service != nullptr) event.destination = service->host;
   const TapFilter& filter = worker_.tap_filter();
-  if (cluster_) {
-    event.cluster = cluster_->config().name;
-    if (cluster_->config().service) event.service = cluster_->config().service->name.to_string();
-  } else if (down_->service != nullptr) {
-    event.service = down_->service->name.to_string();
-  }
   if (filter.status != 0 && filter.status != status_) return;
   if (!matches_name(filter.source, event.source)) return;
-  if (!matches_name(filter.destination, event.destination) &&
-      !matches_name(filter.destination, event.service)) {
-    return;
-  }
+  const bool to =
+      matches_name(filter.destination, event.workload) ||
+      (service != nullptr && (filter.destination == service->host ||
+                              matches_name(filter.destination, service->name.to_string())));
+  if (!to) return;
   event.at = system_clock::now() - duration_cast<system_clock::duration>(duration);
   event.method = head_.method_text;
   event.path = head_.target;

@@ -1,12 +1,13 @@
 #include "proxy/proxy.h"
 
 #include <fcntl.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <boost/json.hpp>
-#include <random>
+#include <cstdlib>
 #include <string>
 #include <utility>
 
@@ -30,8 +31,15 @@ Logger& log() {
 }
 
 std::uint64_t random_seed() {
-  std::random_device device;  // getrandom: a worker's numbers are not another's
-  return (std::uint64_t{device()} << 32) | device();
+  std::uint64_t seed = 0;
+  if (::getrandom(&seed, sizeof seed, 0) != sizeof seed) std::abort();  // cannot fail on Linux
+  return seed;
+}
+
+// As `config dump` and the snapshot name it.
+std::string key_of(const cluster::ClusterStats& cluster) {
+  return cluster.client_namespace.empty() ? cluster.name
+                                          : cluster.client_namespace + "/" + cluster.name;
 }
 
 }  // namespace
@@ -286,10 +294,9 @@ boost::json::array Proxy::dump_endpoints() const {
   boost::json::array result;
   for (const auto& cluster : registry_.stats()) {
     for (const auto& endpoint : cluster.endpoints) {
-      result.push_back({{"cluster", cluster.name},
-                        {"client_namespace", cluster.client_namespace},
-                        {"address", endpoint.address.to_string()},
-                        {"ejected", endpoint.ejected}});
+      result.push_back({{"cluster", key_of(cluster)},
+                        {"endpoint", endpoint.address.to_string()},
+                        {"health", endpoint.ejected ? "ejected" : "healthy"}});
     }
   }
   return result;
@@ -320,19 +327,28 @@ void Proxy::dump_clusters(std::function<void(boost::json::array)> done) {
         if (--gathering->left > 0) return;
         boost::json::array clusters;
         for (const auto& cluster : registry_.stats()) {
+          boost::json::object row{{"cluster", key_of(cluster)}};
+          for (const char* name : {"connections", "idle", "pending", "requests"}) {
+            std::uint64_t sum = 0;
+            for (const auto& pool : gathering->pools) {
+              if (pool.at("cluster").as_string() == cluster.name) {
+                sum += pool.at(name).to_number<std::uint64_t>();
+              }
+            }
+            row[name] = sum;
+          }
+          for (const auto& [column, counter] :
+               {std::pair{"rq_total", "upstream_rq_total"},
+                std::pair{"overflow", "upstream_rq_pending_overflow"}}) {
+            for (const auto& value : cluster.counters) {
+              if (value.name == counter) row[column] = value.value;
+            }
+          }
+          row["ejected"] = cluster.outlier.ejections_active;
           boost::json::object counters;
           for (const auto& value : cluster.counters) counters[value.name] = value.value;
-          counters["outlier_detection.ejections_active"] = cluster.outlier.ejections_active;
-          counters["outlier_detection.ejections_enforced_total"] =
-              cluster.outlier.ejections_enforced_total;
-          boost::json::array pools;
-          for (const auto& pool : gathering->pools) {
-            if (pool.at("cluster").as_string() == cluster.name) pools.push_back(pool);
-          }
-          clusters.push_back({{"name", cluster.name},
-                              {"client_namespace", cluster.client_namespace},
-                              {"counters", std::move(counters)},
-                              {"pools", std::move(pools)}});
+          row["counters"] = std::move(counters);
+          clusters.push_back(std::move(row));
         }
         done(std::move(clusters));
       });

@@ -48,7 +48,7 @@ class Proxy final : private Sinks {
 
   // Prometheus text: requests, clusters, the proxy itself.
   void write_metrics(std::string& out) const;
-  // Live state of clusters and their endpoints for `config dump`; `done` comes later.
+  // Rows of live state for `config dump`; `done` comes later.
   void dump_clusters(std::function<void(boost::json::array)> done);
   boost::json::array dump_endpoints() const;
   boost::json::object stats() const;

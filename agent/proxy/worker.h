@@ -60,8 +60,10 @@ struct TapFilter {
 // One finished request as `meshctl tap` shows it.
 struct TapEvent {
   std::chrono::system_clock::time_point at;
-  std::string source, destination, service, method, path, authority, flags, route, cluster;
-  std::string endpoint, request_id, details;
+  std::string source;       // "ns/name" of the client workload
+  std::string destination;  // the service's host
+  std::string workload;     // "ns/name" behind the endpoint; empty: unknown
+  std::string method, path, authority, flags, route, cluster, endpoint, request_id, details;
   int status = 0;
   std::chrono::nanoseconds latency{0};
   std::uint64_t bytes_received = 0, bytes_sent = 0;
