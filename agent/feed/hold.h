@@ -10,7 +10,8 @@
 //                              the node's gateway, upstream sockets from meshhold's own namespace.
 //     kEnd{workload}           closes what is held and revokes it at the proxy
 //     kHostListener{workload, kind, family, ip, port} + [] or [listener]: a listener in the host's
-//                              namespace (kGateway: workload 1; kMetrics: workload 0)
+//                              namespace (kGateway: workload 1; kMetrics: workload 0). ip "::",
+//                              family 6: every address of both families
 //     kEndHostListener{same}
 //     kSync                    all that was not named on this connection ends
 //   meshhold -> meshd

@@ -48,6 +48,12 @@ HoldMessage message_of(HoldType type, std::uint32_t workload) {
   return message;
 }
 
+bool is_listener_of(const ListenerIdentity& identity, const SocketAddress& address, bool v6) {
+  if (address.ip.is_unspecified())
+    return identity.address.ip.is_unspecified() && identity.address.port == address.port;
+  return identity.v6 == v6 && identity.address == address;
+}
+
 std::optional<std::uint8_t> outbound_family(const ListenerIdentity& identity) {
   if (identity.address.port != kOutboundPort) return std::nullopt;
   if (!identity.v6 && identity.address.ip == IpAddress::v4(127, 0, 0, 1)) return kFamily4;
@@ -279,8 +285,8 @@ void Holder::listen_on_host(const HoldMessage& message, Fds fds, Clock::time_poi
     Refusal refusal;
     if (!fds.empty()) {
       const auto identity = identify_listener(fds[0].get());
-      if (!identity || identity->netns_cookie != sockets_.own_cookie() || identity->v6 != v6 ||
-          identity->address != address)
+      if (!identity || identity->netns_cookie != sockets_.own_cookie() ||
+          !is_listener_of(*identity, address, v6))
         refusal = {HoldStatus::kForeign, 0};
       else if (auto opened = accept_connections(fds[0].get()); !opened)
         refusal = {HoldStatus::kUnavailable, 0};

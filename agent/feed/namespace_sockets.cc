@@ -74,6 +74,7 @@ RawAddress to_raw(const SocketAddress& address, bool v6) {
 
 Refusal make_listener(const SocketAddress& address, bool v6, bool only_loopback_device,
                       UniqueFd& made) {
+  const bool both_families = v6 && address.ip.is_unspecified();
   UniqueFd fd = tcp_socket(v6);
   if (!fd) return failed(errno);
   // Binding to lo: with route_localnet=1 a neighbour reaches 127.0.0.1 and would be taken for the
@@ -81,7 +82,8 @@ Refusal make_listener(const SocketAddress& address, bool v6, bool only_loopback_
   if (only_loopback_device &&
       ::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, "lo", sizeof "lo") != 0)
     return failed(errno);
-  if (v6 && !set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, 1)) return failed(errno);
+  if (v6 && !set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, both_families ? 0 : 1))
+    return failed(errno);
   if (!set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1)) return failed(errno);
   const RawAddress raw = to_raw(address, v6);
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&raw.storage), raw.size) != 0 ||
@@ -159,7 +161,10 @@ Refusal NamespaceSockets::make_outbound_listeners(int netns, Fds& listeners) con
 
 Refusal NamespaceSockets::make_host_listener(const SocketAddress& address, bool v6,
                                              UniqueFd& listener) const {
-  return make_listener(address, v6, false, listener);
+  const Refusal refusal = make_listener(address, v6, false, listener);
+  const bool has_no_v6 = refusal.error == EADDRNOTAVAIL || refusal.error == EAFNOSUPPORT;
+  if (!has_no_v6 || !v6 || !address.ip.is_unspecified()) return refusal;
+  return make_listener({IpAddress::v4(0, 0, 0, 0), address.port}, false, false, listener);
 }
 
 Refusal NamespaceSockets::make_sockets(int netns, std::uint8_t family, std::uint32_t count,

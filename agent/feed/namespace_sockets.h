@@ -33,7 +33,7 @@ class NamespaceSockets {
   // 127.0.0.1 and [::1] port 15001, bound to lo, listening; without the second where the namespace
   // has no IPv6 loopback.
   Refusal make_outbound_listeners(int netns, Fds& listeners) const;
-  // A listener at `address` in our own namespace.
+  // A listener at `address` in our own namespace; "::" is every address of both families.
   Refusal make_host_listener(const SocketAddress& address, bool v6, UniqueFd& listener) const;
   // Unconnected TCP sockets; netns -1: our own namespace.
   Refusal make_sockets(int netns, std::uint8_t family, std::uint32_t count, Fds& sockets) const;

@@ -1,0 +1,225 @@
+#include "control/dumps.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+using config::Snapshot;
+
+std::string join(const std::vector<std::string>& parts, std::string_view between) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : std::string(between)) + part;
+  return text;
+}
+
+std::string text_of(const config::StringMatch& match) {
+  switch (match.kind) {
+    case config::StringMatch::Kind::kPresent:
+      return "*";
+    case config::StringMatch::Kind::kExact:
+      return match.value;
+    case config::StringMatch::Kind::kPrefix:
+      return match.value + "*";
+    case config::StringMatch::Kind::kSuffix:
+      return "*" + match.value;
+    case config::StringMatch::Kind::kRegex:
+      return "~" + match.value;
+  }
+  return {};
+}
+
+std::string text_of(const config::HttpMatch& match) {
+  std::vector<std::string> parts;
+  const auto add = [&](std::string_view what, const std::optional<config::StringMatch>& value) {
+    if (value) parts.push_back(std::string(what) + "=" + text_of(*value));
+  };
+  add("uri", match.uri);
+  add("method", match.method);
+  add("authority", match.authority);
+  add("scheme", match.scheme);
+  for (const auto& [name, value] : match.headers)
+    parts.push_back("header " + name + "=" + text_of(value));
+  for (const auto& [name, value] : match.without_headers)
+    parts.push_back("no header " + name + "=" + text_of(value));
+  for (const auto& [name, value] : match.query_params)
+    parts.push_back("query " + name + "=" + text_of(value));
+  if (match.port != 0) parts.push_back("port=" + std::to_string(match.port));
+  for (const auto& [name, value] : match.source_labels)
+    parts.push_back("source label " + name + "=" + value);
+  if (!match.source_namespace.empty())
+    parts.push_back("source namespace=" + match.source_namespace);
+  return join(parts, ", ");
+}
+
+std::string matches_of(const config::HttpRoute& route) {
+  std::vector<std::string> parts;
+  for (const auto& match : route.matches) parts.push_back(text_of(match));
+  return parts.empty() ? "*" : join(parts, " | ");
+}
+
+std::string destinations_of(const config::HttpRoute& route) {
+  std::vector<std::string> parts;
+  for (const auto& destination : route.destinations) {
+    std::string text = destination.host;
+    if (!destination.subset.empty()) text += " " + destination.subset;
+    if (destination.port != 0) text += ":" + std::to_string(destination.port);
+    if (route.destinations.size() > 1) text += " " + std::to_string(destination.weight) + "%";
+    parts.push_back(std::move(text));
+  }
+  return join(parts, ", ");
+}
+
+std::string extras_of(const config::HttpRoute& route) {
+  std::vector<std::string> parts;
+  if (route.timeout) parts.push_back("timeout " + std::to_string(route.timeout->count()) + "ms");
+  const auto& fault = route.fault;
+  if (fault.delay_ppm != 0)
+    parts.push_back("delay " + std::to_string(fault.delay.count()) + "ms " +
+                    std::to_string(fault.delay_ppm / 10000) + "%");
+  if (fault.abort_ppm != 0)
+    parts.push_back("abort " + std::to_string(fault.abort_status) + " " +
+                    std::to_string(fault.abort_ppm / 10000) + "%");
+  return join(parts, ", ");
+}
+
+std::string limit_text(std::uint32_t limit) {
+  return limit == config::ConnectionPool::kUnlimited ? "-" : std::to_string(limit);
+}
+
+std::string_view balancer_text(config::Balancer balancer) {
+  switch (balancer) {
+    case config::Balancer::kLeastRequest:
+      return "LEAST_REQUEST";
+    case config::Balancer::kRoundRobin:
+      return "ROUND_ROBIN";
+    case config::Balancer::kRandom:
+      return "RANDOM";
+  }
+  return {};
+}
+
+// All clusters by name; those of one client namespace carry it in front.
+std::map<std::string, config::ClusterPtr> sorted_clusters(const Snapshot& snapshot) {
+  std::map<std::string, config::ClusterPtr> sorted;
+  for (const auto& [name, cluster] : snapshot.clusters) sorted[name] = cluster;
+  for (const auto& [name, cluster] : snapshot.client_clusters) sorted[name] = cluster;
+  return sorted;
+}
+
+api::Dump table(const Snapshot& snapshot, std::string what, std::vector<std::string> columns) {
+  api::Dump dump;
+  dump.what = std::move(what);
+  dump.version = snapshot.version;
+  dump.columns = std::move(columns);
+  return dump;
+}
+
+}  // namespace
+
+api::Dump dump_routes(const Snapshot& snapshot) {
+  api::Dump dump =
+      table(snapshot, "routes",
+            {"virtual_service", "hosts", "gateways", "rule", "match", "destinations", "options"});
+  for (const auto& service : snapshot.virtual_services) {
+    std::size_t index = 0;
+    for (const auto& route : service->http)
+      dump.rows.push_back({{"virtual_service", service->name.to_string()},
+                           {"hosts", join(service->hosts, ",")},
+                           {"gateways", join(service->gateways, ",")},
+                           {"rule", route.name.empty() ? std::to_string(index) : route.name},
+                           {"index", index++},
+                           {"match", matches_of(route)},
+                           {"destinations", destinations_of(route)},
+                           {"options", extras_of(route)}});
+  }
+  return dump;
+}
+
+api::Dump dump_clusters(const Snapshot& snapshot) {
+  api::Dump dump = table(snapshot, "clusters",
+                         {"cluster", "endpoints", "balancer", "max_connections", "max_pending",
+                          "max_requests", "outlier_detection"});
+  for (const auto& [name, cluster] : sorted_clusters(snapshot)) {
+    const auto& pool = cluster->policy.pool;
+    dump.rows.push_back({{"cluster", name},
+                         {"endpoints", cluster->endpoints.size()},
+                         {"balancer", balancer_text(cluster->policy.balancer)},
+                         {"max_connections", limit_text(pool.max_connections)},
+                         {"max_pending", limit_text(pool.max_pending_requests)},
+                         {"max_requests", limit_text(pool.max_requests)},
+                         {"connect_timeout_ms", pool.connect_timeout.count()},
+                         {"outlier_detection", cluster->policy.outlier.has_value()}});
+  }
+  return dump;
+}
+
+api::Dump dump_endpoints(const Snapshot& snapshot) {
+  api::Dump dump = table(snapshot, "endpoints", {"cluster", "endpoint", "workload", "weight"});
+  for (const auto& [name, cluster] : sorted_clusters(snapshot))
+    for (const auto& endpoint : cluster->endpoints)
+      dump.rows.push_back(
+          {{"cluster", name},
+           {"endpoint", endpoint.address.to_string()},
+           {"workload", endpoint.workload ? endpoint.workload->name.to_string() : ""},
+           {"weight", endpoint.weight}});
+  return dump;
+}
+
+api::Dump dump_policies(const Snapshot& snapshot,
+                        const std::vector<api::Status::PolicyCount>& counts) {
+  api::Dump dump = table(snapshot, "policies",
+                         {"policy", "action", "rules", "selects", "denied", "allowed", "state"});
+  for (const auto& policy : snapshot.policies) {
+    const std::string name = policy->name.to_string();
+    std::vector<std::string> selected;
+    for (const auto& [workload_name, workload] : snapshot.workloads)
+      if (policy->selects(*workload)) selected.push_back(workload_name.to_string());
+    std::uint64_t denied = 0, allowed = 0;
+    for (const auto& count : counts) {
+      if (count.policy != name) continue;
+      denied += count.denied;
+      allowed += count.allowed;
+    }
+    const bool is_allow = policy->action == config::AuthorizationPolicy::Action::kAllow;
+    dump.rows.push_back({{"policy", name},
+                         {"action", is_allow ? "ALLOW" : "DENY"},
+                         {"rules", policy->rules.size()},
+                         {"selects", join(selected, ",")},
+                         {"denied", denied},
+                         {"allowed", allowed},
+                         {"state", policy->refused ? "refused: denies all" : "accepted"}});
+  }
+  return dump;
+}
+
+void merge_rows(api::Dump& dump, const json::value& body,
+                const std::vector<std::string_view>& keys) {
+  const json::object* root = body.if_object();
+  const json::value* rows = root ? root->if_contains("rows") : nullptr;
+  if (!rows || !rows->is_array()) return;
+  const auto key_of = [&keys](const json::object& row) {
+    std::string key;
+    for (const std::string_view name : keys)
+      if (const json::value* value = row.if_contains(name)) key += json::serialize(*value) + "\n";
+    return key;
+  };
+  std::map<std::string, const json::object*> theirs;
+  for (const json::value& row : rows->get_array())
+    if (row.is_object()) theirs[key_of(row.get_object())] = &row.get_object();
+  for (json::object& row : dump.rows) {
+    const auto found = theirs.find(key_of(row));
+    if (found == theirs.end()) continue;
+    for (const auto& [name, value] : *found->second) {
+      if (row.contains(name)) continue;
+      row[name] = value;
+      if (std::ranges::find(dump.columns, std::string(name)) == dump.columns.end())
+        dump.columns.emplace_back(name);
+    }
+  }
+}
+
+}  // namespace mesh::control

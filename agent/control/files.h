@@ -1,0 +1,46 @@
+// Files: the seam to the file system, so that every step of writing can be made to fail in a test.
+// Paths are absolute or relative to the working directory. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+
+namespace mesh::control {
+
+class Files {
+ public:
+  struct Entry {
+    std::string path;
+    std::uint64_t inode = 0;
+    std::uint64_t size = 0;
+    std::int64_t modified_ns = 0;
+    friend bool operator==(const Entry&, const Entry&) = default;
+  };
+
+  virtual ~Files() = default;
+  virtual Result<std::string> read(const std::string& path) = 0;               // at most 16 MiB
+  virtual Result<> write(const std::string& path, std::string_view text) = 0;  // and fsync
+  virtual Result<> rename(const std::string& from, const std::string& to) = 0;
+  virtual Result<> sync_directory(const std::string& path) = 0;
+  virtual Result<> remove(const std::string& path) = 0;  // an absent file is no error
+  virtual Result<> make_directories(const std::string& path) = 0;
+  // Regular files below `directory`, sorted; names that begin with a dot are passed over.
+  virtual Result<std::vector<Entry>> list(const std::string& directory) = 0;
+};
+
+std::unique_ptr<Files> posix_files();
+
+// The old text or the new one, never less, also through a crash: temporary file, fsync, rename,
+// fsync of the directory (which is made when it is absent).
+Result<> replace_file(Files& files, const std::string& path, std::string_view text);
+// Removes it for good: fsync of the directory.
+Result<> remove_file(Files& files, const std::string& path);
+
+std::string directory_of(const std::string& path);
+
+}  // namespace mesh::control

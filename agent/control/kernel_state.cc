@@ -1,0 +1,184 @@
+#include "control/kernel_state.h"
+
+#include <algorithm>
+#include <charconv>
+#include <set>
+
+#include "routing/route_table.h"
+
+namespace mesh::control {
+namespace {
+
+using config::Snapshot;
+using config::Workload;
+using datapath::ServiceEntry;
+using datapath::State;
+using datapath::VerdictEntry;
+using datapath::VerdictKey;
+
+// The destinations that the same policies select.
+struct Group {
+  std::uint32_t id = 0;
+  std::vector<const config::AuthorizationPolicy*> policies;
+  std::vector<const Workload*> members;
+};
+
+std::uint32_t policy_number(const config::Verdict& verdict, Numbers& numbers) {
+  if (verdict.policy.empty()) return 0;
+  return numbers.number(Space::kPolicy, verdict.policy + "#" + std::to_string(verdict.rule));
+}
+
+std::vector<Group> groups_of(const Snapshot& snapshot, Numbers& numbers) {
+  std::map<std::string, Group> by_policies;
+  for (const auto& [name, workload] : snapshot.workloads) {
+    std::string key;
+    std::vector<const config::AuthorizationPolicy*> selecting;
+    for (const auto& policy : snapshot.policies) {
+      if (!policy->selects(*workload)) continue;
+      key += policy->name.to_string() + ",";
+      selecting.push_back(policy.get());
+    }
+    if (selecting.empty()) continue;
+    Group& group = by_policies[key];
+    group.policies = std::move(selecting);
+    group.members.push_back(workload.get());
+  }
+  std::vector<Group> groups;
+  for (auto& [key, group] : by_policies) {
+    group.id = numbers.number(Space::kGroup, key);
+    groups.push_back(std::move(group));
+  }
+  return groups;
+}
+
+void add_ports(const std::vector<config::PortMatch>& matches, std::set<std::uint16_t>& ports) {
+  for (const auto& [wanted, unwanted] : matches) {
+    ports.insert(wanted.begin(), wanted.end());
+    ports.insert(unwanted.begin(), unwanted.end());
+  }
+}
+
+// The ports whose verdict may differ from that of any other port.
+std::set<std::uint16_t> named_ports(const Group& group) {
+  std::set<std::uint16_t> ports;
+  for (const auto* policy : group.policies)
+    for (const config::L4Rule& rule : policy->rules) {
+      add_ports(rule.to, ports);
+      add_ports(rule.when_port, ports);
+    }
+  ports.erase(0);
+  return ports;
+}
+
+std::uint16_t port_not_in(const std::set<std::uint16_t>& ports) {
+  std::uint16_t port = 1;
+  while (ports.contains(port)) ++port;
+  return port;
+}
+
+void add_verdicts(const Snapshot& snapshot, const Client& client, const Group& group,
+                  Numbers& numbers, State& state) {
+  // A workload may always talk to itself; the group's verdict is that for the others in it.
+  const auto other = std::ranges::find_if(
+      group.members, [&](const Workload* member) { return member->name != client.workload->name; });
+  const Workload& server = other == group.members.end() ? *group.members.front() : **other;
+  std::set<std::uint16_t> ports = named_ports(group);
+  const std::uint16_t any_other = port_not_in(ports);
+  ports.insert(any_other);
+  for (const std::uint16_t port : ports) {
+    const config::Verdict verdict = config::authorize(snapshot, *client.workload, server, port);
+    const std::uint16_t key_port = port == any_other ? std::uint16_t{0} : port;
+    state.verdicts[{client.kernel.id, group.id, 0, key_port}] = {verdict.allowed,
+                                                                 policy_number(verdict, numbers)};
+  }
+}
+
+// The refusal that every endpoint shares which the service's routes can reach for this client.
+std::optional<config::Verdict> refusal_of_all(const Snapshot& snapshot, const Workload& client,
+                                              const config::Service& service, std::uint16_t port) {
+  std::optional<config::Verdict> refusal;
+  for (const auto& cluster : routing::reachable_clusters(snapshot, client, service, port))
+    for (const config::Endpoint& endpoint : cluster->endpoints) {
+      if (!endpoint.workload) return std::nullopt;
+      config::Verdict verdict =
+          config::authorize(snapshot, client, *endpoint.workload, endpoint.address.port);
+      if (verdict.allowed) return std::nullopt;
+      if (!refusal) refusal = std::move(verdict);
+    }
+  return refusal;
+}
+
+bool is_proxied_by(const Snapshot* acked, const SocketAddress& address, const std::string& host) {
+  if (!acked) return false;
+  const auto at = acked->service_by_address.find(address.ip);
+  if (at == acked->service_by_address.end() || at->second->host != host) return false;
+  const config::ServicePort* port = at->second->find_port(address.port);
+  return port && port->protocol == config::Protocol::kHttp;
+}
+
+ServiceEntry balanced(const Snapshot& snapshot, const config::Service& service, std::uint16_t port,
+                      std::uint32_t id) {
+  ServiceEntry entry{id, ServiceEntry::Kind::kBalance, {}};
+  if (const auto cluster = snapshot.find_cluster(service.name.ns, service.host, port, ""))
+    for (const config::Endpoint& endpoint : cluster->endpoints)
+      entry.endpoints.push_back(endpoint.address);
+  return entry;
+}
+
+void add_service(const KernelInput& input, const config::Service& service,
+                 const config::ServicePort& port, Numbers& numbers, State& state) {
+  const std::uint32_t id =
+      numbers.number(Space::kService, service.host + ":" + std::to_string(port.port));
+  bool is_proxied = false;
+  for (const IpAddress& ip : service.addresses) {
+    const SocketAddress address{ip, port.port};
+    if (port.protocol == config::Protocol::kTcp) {
+      state.services[address] = balanced(input.snapshot, service, port.port, id);
+      continue;
+    }
+    const auto now = input.current.services.find(address);
+    const bool has_entry = now != input.current.services.end() && now->second.id == id;
+    const bool is_there = has_entry && now->second.kind == ServiceEntry::Kind::kProxy;
+    if (is_there || is_proxied_by(input.acked, address, service.host)) {
+      state.services[address] = {id, ServiceEntry::Kind::kProxy, {}};
+      is_proxied = true;
+    } else if (has_entry) {
+      state.services[address] = now->second;
+    }
+  }
+  if (!is_proxied) return;
+  for (const Client& client : input.clients)
+    if (auto refusal = refusal_of_all(input.snapshot, *client.workload, service, port.port))
+      state.verdicts[{client.kernel.id, 0, id, 0}] = {false, policy_number(*refusal, numbers)};
+}
+
+}  // namespace
+
+datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
+  State state;
+  for (const Client& client : input.clients) state.workloads[client.kernel.id] = client.kernel;
+  for (const Group& group : groups_of(input.snapshot, numbers)) {
+    for (const Workload* member : group.members)
+      for (const IpAddress& address : member->addresses) state.endpoints[address] = group.id;
+    for (const Client& client : input.clients)
+      add_verdicts(input.snapshot, client, group, numbers, state);
+  }
+  for (const auto& [host, service] : input.snapshot.services)
+    for (const config::ServicePort& port : service->ports)
+      add_service(input, *service, port, numbers, state);
+  return state;
+}
+
+std::map<std::uint32_t, PolicyRule> policy_rules(const Numbers& numbers) {
+  std::map<std::uint32_t, PolicyRule> rules;
+  for (const auto& [name, number] : numbers.names(Space::kPolicy)) {
+    const auto hash = name.rfind('#');
+    if (hash == std::string::npos) continue;
+    PolicyRule rule{name.substr(0, hash), -1};
+    std::from_chars(name.data() + hash + 1, name.data() + name.size(), rule.rule);
+    rules[number] = std::move(rule);
+  }
+  return rules;
+}
+
+}  // namespace mesh::control

@@ -1,0 +1,112 @@
+#include "control/linux_machine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/inotify.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <string_view>
+#include <utility>
+
+#include "base/log.h"
+
+namespace mesh::control {
+namespace {
+
+namespace fs = std::filesystem;
+
+Logger log() {
+  static const Logger made = logger("control");
+  return made;
+}
+
+constexpr std::uint32_t kFileEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE |
+                                      IN_CREATE | IN_DELETE_SELF | IN_ONLYDIR;
+
+}  // namespace
+
+LinuxMachine::LinuxMachine(std::string sandbox_root, UniqueFd inotify)
+    : sandbox_root_(std::move(sandbox_root)), inotify_(std::move(inotify)) {}
+
+Result<std::unique_ptr<LinuxMachine>> LinuxMachine::open(std::string sandbox_root) {
+  UniqueFd inotify(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+  if (!inotify) return errno_error(errno, "inotify_init1 (raise fs.inotify.max_user_instances)");
+  return std::unique_ptr<LinuxMachine>(
+      new LinuxMachine(std::move(sandbox_root), std::move(inotify)));
+}
+
+Result<UniqueFd> LinuxMachine::open_netns(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd) return errno_error(errno, "open the network namespace " + path);
+  return fd;
+}
+
+std::optional<bool> LinuxMachine::is_populated(const std::string& cgroup) {
+  const UniqueFd fd(::open((cgroup + "/cgroup.events").c_str(), O_RDONLY | O_CLOEXEC));
+  char text[256] = {};
+  if (!fd || ::read(fd.get(), text, sizeof text - 1) <= 0) return std::nullopt;
+  return std::string_view(text).find("populated 1") != std::string_view::npos;
+}
+
+Result<> LinuxMachine::remove_cgroup(const std::string& cgroup) {
+  if (sandbox_root_.empty() || !cgroup.starts_with(sandbox_root_ + "/") ||
+      cgroup.find("/../") != std::string::npos)
+    return Error{Errc::permission, cgroup + ": not a sandbox's cgroup"};
+  if (::rmdir(cgroup.c_str()) != 0 && errno != ENOENT) return errno_error(errno, "rmdir " + cgroup);
+  return success();
+}
+
+void LinuxMachine::watch_cgroup(const std::string& cgroup) {
+  const std::string file = cgroup + "/cgroup.events";
+  const int watch = ::inotify_add_watch(inotify_.get(), file.c_str(), IN_MODIFY | IN_DELETE_SELF);
+  if (watch < 0) {  // what changes there is then seen by looking every 2 s
+    log()->debug("a cgroup cannot be watched path={} error={}", file, std::strerror(errno));
+    return;
+  }
+  cgroup_watches_[cgroup] = watch;
+}
+
+void LinuxMachine::unwatch_cgroup(const std::string& cgroup) {
+  const auto at = cgroup_watches_.find(cgroup);
+  if (at == cgroup_watches_.end()) return;
+  ::inotify_rm_watch(inotify_.get(), at->second);
+  cgroup_watches_.erase(at);
+}
+
+void LinuxMachine::watch_tree(const std::string& directory) {
+  const auto watch = [this](const std::string& path) {
+    const int id = ::inotify_add_watch(inotify_.get(), path.c_str(), kFileEvents);
+    if (id >= 0)
+      directory_watches_[id] = path;
+    else
+      log()->warn("a directory cannot be watched path={} error={}", path, std::strerror(errno));
+  };
+  watch(directory);
+  std::error_code error;
+  for (fs::recursive_directory_iterator at(directory, error), end; !error && at != end;
+       at.increment(error))
+    if (at->is_directory(error)) watch(at->path().string());
+}
+
+LinuxMachine::Changes LinuxMachine::read_changes() {
+  Changes changes;
+  alignas(inotify_event) char buffer[16384];
+  while (true) {
+    const ssize_t got = ::read(inotify_.get(), buffer, sizeof buffer);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return changes;
+    for (ssize_t at = 0; at < got;) {
+      inotify_event event;
+      std::memcpy(&event, buffer + at, sizeof event);
+      at += static_cast<ssize_t>(sizeof event + event.len);
+      if (event.mask & IN_Q_OVERFLOW) changes.cgroups = changes.files = true;
+      const bool is_file = directory_watches_.contains(event.wd);
+      if ((event.mask & IN_IGNORED) && is_file) directory_watches_.erase(event.wd);
+      (is_file ? changes.files : changes.cgroups) = true;
+    }
+  }
+}
+
+}  // namespace mesh::control

@@ -1,0 +1,376 @@
+#include "control/node.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "base/log.h"
+#include "control/hosts.h"
+#include "feed/messages.h"
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+using config::Object;
+using config::ObjectKey;
+using config::ObjectPtr;
+
+constexpr int kRetryTicks = 3;
+constexpr std::size_t kMaxQuestions = 64;
+
+Logger log() {
+  static const Logger made = logger("control");
+  return made;
+}
+
+std::string text_of(const json::object& object, std::string_view name) {
+  const json::value* value = object.if_contains(name);
+  return value && value->is_string() ? std::string(value->get_string()) : std::string();
+}
+
+std::optional<std::uint64_t> number_of(const json::object& object, std::string_view name) {
+  const json::value* value = object.if_contains(name);
+  json::error_code error;
+  const auto number = value && value->is_number() ? value->to_number<std::uint64_t>(error) : 0;
+  if (!value || !value->is_number() || error) return std::nullopt;
+  return number;
+}
+
+Error malformed(std::string_view what) {
+  return {Errc::invalid_argument, "meshproxy sent a malformed message: " + std::string(what)};
+}
+
+std::vector<config::Problem> problems_in(const json::object& message) {
+  std::vector<config::Problem> problems;
+  const json::value* list = message.if_contains("problems");
+  if (!list || !list->is_array()) return problems;
+  for (const json::value& item : list->get_array()) {
+    if (!item.is_object()) continue;
+    const json::object& object = item.get_object();
+    config::Problem problem;
+    problem.object = {text_of(object, "kind"), text_of(object, "namespace"),
+                      text_of(object, "name")};
+    problem.field = text_of(object, "field");
+    problem.message = "refused by meshproxy: " + text_of(object, "message");
+    problems.push_back(std::move(problem));
+  }
+  return problems;
+}
+
+json::array counts_by_rule(const std::map<std::uint32_t, std::uint64_t>& counts,
+                           const std::map<std::uint32_t, PolicyRule>& rules) {
+  json::array list;
+  for (const auto& [number, count] : counts) {
+    const auto rule = rules.find(number);
+    if (rule == rules.end()) continue;
+    list.push_back(
+        {{"policy", rule->second.policy}, {"rule", rule->second.rule}, {"count", count}});
+  }
+  return list;
+}
+
+}  // namespace
+
+Node::Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_options)
+    : options_(std::move(options)),
+      parts_(parts),
+      gateway_(compile_options.gateway_workload),
+      sources_(parts.store, parts.numbers, std::move(compile_options)),
+      workloads_(parts.machine, parts.hold, parts.numbers),
+      publisher_(parts.datapath, parts.proxy, parts.numbers),
+      host_listeners_(parts.hold) {}
+
+Result<> Node::start(Clock::time_point now) {
+  started_ = now_ = now;
+  MESH_TRY(parts_.numbers.load());
+  MESH_TRY(parts_.store.open());
+  MESH_TRY(auto kernel, parts_.datapath.adopt());
+  for (const auto& [id, workload] : kernel.workloads)
+    parts_.numbers.reserve_up_to(Space::kWorkload, id);
+  for (const auto& [address, service] : kernel.services)
+    parts_.numbers.reserve_up_to(Space::kService, service.id);
+  for (const auto& [address, group] : kernel.endpoints)
+    parts_.numbers.reserve_up_to(Space::kGroup, group);
+  for (const auto& [key, verdict] : kernel.verdicts)
+    parts_.numbers.reserve_up_to(Space::kPolicy, verdict.policy);
+  workloads_.adopt(kernel.workloads);
+  publisher_.adopt(std::move(kernel));
+  host_listeners_.reconcile({});
+  recompile(now);
+  return success();
+}
+
+// --- configuration
+
+void Node::recompile(Clock::time_point now) {
+  const config::SnapshotPtr before = compilation_.snapshot;
+  compilation_ = sources_.compile(publisher_.next_version(), before.get());
+  const std::string hosts = hosts_text(*compilation_.snapshot);
+  if (!options_.hosts_file.empty() && hosts != hosts_written_) {
+    auto written = write_in_place(options_.hosts_file, hosts);
+    hosts_error_ = written ? std::string() : written.error().message;
+    if (written) hosts_written_ = hosts;
+  }
+  workloads_.reconcile(compilation_.snapshot->workloads, gateway_);
+  publish(now);
+}
+
+void Node::publish(Clock::time_point now) {
+  now_ = now;
+  if (publisher_.acked()) reconcile_host_listeners();  // removals come before the proxy is told
+  publisher_.publish({compilation_.snapshot, compilation_.for_proxy, workloads_.clients()}, now);
+  workloads_.set_kernel_errors(publisher_.kernel_errors());
+}
+
+void Node::on_store_changed(Clock::time_point now) {
+  auto changed = parts_.store.rescan();
+  const std::string error = changed ? std::string() : changed.error().message;
+  if (error != store_error_ && !error.empty())
+    log()->error("the stored objects cannot be read error={}", error);
+  store_error_ = error;
+  if (changed && changed.value()) recompile(now);
+}
+
+// The gateway and the workloads for which the outcome of this event matters are in status().
+void Node::on_cgroups_changed(Clock::time_point now) { end_workloads(now); }
+
+void Node::end_workloads(Clock::time_point now) {
+  bool ended = false, removed = false;
+  std::vector<std::string> empty_groups;
+  for (const config::ObjectName& name : workloads_.find_ended()) {
+    const ObjectKey key{"WorkloadEntry", name.ns, name.name};
+    const config::WorkloadPtr workload = workloads_.all().at(name).workload;
+    ended = workloads_.end(name, "its cgroup is empty: its processes have ended") || ended;
+    if (options_.sandbox_root.empty() ||
+        !workload->cgroup.starts_with(options_.sandbox_root + "/") ||
+        parts_.store.foreign_file(key))
+      continue;
+    empty_groups.push_back(workload->cgroup);
+    removed = true;
+    if (auto gone = parts_.store.remove(key); !gone)
+      log()->error("the entry of an ended sandbox cannot be removed name={} error={}",
+                   name.to_string(), gone.error().message);
+  }
+  if (removed)
+    on_store_changed(now);
+  else if (ended)
+    publish(now);
+  for (const std::string& group : empty_groups)
+    if (auto gone = parts_.machine.remove_cgroup(group); !gone)
+      log()->debug("the group of an ended sandbox stays error={}", gone.error().message);
+}
+
+// --- meshhold
+
+void Node::on_hold_connected() {
+  workloads_.on_hold_connected();
+  host_listeners_.on_hold_connected();
+  is_sync_due_ = true;
+  sync_hold();
+}
+
+// What meshhold holds and we did not name ends. Before the first acknowledgement we do not know
+// which of the gateway's listeners stay.
+void Node::sync_hold() {
+  if (!is_sync_due_ || !publisher_.acked() || !parts_.hold.is_connected()) return;
+  is_sync_due_ = false;
+  feed::HoldMessage message;
+  message.type = feed::HoldType::kSync;
+  parts_.hold.send(feed::as_bytes(message), {});
+}
+
+Result<> Node::on_hold_frame(std::string_view payload, feed::Fds fds) {
+  MESH_TRY(auto message, feed::parse_hold_message(payload));
+  if (message.type == feed::HoldType::kHostListening) {
+    host_listeners_.on_hold_message(message, std::move(fds));
+    return success();
+  }
+  MESH_TRY(const bool changed, workloads_.on_hold_message(message, std::move(fds)));
+  if (changed) publish(Clock::now());
+  return success();
+}
+
+void Node::reconcile_host_listeners() {
+  if (publisher_.acked())
+    host_listeners_.reconcile(gateway_binds(*compilation_.snapshot, *publisher_.acked()));
+}
+
+// --- meshproxy
+
+void Node::on_proxy_connected() {
+  send_json(parts_.proxy,
+            {{"type", feed::kHello}, {"role", "meshd"}, {"version", options_.version}});
+  send_options();
+  if (!taps_.empty()) send_tap_state();
+  publisher_.on_proxy_connected(Clock::now());
+}
+
+void Node::on_proxy_lost() {
+  proxy_version_.clear();
+  proxy_stats_.clear();
+  for (auto& [id, answer] : answers_)
+    if (!answer) answer = json::value();
+  publisher_.on_proxy_lost();
+}
+
+void Node::send_options() {
+  feed::Fds fds;
+  json::object message = {{"type", feed::kOptions}, {"node", options_.node_name}};
+  auto heartbeat = parts_.datapath.heartbeat_map();
+  message["heartbeat"] = heartbeat.has_value();
+  if (heartbeat) fds.push_back(std::move(heartbeat).value());
+  UniqueFd access_log;
+  access_log_error_.clear();
+  if (!options_.access_log.empty()) {
+    access_log.reset(
+        ::open(options_.access_log.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640));
+    struct stat status{};
+    if (access_log && ::fstat(access_log.get(), &status) == 0)
+      access_log_inode_ = status.st_ino;
+    else
+      access_log_error_ =
+          errno_error(errno, "the access log cannot be opened: " + options_.access_log).message;
+  }
+  message["access_log"] = static_cast<bool>(access_log);
+  if (access_log) fds.push_back(std::move(access_log));
+  if (gateway_) {
+    json::object labels;
+    for (const auto& [name, value] : gateway_->labels) labels[name] = value;
+    json::array addresses;
+    for (const IpAddress& address : gateway_->addresses)
+      addresses.emplace_back(address.to_string());
+    message["gateway"] = {{"id", feed::kGatewayWorkload},
+                          {"namespace", gateway_->name.ns},
+                          {"name", gateway_->name.name},
+                          {"labels", std::move(labels)},
+                          {"service_account", gateway_->service_account},
+                          {"addresses", std::move(addresses)}};
+    message["root_namespace"] = gateway_->name.ns;
+  }
+  send_json(parts_.proxy, message, std::move(fds));
+}
+
+void Node::reopen_access_log() {
+  if (parts_.proxy.is_connected()) send_options();
+}
+
+Result<> Node::on_proxy_frame(std::string_view payload) {
+  MESH_TRY(auto message, feed::parse_message(payload));
+  const std::string type = text_of(message, "type");
+  if (type == feed::kReady) {
+    proxy_version_ = text_of(message, "version");
+  } else if (type == feed::kAck) {
+    const auto version = number_of(message, "version");
+    if (!version) return malformed("ack without a version");
+    on_ack(*version);
+  } else if (type == feed::kNack) {
+    const auto version = number_of(message, "version");
+    if (!version) return malformed("nack without a version");
+    publisher_.on_nack(*version, problems_in(message), Clock::now());
+  } else if (type == feed::kTapEvent) {
+    auto event = api::from_json<api::TapEvent>(message);
+    if (!event) return malformed(event.error().message);
+    for (const auto& [id, sink] : taps_) sink(event.value());
+  } else if (type == feed::kDumpReply) {
+    const auto id = number_of(message, "id");
+    const json::value* body = message.if_contains("body");
+    if (!id || !body) return malformed("dump_reply without id or body");
+    if (auto asked = answers_.find(*id); asked != answers_.end()) asked->second = *body;
+  } else if (type == feed::kStats) {
+    for (const auto& [name, value] : message)
+      if (name != "type" && proxy_stats_.size() < 256) proxy_stats_[std::string(name)] = value;
+  } else if (type == feed::kLog) {
+    log()->warn("meshproxy says level={} message={}", text_of(message, "level"),
+                text_of(message, "message"));
+  } else {
+    log()->debug("meshproxy sent an unknown message type={}", type);
+  }
+  return success();
+}
+
+void Node::on_ack(std::uint64_t version) {
+  publisher_.on_ack(version, Clock::now());
+  workloads_.set_kernel_errors(publisher_.kernel_errors());
+  reconcile_host_listeners();
+  sync_hold();
+}
+
+// --- time
+
+void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
+  now_ = now;
+  on_store_changed(now);
+  end_workloads(now);
+  if (!publisher_.kernel_error().empty() || !publisher_.kernel_errors().empty()) {
+    publisher_.refresh_kernel();
+    workloads_.set_kernel_errors(publisher_.kernel_errors());
+  }
+  if (++ticks_ % kRetryTicks == 0) {
+    workloads_.retry_failed();
+    reconcile_host_listeners();  // asks again for those that could not be had
+  }
+  if (!options_.access_log.empty()) {
+    struct stat status{};
+    if (::stat(options_.access_log.c_str(), &status) != 0 || status.st_ino != access_log_inode_)
+      reopen_access_log();
+  }
+  if (auto counted = parts_.datapath.counters()) counters_ = std::move(counted).value();
+  push_counters(unix_ms);
+}
+
+void Node::push_counters(std::uint64_t unix_ms) {
+  if (!parts_.proxy.is_connected()) return;
+  json::object totals;
+  for (const auto& [name, value] : counters_.totals) totals[name] = value;
+  const auto rules = policy_rules(parts_.numbers);
+  send_json(parts_.proxy,
+            {{"type", feed::kKernelCounters},
+             {"at_ms", unix_ms},
+             {"totals", std::move(totals)},
+             {"denied_by_policy", counts_by_rule(counters_.denied_by_policy, rules)},
+             {"allowed_by_policy", counts_by_rule(counters_.allowed_by_policy, rules)}});
+}
+
+// --- taps and questions
+
+std::uint64_t Node::add_tap(TapSink sink) {
+  const std::uint64_t id = next_tap_++;
+  taps_[id] = std::move(sink);
+  if (taps_.size() == 1) send_tap_state();
+  return id;
+}
+
+void Node::remove_tap(std::uint64_t id) {
+  if (taps_.erase(id) != 0 && taps_.empty()) send_tap_state();
+}
+
+void Node::send_tap_state() {
+  send_json(parts_.proxy,
+            {{"type", feed::kTap}, {"on", !taps_.empty()}, {"filter", json::object()}});
+}
+
+std::uint64_t Node::ask_proxy(const std::string& what) {
+  if (!parts_.proxy.is_connected() || answers_.size() >= kMaxQuestions) return 0;
+  const std::uint64_t id = next_question_++;
+  answers_[id];
+  send_json(parts_.proxy, {{"type", feed::kDump}, {"id", id}, {"what", what}});
+  return id;
+}
+
+std::optional<json::value> Node::take_answer(std::uint64_t id) {
+  const auto asked = answers_.find(id);
+  if (asked == answers_.end() || !asked->second) return std::nullopt;
+  auto answer = std::move(asked->second);
+  answers_.erase(asked);
+  return answer;
+}
+
+bool Node::is_settled() const { return !publisher_.is_in_flight() || !parts_.proxy.is_connected(); }
+
+}  // namespace mesh::control

@@ -1,0 +1,163 @@
+// Node: what meshd knows and does, apart from waiting: it takes objects and events in, and keeps
+// the kernel, meshhold, meshproxy and the hosts file as they should be.
+//
+// One thread. The loop (agent.h) brings events and time; what is asked over the admin socket is
+// answered from here. Nothing blocks but writes of small files.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "api/messages.h"
+#include "control/host_listeners.h"
+#include "control/numbers.h"
+#include "control/peer.h"
+#include "control/publisher.h"
+#include "control/sources.h"
+#include "control/store.h"
+#include "control/workloads.h"
+#include "datapath/datapath.h"
+
+namespace mesh::control {
+
+struct NodeOptions {
+  std::string version;       // of this program
+  std::string node_name;     // of this machine
+  std::string hosts_file;    // "" : none is written
+  std::string sandbox_root;  // <cgroup>/workloads: empty groups below it are ours to remove
+  std::string access_log;    // "" : none
+};
+
+// What Node needs; all outlive it.
+struct NodeParts {
+  Store& store;
+  Numbers& numbers;
+  datapath::Datapath& datapath;
+  Machine& machine;
+  Peer& hold;
+  Peer& proxy;
+};
+
+class Node {
+ public:
+  using Clock = Publisher::Clock;
+  using TapSink = std::function<void(const api::TapEvent&)>;
+
+  Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_options);
+
+  // Reads what the kernel has and what is stored, and writes the first state: the one that was,
+  // until the peers are heard. Before it nothing else is called.
+  Result<> start(Clock::time_point now);
+
+  PeerEvents& hold_events() { return hold_events_; }
+  PeerEvents& proxy_events() { return proxy_events_; }
+  void on_store_changed(Clock::time_point now);
+  void on_cgroups_changed(Clock::time_point now);
+  void tick(Clock::time_point now, std::uint64_t unix_ms);  // every 2 s
+  void reopen_access_log();
+
+  api::ObjectList objects(const std::string& kind, const std::string& ns,
+                          const std::string& name) const;
+  api::ApplyReply apply(const api::ApplyRequest& request, Clock::time_point now);
+  api::ApplyReply validate(const api::ApplyRequest& request);
+  api::ApplyReply remove(const api::DeleteRequest& request, Clock::time_point now);
+  api::WorkloadList workloads() const;
+  api::Status status(Clock::time_point now) const;
+  // The proxy has judged all that was published, or is away.
+  bool is_settled() const;
+  // What the proxy refused of the objects of a reply.
+  void add_refusals_of_proxy(api::ApplyReply& reply) const;
+  const std::string& program_version() const { return options_.version; }
+
+  std::uint64_t add_tap(TapSink sink);
+  void remove_tap(std::uint64_t id);
+  // The proxy's view ("routes", ...); 0 while it is away. The answer comes later, once.
+  std::uint64_t ask_proxy(const std::string& what);
+  std::optional<boost::json::value> take_answer(std::uint64_t id);
+  void forget_question(std::uint64_t id) { answers_.erase(id); }
+  const config::Snapshot* snapshot() const { return compilation_.snapshot.get(); }
+  std::uint64_t version() const { return publisher_.version(); }
+  std::vector<api::Status::PolicyCount> policy_counts() const;
+
+ private:
+  class HoldEvents final : public PeerEvents {
+   public:
+    explicit HoldEvents(Node& node) : node_(node) {}
+    void on_connected() override { node_.on_hold_connected(); }
+    void on_lost(const Error&) override {}
+    Result<> on_frame(std::string_view payload, feed::Fds fds) override {
+      return node_.on_hold_frame(payload, std::move(fds));
+    }
+
+   private:
+    Node& node_;
+  };
+  class ProxyEvents final : public PeerEvents {
+   public:
+    explicit ProxyEvents(Node& node) : node_(node) {}
+    void on_connected() override { node_.on_proxy_connected(); }
+    void on_lost(const Error&) override { node_.on_proxy_lost(); }
+    Result<> on_frame(std::string_view payload, feed::Fds) override {
+      return node_.on_proxy_frame(payload);
+    }
+
+   private:
+    Node& node_;
+  };
+
+  void on_hold_connected();
+  Result<> on_hold_frame(std::string_view payload, feed::Fds fds);
+  void on_proxy_connected();
+  void on_proxy_lost();
+  Result<> on_proxy_frame(std::string_view payload);
+  void on_ack(std::uint64_t version);
+
+  void recompile(Clock::time_point now);
+  void publish(Clock::time_point now);
+  void reconcile_host_listeners();
+  void sync_hold();
+  void end_workloads(Clock::time_point now);
+  void send_options();
+  void send_tap_state();
+  void push_counters(std::uint64_t unix_ms);
+  api::ObjectResult judge(const api::ApplyObject& wanted, config::ObjectPtr& object) const;
+  std::vector<api::ObjectResult> judge_all(const api::ApplyRequest& request,
+                                           std::vector<config::ObjectPtr>& objects);
+  void store_accepted(std::vector<api::ObjectResult>& results,
+                      const std::vector<config::ObjectPtr>& objects);
+  api::WorkloadStatus status_of(const config::ObjectName& name, const Enrolment& enrolment) const;
+  void add_reasons(api::Status& status, Clock::time_point now) const;
+
+  NodeOptions options_;
+  NodeParts parts_;
+  config::WorkloadPtr gateway_;
+  Sources sources_;
+  Workloads workloads_;
+  Publisher publisher_;
+  HostListeners host_listeners_;
+  HoldEvents hold_events_{*this};
+  ProxyEvents proxy_events_{*this};
+  Compilation compilation_;
+  Clock::time_point started_{};
+  Clock::time_point now_{};  // of the event that is being handled
+  std::string hosts_error_, access_log_error_, store_error_;
+  std::string hosts_written_;
+  bool is_sync_due_ = false;
+  bool was_ready_ = false;
+  std::string proxy_version_;
+  std::map<std::string, boost::json::value> proxy_stats_;
+  std::map<std::uint64_t, TapSink> taps_;
+  std::map<std::uint64_t, std::optional<boost::json::value>> answers_;
+  std::uint64_t next_tap_ = 1, next_question_ = 1;
+  datapath::Counters counters_;
+  std::uint64_t access_log_inode_ = 0;
+  int ticks_ = 0;
+};
+
+}  // namespace mesh::control

@@ -1,0 +1,337 @@
+// What Node answers over the admin socket.
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "base/log.h"
+#include "control/node.h"
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+using config::Object;
+using config::ObjectKey;
+using config::ObjectPtr;
+using config::Problem;
+
+constexpr std::size_t kMaxProblems = 1000;
+
+std::vector<std::string> texts_for(const ObjectKey& key, const std::vector<Problem>& problems) {
+  std::vector<std::string> texts;
+  for (const Problem& problem : problems)
+    if (problem.object == key) texts.push_back(problem.to_string());
+  return texts;
+}
+
+api::ObjectRef ref_of(const ObjectKey& key) { return {key.kind, key.ns, key.name}; }
+
+// For an object that could not even be read.
+api::ObjectRef ref_of(const json::object& tree) {
+  const auto text = [](const json::object* object, std::string_view name) {
+    const json::value* value = object ? object->if_contains(name) : nullptr;
+    return value && value->is_string() ? std::string(value->get_string()) : std::string();
+  };
+  const json::value* metadata = tree.if_contains("metadata");
+  const json::object* named = metadata ? metadata->if_object() : nullptr;
+  return {text(&tree, "kind"), text(named, "namespace"), text(named, "name")};
+}
+
+}  // namespace
+
+// --- objects
+
+api::ObjectList Node::objects(const std::string& kind, const std::string& ns,
+                              const std::string& name) const {
+  api::ObjectList list;
+  for (const ObjectPtr& object : compilation_.objects) {
+    const ObjectKey& key = object->key;
+    if ((!kind.empty() && key.kind != kind) || (!ns.empty() && key.ns != ns) ||
+        (!name.empty() && key.name != name))
+      continue;
+    api::StoredObject stored;
+    stored.tree = object->tree;
+    stored.file = object->file;
+    stored.problems = texts_for(key, compilation_.problems);
+    if (const auto refused = compilation_.refused.find(key); refused != compilation_.refused.end())
+      stored.state = refused->second ? "previous" : "refused";
+    list.objects.push_back(std::move(stored));
+  }
+  return list;
+}
+
+// `object` is set unless it cannot even be read.
+api::ObjectResult Node::judge(const api::ApplyObject& wanted, ObjectPtr& object) const {
+  api::ObjectResult result;
+  auto made = config::make_object(wanted.tree, wanted.file, wanted.lines);
+  if (!made) {
+    result.object = ref_of(wanted.tree);
+    result.outcome = "refused";
+    result.problems.push_back((wanted.file.empty() ? "" : wanted.file + ": ") +
+                              made.error().message);
+    return result;
+  }
+  const Object prepared = parts_.store.prepare(std::move(made).value());
+  result.object = ref_of(prepared.key);
+  result.api_version = prepared.api_version;
+  const ObjectPtr now = parts_.store.find(prepared.key);
+  if (!now)
+    result.outcome = "created";
+  else if (without_server_fields(now->tree) == without_server_fields(prepared.tree))
+    result.outcome = "unchanged";
+  else
+    result.outcome = "configured";
+  if (const auto owner = parts_.store.foreign_file(prepared.key);
+      owner && result.outcome != "unchanged") {
+    result.outcome = "refused";
+    result.problems.push_back(prepared.key.to_string() + ": is defined in " + *owner +
+                              "; change it there, or remove it there first");
+    return result;
+  }
+  object = std::make_shared<const Object>(prepared);
+  return result;
+}
+
+// Refused objects take part in the judgement of the others only as far as they would act.
+std::vector<api::ObjectResult> Node::judge_all(const api::ApplyRequest& request,
+                                               std::vector<ObjectPtr>& objects) {
+  std::vector<api::ObjectResult> results;
+  std::vector<ObjectPtr> candidates;
+  std::set<ObjectKey> seen;
+  for (const api::ApplyObject& wanted : request.objects) {
+    ObjectPtr object;
+    api::ObjectResult result = judge(wanted, object);
+    if (object && !seen.insert(object->key).second) {
+      result.outcome = "refused";
+      result.problems = {object->file + ": " + object->key.to_string() +
+                         ": is in this request twice; remove one of them"};
+      object = nullptr;
+    }
+    if (object) candidates.push_back(object);
+    results.push_back(std::move(result));
+    objects.push_back(std::move(object));
+  }
+  const Compilation compiled = sources_.compile_with(candidates, publisher_.next_version());
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    if (!objects[i]) continue;
+    auto texts = texts_for(objects[i]->key, compiled.problems);
+    results[i].problems.insert(results[i].problems.end(), texts.begin(), texts.end());
+    if (compiled.refused.contains(objects[i]->key)) results[i].outcome = "refused";
+  }
+  return results;
+}
+
+api::ApplyReply Node::validate(const api::ApplyRequest& request) {
+  api::ApplyReply reply;
+  std::vector<ObjectPtr> objects;
+  reply.results = judge_all(request, objects);
+  for (api::ObjectResult& result : reply.results)
+    if (result.outcome != "refused") result.outcome = "valid";
+  return reply;
+}
+
+// A policy that is refused is stored all the same: it denies what it selects.
+void Node::store_accepted(std::vector<api::ObjectResult>& results,
+                          const std::vector<ObjectPtr>& objects) {
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    if (!objects[i] || results[i].outcome == "unchanged") continue;
+    if (results[i].outcome == "refused" && objects[i]->key.kind != "AuthorizationPolicy") continue;
+    if (auto stored = parts_.store.put(*objects[i]); !stored) {
+      results[i].outcome = "refused";
+      results[i].problems.push_back(objects[i]->key.to_string() +
+                                    ": cannot be stored: " + stored.error().message);
+    } else if (results[i].outcome == "refused") {
+      results[i].problems.push_back(
+          objects[i]->key.to_string() +
+          ": a policy that is refused denies everything to what it selects, until it is corrected "
+          "or deleted");
+    }
+  }
+}
+
+api::ApplyReply Node::apply(const api::ApplyRequest& request, Clock::time_point now) {
+  api::ApplyReply reply;
+  std::vector<ObjectPtr> objects;
+  reply.results = judge_all(request, objects);
+  if (request.dry_run) return reply;
+  store_accepted(reply.results, objects);
+  on_store_changed(now);
+  reply.version = publisher_.version();
+  return reply;
+}
+
+void Node::add_refusals_of_proxy(api::ApplyReply& reply) const {
+  for (const Problem& problem : publisher_.refused_by_proxy())
+    for (api::ObjectResult& result : reply.results) {
+      if (result.object != ref_of(problem.object)) continue;
+      result.outcome = "refused";
+      result.problems.push_back(problem.to_string());
+    }
+}
+
+api::ApplyReply Node::remove(const api::DeleteRequest& request, Clock::time_point now) {
+  api::ApplyReply reply;
+  for (const api::ObjectRef& ref : request.objects) {
+    const ObjectKey key{ref.kind, ref.ns.empty() && ref.kind != "Namespace" ? "default" : ref.ns,
+                        ref.name};
+    api::ObjectResult result;
+    result.object = ref_of(key);
+    const ObjectPtr object = parts_.store.find(key);
+    if (!object) {
+      result.outcome = "not_found";
+    } else if (const auto owner = parts_.store.foreign_file(key)) {
+      result.outcome = "refused";
+      result.problems.push_back(key.to_string() + ": is defined in " + *owner +
+                                "; remove it there");
+    } else if (auto removed = parts_.store.remove(key); !removed) {
+      result.outcome = "refused";
+      result.problems.push_back(key.to_string() + ": " + removed.error().message);
+    } else {
+      result.outcome = "deleted";
+    }
+    if (object) result.api_version = object->api_version;
+    reply.results.push_back(std::move(result));
+  }
+  on_store_changed(now);
+  reply.version = publisher_.version();
+  return reply;
+}
+
+// --- status
+
+api::WorkloadStatus Node::status_of(const config::ObjectName& name,
+                                    const Enrolment& enrolment) const {
+  const config::Workload& workload = *enrolment.workload;
+  api::WorkloadStatus status;
+  status.ns = name.ns;
+  status.name = name.name;
+  status.id = enrolment.id;
+  for (const IpAddress& address : workload.addresses)
+    status.addresses.push_back(address.to_string());
+  status.service_account = workload.service_account;
+  status.cgroup = workload.cgroup;
+  status.netns = workload.netns;
+  status.sandbox =
+      !options_.sandbox_root.empty() && workload.cgroup.starts_with(options_.sandbox_root + "/");
+  if (enrolment.state == Enrolment::State::kFailed) {
+    status.state = "failed";
+    status.reason = enrolment.reason;
+  } else if (!enrolment.kernel_error.empty()) {
+    status.state = "failed";
+    status.reason = enrolment.kernel_error;
+  } else if (enrolment.state == Enrolment::State::kWaiting) {
+    status.reason = enrolment.reason;
+  } else if (!publisher_.kernel_error().empty()) {
+    status.reason = "the kernel's state cannot be written: " + publisher_.kernel_error();
+  } else if (!publisher_.is_told(enrolment.id)) {
+    status.reason = parts_.proxy.is_connected() ? "waiting for meshproxy to acknowledge it"
+                                                : "meshproxy is away; see its log";
+  } else {
+    status.state = "enrolled";
+    if (enrolment.families == feed::kHasFamily4)
+      status.reason = "IPv4 only: its namespace has no IPv6 loopback";
+  }
+  return status;
+}
+
+api::WorkloadList Node::workloads() const {
+  api::WorkloadList list;
+  for (const auto& [name, enrolment] : workloads_.all())
+    list.workloads.push_back(status_of(name, enrolment));
+  for (const auto& [name, workload] : compilation_.snapshot->workloads) {
+    if (workloads_.all().contains(name)) continue;
+    api::WorkloadStatus remote;
+    remote.ns = name.ns;
+    remote.name = name.name;
+    remote.state = "remote";
+    remote.service_account = workload->service_account;
+    for (const IpAddress& address : workload->addresses)
+      remote.addresses.push_back(address.to_string());
+    list.workloads.push_back(std::move(remote));
+  }
+  return list;
+}
+
+std::vector<api::Status::PolicyCount> Node::policy_counts() const {
+  std::vector<api::Status::PolicyCount> list;
+  const auto count_of = [](const std::map<std::uint32_t, std::uint64_t>& counts,
+                           std::uint32_t number) {
+    const auto at = counts.find(number);
+    return at == counts.end() ? 0 : at->second;
+  };
+  for (const auto& [number, rule] : policy_rules(parts_.numbers)) {
+    api::Status::PolicyCount count{rule.policy, rule.rule,
+                                   count_of(counters_.denied_by_policy, number),
+                                   count_of(counters_.allowed_by_policy, number)};
+    if (count.denied != 0 || count.allowed != 0) list.push_back(std::move(count));
+  }
+  return list;
+}
+
+void Node::add_reasons(api::Status& status, Clock::time_point now) const {
+  auto& reasons = status.reasons;
+  if (!parts_.hold.is_connected())
+    reasons.push_back("meshhold is away: nothing new is enrolled; see logs/meshhold.log");
+  if (!parts_.proxy.is_connected())
+    reasons.push_back(
+        "meshproxy is away: HTTP services refuse connections; see logs/meshproxy.log");
+  else if (publisher_.is_ack_late(now))
+    reasons.push_back(
+        "meshproxy has not acknowledged the configuration for 10 s; see "
+        "logs/meshproxy.log");
+  if (!publisher_.kernel_error().empty())
+    reasons.push_back("the kernel's state cannot be written: " + publisher_.kernel_error());
+  if (const auto errors = publisher_.kernel_errors().find(0);
+      errors != publisher_.kernel_errors().end())
+    reasons.push_back("the kernel: " + errors->second.message);
+  for (const std::string* error : {&store_error_, &hosts_error_, &access_log_error_})
+    if (!error->empty()) reasons.push_back(*error);
+  for (const std::string& error : sources_.write_errors()) reasons.push_back(error);
+  for (std::string& problem : host_listeners_.problems()) reasons.push_back(std::move(problem));
+  for (const Problem& problem : compilation_.problems)
+    if (problem.severity == Problem::Severity::kError && reasons.size() < kMaxProblems)
+      reasons.push_back(problem.to_string());
+  for (const Problem& problem : publisher_.refused_by_proxy())
+    reasons.push_back(problem.to_string());
+  for (const api::WorkloadStatus& workload : status.workloads)
+    if (workload.state == "failed")
+      reasons.push_back("workload " + workload.ns + "/" + workload.name + ": " + workload.reason);
+}
+
+api::Status Node::status(Clock::time_point now) const {
+  api::Status status;
+  const auto up = std::chrono::duration_cast<std::chrono::seconds>(now - started_);
+  status.programs["meshd"] = {true,
+                              static_cast<std::uint64_t>(::getpid()),
+                              options_.version,
+                              static_cast<std::uint64_t>(up.count()),
+                              0,
+                              ""};
+  status.programs["meshhold"] = {parts_.hold.is_connected(), parts_.hold.pid(), "", 0, 0, ""};
+  status.programs["meshproxy"] = {parts_.proxy.is_connected(),
+                                  parts_.proxy.pid(),
+                                  proxy_version_,
+                                  0,
+                                  publisher_.acked_version(),
+                                  ""};
+  status.snapshot.version = publisher_.version();
+  status.snapshot.objects = compilation_.objects.size();
+  for (const Problem& problem : compilation_.problems)
+    if (status.snapshot.problems.size() < kMaxProblems)
+      status.snapshot.problems.push_back(problem.to_string());
+  status.workloads = workloads().workloads;
+  status.kernel = counters_.totals;
+  status.policies = policy_counts();
+  status.notes.push_back(
+      "Clients that are not enrolled are not policed: an AuthorizationPolicy is enforced on the "
+      "connects of enrolled workloads and of the gateway (docs/security.md)");
+  add_reasons(status, now);
+  const bool is_starting = !publisher_.acked() && publisher_.refused_by_proxy().empty() &&
+                           now - started_ < std::chrono::seconds(30);
+  status.state = is_starting ? "starting" : status.reasons.empty() ? "ready" : "degraded";
+  return status;
+}
+
+}  // namespace mesh::control

@@ -1,0 +1,59 @@
+// Numbers: what must keep its number or address through every restart: service addresses, and the
+// ids that the kernel's maps hold. Kept in one file, written before a new number is used.
+//
+// A number is never given twice, also not after its name is gone: a map entry that still has it
+// must not come to mean something else. A resource; one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "base/address.h"
+#include "base/result.h"
+#include "control/files.h"
+
+namespace mesh::control {
+
+enum class Space : std::uint8_t { kWorkload, kService, kGroup, kPolicy };
+inline constexpr std::size_t kSpaces = 4;
+
+class Numbers {
+ public:
+  // range: where service addresses come from; IPv4, at least 16 addresses.
+  Numbers(Files& files, std::string path, IpBlock range);
+  Result<> load();
+
+  std::uint32_t number(Space space, const std::string& name);  // the name's, or the next free one
+  const std::map<std::string, std::uint32_t>& names(Space space) const { return of(space).numbers; }
+  void forget(Space space, const std::string& name);
+  void reserve_up_to(Space space, std::uint32_t used);  // numbers that the kernel still has
+
+  // The service's address, its own one when it has one already. exhausted: the range is full.
+  Result<IpAddress> service_address(const std::string& service, const std::set<IpAddress>& taken);
+  void forget_services_but(const std::set<std::string>& services);
+
+  // Writes what changed. Call before anything is done with a new number.
+  Result<> save();
+
+ private:
+  struct Named {
+    std::map<std::string, std::uint32_t> numbers;
+    std::uint32_t next = 1;
+  };
+  Named& of(Space space) { return spaces_[static_cast<std::size_t>(space)]; }
+  const Named& of(Space space) const { return spaces_[static_cast<std::size_t>(space)]; }
+  IpAddress at(std::uint32_t offset) const;
+
+  Files& files_;
+  std::string path_;
+  IpBlock range_;
+  Named spaces_[kSpaces];
+  std::map<std::string, IpAddress> addresses_;
+  std::uint32_t next_address_ = 1;
+  bool changed_ = false;
+};
+
+}  // namespace mesh::control

@@ -1,0 +1,166 @@
+#include "control/publisher.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "feed/messages.h"
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+
+constexpr std::size_t kFrameTarget = std::size_t{4} << 20U;
+
+Logger log() {
+  static const Logger made = logger("control");
+  return made;
+}
+
+using ByKey = std::map<config::ObjectKey, config::ObjectPtr>;
+
+ByKey by_key(const std::vector<config::ObjectPtr>& objects) {
+  ByKey map;
+  for (const config::ObjectPtr& object : objects) map[object->key] = object;
+  return map;
+}
+
+json::array enrolled_list(const std::vector<Client>& clients) {
+  json::array list;
+  for (const Client& client : clients)
+    list.push_back({{"id", client.kernel.id},
+                    {"namespace", client.workload->name.ns},
+                    {"name", client.workload->name.name}});
+  return list;
+}
+
+}  // namespace
+
+Publisher::Publisher(datapath::Datapath& datapath, Peer& proxy, Numbers& numbers)
+    : datapath_(datapath), proxy_(proxy), numbers_(numbers) {}
+
+void Publisher::publish(Publication publication, Clock::time_point now) {
+  wanted_ = std::move(publication);
+  ++version_;
+  apply_kernel();
+  if (!is_in_flight_) send_update(now);
+}
+
+void Publisher::refresh_kernel() {
+  if (wanted_.snapshot) apply_kernel();
+}
+
+void Publisher::apply_kernel() {
+  datapath::State state =
+      kernel_state({*wanted_.snapshot, acked(), current_, wanted_.clients}, numbers_);
+  if (auto saved = numbers_.save(); !saved) {
+    kernel_error_ = saved.error().message;  // a number that is not kept must not be used
+    return;
+  }
+  auto applied = datapath_.apply(state);
+  if (!applied) {
+    if (kernel_error_ != applied.error().message)
+      log()->error("the kernel's state could not be written error={}", applied.error().message);
+    kernel_error_ = applied.error().message;
+    return;
+  }
+  kernel_error_.clear();
+  kernel_errors_ = std::move(applied).value();
+  current_ = std::move(state);
+}
+
+void Publisher::send_update(Clock::time_point now) {
+  if (!proxy_.is_connected() || !wanted_.snapshot) return;
+  const bool reset = !proxy_knows_sent_;
+  const ByKey before = reset || !sent_ ? ByKey{} : by_key(sent_->objects);
+  const ByKey after = by_key(wanted_.objects);
+  std::vector<json::value> put;
+  json::array gone;
+  for (const auto& [key, object] : after) {
+    const auto known = before.find(key);
+    if (known == before.end() || (known->second != object && known->second->tree != object->tree))
+      put.emplace_back(object->tree);
+  }
+  for (const auto& [key, object] : before)
+    if (!after.contains(key))
+      gone.push_back({{"kind", key.kind}, {"namespace", key.ns}, {"name", key.name}});
+  sent_ = wanted_;
+  sent_version_ = version_;
+  sent_at_ = now;
+  proxy_knows_sent_ = is_in_flight_ = true;
+  send_frames(std::move(put), std::move(gone), reset);
+}
+
+void Publisher::send_frames(std::vector<json::value> put, json::array gone, bool reset) {
+  json::object frame = {{"type", feed::kUpdate}, {"version", version_}, {"reset", reset}};
+  frame["delete"] = std::move(gone);
+  frame["enrolled"] = enrolled_list(wanted_.clients);
+  json::array part;
+  std::size_t bytes = 0;
+  for (json::value& tree : put) {
+    const std::size_t size = json::serialize(tree).size();
+    if (bytes != 0 && bytes + size > kFrameTarget) {
+      frame["more"] = true;
+      frame["put"] = std::exchange(part, {});
+      send_json(proxy_, frame);
+      frame["reset"] = false;
+      frame["delete"] = json::array();
+      bytes = 0;
+    }
+    part.push_back(std::move(tree));
+    bytes += size;
+  }
+  frame["more"] = false;
+  frame["put"] = std::move(part);
+  send_json(proxy_, frame);
+}
+
+void Publisher::on_proxy_connected(Clock::time_point now) {
+  proxy_knows_sent_ = is_in_flight_ = false;
+  send_update(now);
+}
+
+// acked_ stays: the kernel goes on pointing at the proxy, which is only away.
+void Publisher::on_proxy_lost() {
+  proxy_knows_sent_ = is_in_flight_ = false;
+  acked_version_ = 0;
+}
+
+void Publisher::on_ack(std::uint64_t version, Clock::time_point now) {
+  if (!is_in_flight_ || version != sent_version_) return;
+  is_in_flight_ = false;
+  acked_version_ = version;
+  acked_ = sent_;
+  nacked_.clear();
+  apply_kernel();
+  if (version_ != sent_version_) send_update(now);
+}
+
+void Publisher::on_nack(std::uint64_t version, std::vector<config::Problem> problems,
+                        Clock::time_point now) {
+  if (!is_in_flight_ || version != sent_version_) return;
+  is_in_flight_ = proxy_knows_sent_ = false;
+  nacked_ = std::move(problems);
+  if (nacked_.empty()) {
+    config::Problem unnamed;
+    unnamed.object = {"Snapshot", "", std::to_string(version)};
+    unnamed.message = "meshproxy refused this version; see its log";
+    nacked_.push_back(std::move(unnamed));
+  }
+  for (const config::Problem& problem : nacked_)
+    log()->error("meshproxy refused the configuration problem={}", problem.to_string());
+  if (version_ != sent_version_) send_update(now);
+}
+
+bool Publisher::is_told(std::uint32_t workload) const {
+  return acked_version_ != 0 && acked_ &&
+         std::ranges::any_of(acked_->clients,
+                             [&](const Client& client) { return client.kernel.id == workload; });
+}
+
+bool Publisher::is_ack_late(Clock::time_point now) const {
+  return is_in_flight_ && now - sent_at_ > kAckPatience;
+}
+
+}  // namespace mesh::control

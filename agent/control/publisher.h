@@ -1,0 +1,85 @@
+// Publisher: brings a snapshot to the proxy and to the kernel, in an order that never opens a gap.
+//
+// Policies, removals and kernel-balanced services go to the kernel at once. Then the proxy is told;
+// when it acknowledges, the kernel points traffic at what is new. With the proxy away the kernel
+// still gets the first part, and the proxy everything when it is back. A refusal by the proxy stops
+// there: the proxy keeps its version, and the next publication starts from nothing. One thread.
+#pragma once
+
+#include <boost/json.hpp>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "config/object.h"
+#include "control/kernel_state.h"
+#include "control/numbers.h"
+#include "control/peer.h"
+#include "datapath/datapath.h"
+
+namespace mesh::control {
+
+struct Publication {
+  config::SnapshotPtr snapshot;
+  std::vector<config::ObjectPtr> objects;  // those that were accepted, for the proxy
+  std::vector<Client> clients;
+};
+
+class Publisher {
+ public:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::seconds kAckPatience{10};
+
+  Publisher(datapath::Datapath& datapath, Peer& proxy, Numbers& numbers);
+
+  // What the kernel has after a restart.
+  void adopt(datapath::State state) { current_ = std::move(state); }
+
+  std::uint64_t next_version() const { return version_ + 1; }
+  void publish(Publication publication, Clock::time_point now);
+  // Writes the kernel's state again, and what a failed write left out.
+  void refresh_kernel();
+
+  void on_proxy_connected(Clock::time_point now);
+  void on_proxy_lost();
+  void on_ack(std::uint64_t version, Clock::time_point now);
+  void on_nack(std::uint64_t version, std::vector<config::Problem> problems, Clock::time_point now);
+
+  std::uint64_t version() const { return version_; }
+  std::uint64_t acked_version() const { return acked_version_; }
+  const config::Snapshot* acked() const { return acked_ ? acked_->snapshot.get() : nullptr; }
+  bool is_told(std::uint32_t workload) const;  // the proxy acknowledged that it is enrolled
+  bool is_in_flight() const { return is_in_flight_; }
+  const std::vector<config::Problem>& refused_by_proxy() const { return nacked_; }
+  bool is_ack_late(Clock::time_point now) const;
+  const std::string& kernel_error() const { return kernel_error_; }
+  const std::map<datapath::WorkloadId, Error>& kernel_errors() const { return kernel_errors_; }
+  const datapath::State& kernel() const { return current_; }
+
+ private:
+  void apply_kernel();
+  void send_update(Clock::time_point now);
+  void send_frames(std::vector<boost::json::value> put, boost::json::array gone, bool reset);
+
+  datapath::Datapath& datapath_;
+  Peer& proxy_;
+  Numbers& numbers_;
+  Publication wanted_;
+  std::optional<Publication> sent_;   // the last update of this connection
+  std::optional<Publication> acked_;  // what the proxy uses; survives its absence
+  bool proxy_knows_sent_ = false;     // else the next update starts from nothing
+  bool is_in_flight_ = false;
+  std::uint64_t version_ = 0, sent_version_ = 0, acked_version_ = 0;
+  Clock::time_point sent_at_{};
+  datapath::State current_;
+  std::string kernel_error_;
+  std::map<datapath::WorkloadId, Error> kernel_errors_;
+  std::vector<config::Problem> nacked_;
+};
+
+}  // namespace mesh::control

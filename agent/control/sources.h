@@ -1,0 +1,52 @@
+// Sources: the store's objects on their way to a snapshot: services get their addresses, refused
+// objects are replaced by their last accepted versions, and what is good is kept as accepted.
+// One thread.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "config/object.h"
+#include "control/numbers.h"
+#include "control/store.h"
+
+namespace mesh::control {
+
+struct Compilation {
+  config::SnapshotPtr snapshot;
+  std::vector<config::ObjectPtr> objects;     // as the store has them, with addresses
+  std::vector<config::ObjectPtr> for_proxy;   // what the snapshot was made of
+  std::vector<config::Problem> problems;      // of the files, and of the objects as written
+  std::map<config::ObjectKey, bool> refused;  // true: its last accepted version acts
+};
+
+class Sources {
+ public:
+  Sources(Store& store, Numbers& numbers, config::CompileOptions options);
+
+  // The store's objects, some of them replaced or added (a candidate): nothing is written.
+  Compilation compile_with(const std::vector<config::ObjectPtr>& changed, std::uint64_t version);
+  // The store's objects; accepted versions are kept on disk, addresses are saved.
+  Compilation compile(std::uint64_t version, const config::Snapshot* previous);
+
+  const std::vector<std::string>& write_errors() const { return write_errors_; }
+
+ private:
+  std::vector<config::ObjectPtr> with_addresses(std::vector<config::ObjectPtr> objects,
+                                                std::vector<config::Problem>& problems);
+  config::ObjectPtr with_address(const config::ObjectPtr& service, const std::set<IpAddress>& taken,
+                                 std::vector<config::Problem>& problems);
+  Compilation compile_objects(const std::vector<config::ObjectPtr>& stored, std::uint64_t version,
+                              const config::Snapshot* previous);
+
+  Store& store_;
+  Numbers& numbers_;
+  config::CompileOptions options_;
+  // So that an unchanged service stays the same object: as stored -> with its address.
+  std::map<config::ObjectKey, std::pair<config::ObjectPtr, config::ObjectPtr>> addressed_;
+  std::vector<std::string> write_errors_;
+};
+
+}  // namespace mesh::control

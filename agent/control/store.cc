@@ -1,0 +1,291 @@
+#include "control/store.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <set>
+#include <utility>
+
+#include "config/yaml.h"
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+using config::Object;
+using config::ObjectKey;
+using config::ObjectPtr;
+
+constexpr std::array<std::string_view, 6> kServerFields = {
+    "uid", "creationTimestamp", "generation", "resourceVersion", "managedFields", "selfLink"};
+
+bool is_source_name(std::string_view path) {
+  return path.ends_with(".yaml") || path.ends_with(".yml") || path.ends_with(".json");
+}
+
+const json::object* metadata_of(const json::object& tree) {
+  const json::value* metadata = tree.if_contains("metadata");
+  return metadata ? metadata->if_object() : nullptr;
+}
+
+std::string text_field(const json::object* object, std::string_view name) {
+  if (!object) return {};
+  const json::value* value = object->if_contains(name);
+  return value && value->is_string() ? std::string(value->get_string()) : std::string();
+}
+
+std::int64_t number_field(const json::object* object, std::string_view name) {
+  if (!object) return 0;
+  const json::value* value = object->if_contains(name);
+  return value && value->is_int64() ? value->get_int64() : 0;
+}
+
+// Everything that a generation counts: all but metadata and status.
+json::object meaning_of(json::object tree) {
+  tree.erase("metadata");
+  tree.erase("status");
+  return tree;
+}
+
+config::Problem problem_of(const ObjectKey& key, const std::string& file, std::string message) {
+  config::Problem problem;
+  problem.object = key;
+  problem.file = file;
+  problem.message = std::move(message);
+  return problem;
+}
+
+bool same(const std::vector<config::Problem>& a, const std::vector<config::Problem>& b) {
+  return std::ranges::equal(a, b, {}, &config::Problem::to_string, &config::Problem::to_string);
+}
+
+}  // namespace
+
+json::object without_server_fields(json::object tree) {
+  tree.erase("status");
+  if (json::value* metadata = tree.if_contains("metadata"); metadata && metadata->is_object())
+    for (const std::string_view field : kServerFields) metadata->get_object().erase(field);
+  return tree;
+}
+
+Store::Store(Files& files, std::string directory, Random random, std::function<std::string()> now)
+    : files_(files), directory_(std::move(directory)), random_(random), now_(std::move(now)) {}
+
+Result<> Store::open() {
+  MESH_TRY(files_.make_directories(objects_directory()));
+  MESH_TRY(files_.make_directories(directory_ + "/accepted"));
+  MESH_TRY(read_accepted());
+  MESH_TRY(read_changed_files());
+  assemble();
+  return success();
+}
+
+Result<bool> Store::rescan() {
+  MESH_TRY(const bool changed, read_changed_files());
+  if (!changed) return false;
+  const auto objects = objects_;
+  const auto problems = problems_;
+  assemble();
+  return objects != objects_ || !same(problems, problems_);
+}
+
+ObjectPtr Store::find(const ObjectKey& key) const {
+  const auto at = std::ranges::find_if(objects_, [&](const auto& o) { return o->key == key; });
+  return at == objects_.end() ? nullptr : *at;
+}
+
+// --- reading
+
+Result<> Store::read_accepted() {
+  MESH_TRY(auto entries, files_.list(directory_ + "/accepted"));
+  for (const Files::Entry& entry : entries) {
+    MESH_TRY(auto text, files_.read(entry.path));
+    json::error_code error;
+    const json::value value = json::parse(text, error);
+    const json::object* wrapper = value.if_object();
+    const json::value* tree = wrapper ? wrapper->if_contains("object") : nullptr;
+    if (error || !tree || !tree->is_object())
+      return Error{Errc::internal, entry.path + ": damaged; remove it and start again"};
+    MESH_TRY(auto object, config::make_object(tree->get_object(), entry.path));
+    object.file = text_field(wrapper, "file");
+    const ObjectKey key = object.key;
+    accepted_[key] = {object.file, std::make_shared<const Object>(std::move(object))};
+  }
+  return success();
+}
+
+Result<bool> Store::read_changed_files() {
+  MESH_TRY(auto entries, files_.list(objects_directory()));
+  std::map<std::string, SourceFile> now;
+  bool changed = false;
+  for (const Files::Entry& entry : entries) {
+    if (!is_source_name(entry.path)) continue;
+    const auto known = sources_.find(entry.path);
+    if (known != sources_.end() && known->second.stamp == entry) {
+      now.insert(sources_.extract(known));
+    } else {
+      now.emplace(entry.path, read_file(entry));
+      changed = true;
+    }
+  }
+  changed = changed || !sources_.empty();  // what is left there is gone
+  sources_ = std::move(now);
+  return changed;
+}
+
+Store::SourceFile Store::read_file(const Files::Entry& entry) {
+  SourceFile file{entry, {}, {}};
+  auto text = files_.read(entry.path);
+  if (!text) {
+    file.error = text.error().message;
+    return file;
+  }
+  auto parsed = config::parse_objects(text.value(), entry.path);
+  if (!parsed) {
+    file.error = parsed.error().message;
+    return file;
+  }
+  for (Object& object : parsed.value())
+    file.objects.push_back(std::make_shared<const Object>(with_metadata(std::move(object), true)));
+  return file;
+}
+
+void Store::assemble() {
+  problems_.clear();
+  owners_.clear();
+  std::map<ObjectKey, ObjectPtr> chosen;
+  std::map<ObjectKey, std::vector<ObjectPtr>> all;
+  for (const auto& [path, file] : sources_)
+    for (const ObjectPtr& object : file.objects) all[object->key].push_back(object);
+  for (const auto& [key, versions] : all) {
+    owners_[key] = versions.front()->file;
+    if (versions.size() == 1) {
+      chosen[key] = versions.front();
+      continue;
+    }
+    const std::string& other = versions[1]->file;
+    problems_.push_back(problem_of(
+        key, versions.front()->file,
+        other == versions.front()->file
+            ? "is in this file twice; remove one of them"
+            : "is also in " + other + "; an object has one owner: remove it from one of them"));
+    const auto accepted = accepted_.find(key);
+    // A policy that people rely on is rather enforced as one of the files says than not at all.
+    chosen[key] = accepted != accepted_.end() ? accepted->second.object : versions.front();
+  }
+  for (const auto& [path, file] : sources_)
+    if (!file.error.empty()) add_from_unreadable(path, file, chosen);
+  objects_.clear();
+  for (auto& [key, object] : chosen) objects_.push_back(std::move(object));
+}
+
+void Store::add_from_unreadable(const std::string& path, const SourceFile& file,
+                                std::map<ObjectKey, ObjectPtr>& chosen) {
+  std::string kept;
+  for (const auto& [key, accepted] : accepted_) {
+    if (accepted.file != path || !chosen.emplace(key, accepted.object).second) continue;
+    owners_[key] = path;
+    kept += (kept.empty() ? "" : ", ") + key.to_string();
+  }
+  problems_.push_back(
+      problem_of({"File", "", path}, "",
+                 file.error + (kept.empty() ? "; nothing of it is known from before"
+                                            : "; the last accepted version stays: " + kept)));
+}
+
+// --- metadata
+
+Object Store::prepare(Object object) { return with_metadata(std::move(object), false); }
+
+Object Store::with_metadata(Object object, bool trust_own) {
+  const json::object* own = metadata_of(object.tree);
+  ObjectPtr before = last_accepted(object.key);
+  if (!before) before = find(object.key);
+  const json::object* old = before ? metadata_of(before->tree) : nullptr;
+  std::string uid = text_field(old, "uid");
+  std::string created = text_field(old, "creationTimestamp");
+  std::int64_t generation = number_field(old, "generation");
+  if (trust_own && uid.empty()) uid = text_field(own, "uid");
+  if (trust_own && created.empty()) created = text_field(own, "creationTimestamp");
+  if (trust_own && generation == 0) generation = number_field(own, "generation");
+  if (uid.empty()) uid = new_uid();
+  if (created.empty()) created = now_();
+  if (generation == 0)
+    generation = 1;
+  else if (before && meaning_of(before->tree) != meaning_of(object.tree))
+    ++generation;
+  object.tree = without_server_fields(std::move(object.tree));
+  json::object& metadata = object.tree["metadata"].as_object();
+  if (!object.key.ns.empty()) metadata["namespace"] = object.key.ns;
+  metadata["uid"] = uid;
+  metadata["creationTimestamp"] = created;
+  metadata["generation"] = generation;
+  return object;
+}
+
+std::string Store::new_uid() {
+  const std::uint64_t high = (random_.next() & ~0xf000ULL) | 0x4000ULL;
+  const std::uint64_t low = (random_.next() & ~(3ULL << 62U)) | (2ULL << 62U);
+  char text[40];
+  std::snprintf(text, sizeof text, "%08x-%04x-%04x-%04x-%012llx",
+                static_cast<unsigned>(high >> 32U), static_cast<unsigned>(high >> 16U & 0xffffU),
+                static_cast<unsigned>(high & 0xffffU), static_cast<unsigned>(low >> 48U),
+                static_cast<unsigned long long>(low & 0xffffffffffffULL));
+  return text;
+}
+
+// --- writing
+
+std::string Store::object_path(const ObjectKey& key) const {
+  return objects_directory() + "/" + key.kind + "/" + (key.ns.empty() ? "_" : key.ns) + "." +
+         key.name + ".yaml";
+}
+
+std::string Store::accepted_path(const ObjectKey& key) const {
+  return directory_ + "/accepted/" + key.kind + "/" + (key.ns.empty() ? "_" : key.ns) + "." +
+         key.name + ".json";
+}
+
+std::optional<std::string> Store::foreign_file(const ObjectKey& key) const {
+  const auto owner = owners_.find(key);
+  if (owner == owners_.end() || owner->second == object_path(key)) return std::nullopt;
+  return owner->second;
+}
+
+Result<> Store::put(const Object& object) {
+  return replace_file(files_, object_path(object.key), config::to_yaml(object.tree));
+}
+
+Result<> Store::remove(const ObjectKey& key) { return remove_file(files_, object_path(key)); }
+
+Result<> Store::accept(const ObjectPtr& object) {
+  const auto known = accepted_.find(object->key);
+  if (known != accepted_.end() && known->second.file == object->file &&
+      (known->second.object == object || known->second.object->tree == object->tree))
+    return success();
+  const json::object wrapper = {{"file", object->file}, {"object", object->tree}};
+  MESH_TRY(replace_file(files_, accepted_path(object->key), json::serialize(wrapper)));
+  accepted_[object->key] = {object->file, object};
+  return success();
+}
+
+ObjectPtr Store::last_accepted(const ObjectKey& key) const {
+  const auto known = accepted_.find(key);
+  return known == accepted_.end() ? nullptr : known->second.object;
+}
+
+Result<> Store::forget_accepted_but(const std::vector<ObjectPtr>& present) {
+  std::set<ObjectKey> keep;
+  for (const ObjectPtr& object : present) keep.insert(object->key);
+  for (auto at = accepted_.begin(); at != accepted_.end();) {
+    if (keep.contains(at->first)) {
+      ++at;
+      continue;
+    }
+    MESH_TRY(remove_file(files_, accepted_path(at->first)));
+    at = accepted_.erase(at);
+  }
+  return success();
+}
+
+}  // namespace mesh::control

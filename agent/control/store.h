@@ -1,0 +1,92 @@
+// Store: the objects of the local source, a directory of files, and what was last accepted of each.
+//
+//   <dir>/objects/<Kind>/<namespace>.<name>.yaml   written by `meshctl apply`, one object a file
+//   <dir>/objects/**                               files that people put there: any name that ends
+//                                                  in .yaml, .yml or .json, one object or several
+//   <dir>/accepted/<Kind>/<namespace>.<name>.json  {"file", "object"}: the last accepted version
+//
+// Writes are atomic and fsynced. What cannot be read leaves the last accepted version of every
+// object that came from that file; the same object in two files leaves its last accepted version
+// too; both are problems. uid, creationTimestamp and generation are set when an object is first
+// seen and kept from then on. A resource; one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "base/result.h"
+#include "config/object.h"
+#include "control/files.h"
+
+namespace mesh::control {
+
+class Store {
+ public:
+  // now: RFC 3339 in UTC, asked when something is seen for the first time.
+  Store(Files& files, std::string directory, Random random, std::function<std::string()> now);
+
+  // Makes the directories, reads what was accepted, and all objects.
+  Result<> open();
+  // Reads what changed on disk; true when the objects or problems are others than before.
+  Result<bool> rescan();
+
+  // What acts, before compilation: one version of each object.
+  const std::vector<config::ObjectPtr>& objects() const { return objects_; }
+  const std::vector<config::Problem>& problems() const { return problems_; }
+  config::ObjectPtr find(const config::ObjectKey& key) const;
+  std::string objects_directory() const { return directory_ + "/objects"; }
+
+  // The object as it would be stored: with its uid, creationTimestamp and generation.
+  config::Object prepare(config::Object object);
+  // The file of a person that holds the object, when it is not ours to write.
+  std::optional<std::string> foreign_file(const config::ObjectKey& key) const;
+  Result<> put(const config::Object& object);
+  Result<> remove(const config::ObjectKey& key);
+
+  // After compilation: this version of the object is good, or the object is no more.
+  Result<> accept(const config::ObjectPtr& object);
+  config::ObjectPtr last_accepted(const config::ObjectKey& key) const;
+  Result<> forget_accepted_but(const std::vector<config::ObjectPtr>& present);
+
+ private:
+  struct SourceFile {
+    Files::Entry stamp;
+    std::vector<config::ObjectPtr> objects;
+    std::string error;
+  };
+  struct Accepted {
+    std::string file;
+    config::ObjectPtr object;
+  };
+
+  Result<> read_accepted();
+  Result<bool> read_changed_files();
+  SourceFile read_file(const Files::Entry& entry);
+  void assemble();
+  void add_from_unreadable(const std::string& path, const SourceFile& file,
+                           std::map<config::ObjectKey, config::ObjectPtr>& chosen);
+  config::Object with_metadata(config::Object object, bool trust_own);
+  std::string object_path(const config::ObjectKey& key) const;
+  std::string accepted_path(const config::ObjectKey& key) const;
+  std::string new_uid();
+
+  Files& files_;
+  std::string directory_;
+  Random random_;
+  std::function<std::string()> now_;
+  std::map<std::string, SourceFile> sources_;
+  std::map<config::ObjectKey, Accepted> accepted_;
+  std::map<config::ObjectKey, std::string> owners_;  // the file each object comes from
+  std::vector<config::ObjectPtr> objects_;
+  std::vector<config::Problem> problems_;
+};
+
+// The tree without what only the store writes: to compare two versions.
+boost::json::object without_server_fields(boost::json::object tree);
+
+}  // namespace mesh::control

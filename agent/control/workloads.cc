@@ -1,0 +1,235 @@
+#include "control/workloads.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include <utility>
+
+#include "base/log.h"
+
+namespace mesh::control {
+namespace {
+
+using feed::HoldMessage;
+using feed::HoldStatus;
+using feed::HoldType;
+
+Logger log() {
+  static const Logger made = logger("control");
+  return made;
+}
+
+UniqueFd duplicate(const UniqueFd& fd) { return UniqueFd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 3)); }
+
+constexpr int kPatientLooks = 3;
+
+std::string refusal_text(const HoldMessage& message) {
+  std::string text(feed::to_string(message.status));
+  if (message.status == HoldStatus::kUnavailable && message.detail != 0)
+    text += std::string(": ") + ::strerror(static_cast<int>(message.detail));
+  return text;
+}
+
+}  // namespace
+
+Workloads::Workloads(Machine& machine, Peer& hold, Numbers& numbers)
+    : machine_(machine), hold_(hold), numbers_(numbers) {}
+
+void Workloads::adopt(const std::map<datapath::WorkloadId, datapath::EnrolledWorkload>& kernel) {
+  adopted_ = kernel;
+}
+
+// Another namespace or cgroup under the same name is another workload: it gets another id.
+std::string Workloads::number_name(const config::Workload& workload) const {
+  return workload.name.to_string() + " " + workload.netns + " " + workload.cgroup;
+}
+
+bool Workloads::reconcile(const std::map<config::ObjectName, config::WorkloadPtr>& wanted,
+                          const config::WorkloadPtr& gateway) {
+  bool changed = false;
+  for (auto at = enrolments_.begin(); at != enrolments_.end();) {
+    const bool is_gateway = gateway && at->first == gateway->name;
+    const auto found = wanted.find(at->first);
+    const bool stays = is_gateway || (found != wanted.end() && found->second->is_local() &&
+                                      found->second->netns == at->second.workload->netns &&
+                                      found->second->cgroup == at->second.workload->cgroup);
+    if (stays) {
+      ++at;
+      continue;
+    }
+    let_go(at->second);
+    numbers_.forget(Space::kWorkload, number_name(*at->second.workload));
+    log()->info("workload ended name={} id={}", at->first.to_string(), at->second.id);
+    at = enrolments_.erase(at);
+    changed = true;
+  }
+  const auto keep = [&](const config::WorkloadPtr& workload, std::uint32_t id) {
+    auto [at, is_new] = enrolments_.try_emplace(workload->name);
+    changed = changed || is_new || !at->second.workload || *at->second.workload != *workload;
+    at->second.workload = workload;
+    if (!is_new) return;
+    at->second.id = id;
+    begin(at->second);
+  };
+  if (gateway) keep(gateway, feed::kGatewayWorkload);
+  for (const auto& [name, workload] : wanted)
+    if (workload->is_local() && !(gateway && name == gateway->name))
+      keep(workload, enrolments_.contains(name)
+                         ? 0
+                         : numbers_.number(Space::kWorkload, number_name(*workload)));
+  return changed;
+}
+
+void Workloads::begin(Enrolment& enrolment) {
+  if (const auto known = adopted_.find(enrolment.id); known != adopted_.end()) {
+    enrolment.cookie = known->second.netns_cookie;  // its policy holds while meshhold is asked
+    adopted_.erase(known);
+  }
+  if (!enrolment.workload->cgroup.empty()) machine_.watch_cgroup(enrolment.workload->cgroup);
+  if (!enrolment.workload->netns.empty()) {
+    auto opened = machine_.open_netns(enrolment.workload->netns);
+    if (opened)
+      enrolment.netns = std::move(opened).value();
+    else
+      enrolment.reason = opened.error().message;
+  }
+  ask_to_hold(enrolment);
+}
+
+void Workloads::ask_to_hold(Enrolment& enrolment) {
+  enrolment.state = Enrolment::State::kWaiting;
+  if (!hold_.is_connected()) {
+    enrolment.reason = "meshhold is away; see its log";
+    return;
+  }
+  HoldMessage message;
+  message.type = HoldType::kEnrol;
+  message.workload = enrolment.id;
+  feed::Fds fds;
+  if (enrolment.id == feed::kGatewayWorkload) {
+    message.flags = feed::kFlagHostNamespace;
+  } else if (enrolment.netns) {
+    fds.push_back(duplicate(enrolment.netns));
+    for (const UniqueFd& listener : enrolment.listeners) fds.push_back(duplicate(listener));
+  }
+  hold_.send(feed::as_bytes(message), std::move(fds));
+  enrolment.reason = "waiting for meshhold";
+}
+
+void Workloads::on_hold_connected() {
+  for (auto& [name, enrolment] : enrolments_)
+    if (enrolment.state != Enrolment::State::kFailed) ask_to_hold(enrolment);
+}
+
+Result<bool> Workloads::on_hold_message(const HoldMessage& message, feed::Fds fds) {
+  if (message.type != HoldType::kEnrolled) return false;
+  for (auto& [name, enrolment] : enrolments_) {
+    if (enrolment.id != message.workload) continue;
+    if (message.status != HoldStatus::kOk) {
+      enrolment.state = Enrolment::State::kFailed;
+      enrolment.cookie = 0;
+      enrolment.reason = refusal_text(message);
+      log()->warn("workload cannot be enrolled name={} reason={}", name.to_string(),
+                  enrolment.reason);
+      return true;
+    }
+    const bool changed =
+        enrolment.state != Enrolment::State::kHeld || enrolment.cookie != message.netns_cookie;
+    enrolment.state = Enrolment::State::kHeld;
+    enrolment.cookie = message.netns_cookie;
+    enrolment.families = message.families;
+    enrolment.listeners = std::move(fds);
+    enrolment.reason = "waiting for meshproxy";
+    return changed;
+  }
+  return false;  // it ended meanwhile
+}
+
+std::vector<config::ObjectName> Workloads::find_ended() {
+  std::vector<config::ObjectName> ended;
+  for (auto& [name, enrolment] : enrolments_) {
+    const std::string& cgroup = enrolment.workload->cgroup;
+    if (cgroup.empty()) continue;
+    const auto populated = machine_.is_populated(cgroup);
+    if (populated == true) {
+      enrolment.was_populated = true;
+      enrolment.looks_at_empty = 0;
+      continue;
+    }
+    // A cgroup that is there and has not had a process yet may be about to get one.
+    ++enrolment.looks_at_empty;
+    if (!populated || enrolment.was_populated || enrolment.looks_at_empty > kPatientLooks)
+      ended.push_back(name);
+  }
+  return ended;
+}
+
+bool Workloads::end(const config::ObjectName& name, const std::string& reason) {
+  const auto at = enrolments_.find(name);
+  if (at == enrolments_.end() || (at->second.state == Enrolment::State::kFailed &&
+                                  at->second.cookie == 0 && !at->second.netns))
+    return false;
+  log()->info("workload ended name={} id={} reason={}", name.to_string(), at->second.id, reason);
+  let_go(at->second);
+  at->second.state = Enrolment::State::kFailed;
+  at->second.reason = reason;
+  at->second.cookie = 0;
+  at->second.was_populated = false;
+  at->second.looks_at_empty = 0;
+  // Should it come back, it is another one.
+  numbers_.forget(Space::kWorkload, number_name(*at->second.workload));
+  at->second.id = 0;
+  return true;
+}
+
+void Workloads::let_go(Enrolment& enrolment) {
+  if (!enrolment.workload->cgroup.empty()) machine_.unwatch_cgroup(enrolment.workload->cgroup);
+  enrolment.netns.reset();
+  enrolment.listeners.clear();
+  if (enrolment.id == 0) return;
+  HoldMessage message;
+  message.type = HoldType::kEnd;
+  message.workload = enrolment.id;
+  hold_.send(feed::as_bytes(message), {});
+}
+
+void Workloads::retry_failed() {
+  for (auto& [name, enrolment] : enrolments_) {
+    if (enrolment.state != Enrolment::State::kFailed || !hold_.is_connected()) continue;
+    const std::string& cgroup = enrolment.workload->cgroup;
+    if (!cgroup.empty() && machine_.is_populated(cgroup) != true) continue;
+    if (enrolment.id == 0)
+      enrolment.id = numbers_.number(Space::kWorkload, number_name(*enrolment.workload));
+    if (!enrolment.netns && !enrolment.workload->netns.empty()) {
+      auto opened = machine_.open_netns(enrolment.workload->netns);
+      if (!opened) {
+        enrolment.reason = opened.error().message;
+        continue;
+      }
+      enrolment.netns = std::move(opened).value();
+    }
+    if (!cgroup.empty()) machine_.watch_cgroup(cgroup);
+    ask_to_hold(enrolment);
+  }
+}
+
+void Workloads::set_kernel_errors(const std::map<datapath::WorkloadId, Error>& errors) {
+  for (auto& [name, enrolment] : enrolments_) {
+    const auto error = errors.find(enrolment.id);
+    enrolment.kernel_error = error == errors.end() ? std::string() : error->second.message;
+  }
+}
+
+std::vector<Client> Workloads::clients() const {
+  std::vector<Client> clients;
+  for (const auto& [name, enrolment] : enrolments_) {
+    if (!enrolment.is_in_kernel()) continue;
+    clients.push_back({{enrolment.id, enrolment.cookie, enrolment.workload->cgroup,
+                        enrolment.workload->addresses},
+                       enrolment.workload});
+  }
+  return clients;
+}
+
+}  // namespace mesh::control

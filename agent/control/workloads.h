@@ -1,0 +1,91 @@
+// Workloads: who is enrolled, who is about to be, and why somebody is not.
+//
+// A local workload (a WorkloadEntry with netns and cgroup) is held by meshhold, entered into the
+// kernel, told to the proxy, and then enrolled; it ends when its WorkloadEntry goes or its cgroup
+// is empty. Ids are never given twice. The node's gateway is workload 1. One thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "config/snapshot.h"
+#include "control/kernel_state.h"
+#include "control/numbers.h"
+#include "control/peer.h"
+#include "feed/hold.h"
+
+namespace mesh::control {
+
+// Opens a namespace, looks at a cgroup: the seam to /proc and cgroupfs.
+class Machine {
+ public:
+  virtual ~Machine() = default;
+  virtual Result<UniqueFd> open_netns(const std::string& path) = 0;
+  // nullopt: there is no such cgroup.
+  virtual std::optional<bool> is_populated(const std::string& cgroup) = 0;
+  virtual Result<> remove_cgroup(const std::string& cgroup) = 0;
+  // Tells when cgroup.events changes (also when it goes); watched until unwatch().
+  virtual void watch_cgroup(const std::string& cgroup) = 0;
+  virtual void unwatch_cgroup(const std::string& cgroup) = 0;
+};
+
+struct Enrolment {
+  enum class State : std::uint8_t { kWaiting, kHeld, kFailed };  // for meshhold; by it; see reason
+  config::WorkloadPtr workload;
+  std::uint32_t id = 0;
+  State state = State::kWaiting;
+  std::string reason;
+  UniqueFd netns;
+  std::uint64_t cookie = 0;  // known once it is or was held
+  std::uint8_t families = 0;
+  feed::Fds listeners;  // duplicates, for the next meshhold
+  std::string kernel_error;
+  bool was_populated = false;
+  int looks_at_empty = 0;
+
+  bool is_in_kernel() const { return cookie != 0 && state != State::kFailed; }
+};
+
+class Workloads {
+ public:
+  Workloads(Machine& machine, Peer& hold, Numbers& numbers);
+
+  // After a restart: what the kernel still has, by id.
+  void adopt(const std::map<datapath::WorkloadId, datapath::EnrolledWorkload>& kernel);
+  // The workloads that shall be enrolled. Returns true when somebody ended or changed.
+  bool reconcile(const std::map<config::ObjectName, config::WorkloadPtr>& wanted,
+                 const config::WorkloadPtr& gateway);
+
+  // meshhold. true: the set that the kernel and the proxy are told changed.
+  void on_hold_connected();
+  Result<bool> on_hold_message(const feed::HoldMessage& message, feed::Fds fds);
+
+  // Marks those whose cgroup is empty or gone; returns them. Also tries those that failed again.
+  std::vector<config::ObjectName> find_ended();
+  bool end(const config::ObjectName& name, const std::string& reason);  // false: it had ended
+  void retry_failed();
+
+  void set_kernel_errors(const std::map<datapath::WorkloadId, Error>& errors);
+  std::vector<Client> clients() const;  // for the kernel
+  const std::map<config::ObjectName, Enrolment>& all() const { return enrolments_; }
+
+ private:
+  void begin(Enrolment& enrolment);
+  void ask_to_hold(Enrolment& enrolment);
+  void let_go(Enrolment& enrolment);
+  std::string number_name(const config::Workload& workload) const;
+
+  Machine& machine_;
+  Peer& hold_;
+  Numbers& numbers_;
+  std::map<datapath::WorkloadId, datapath::EnrolledWorkload> adopted_;
+  std::map<config::ObjectName, Enrolment> enrolments_;
+};
+
+}  // namespace mesh::control
