@@ -208,7 +208,7 @@ Decision service_default(const Snapshot& snapshot, const Client& client,
                          const config::Service& service) {
   Decision decision;
   decision.route_name = "default";
-  decision.cluster = snapshot.find_cluster(client.workload->name.ns, service.host, client.port, {});
+  decision.cluster = snapshot.find_cluster(client.workload->name.ns, service.host, client.port, "");
   decision.kind = decision.cluster ? Decision::Kind::kRoute : Decision::Kind::kClusterNotFound;
   return decision;
 }
@@ -288,7 +288,7 @@ std::vector<config::ClusterPtr> reachable_clusters(const Snapshot& snapshot,
       for (const auto& route : virtual_service->http)
         if (!reach_rule(route)) break;
   if (any_rule) return clusters;
-  if (auto cluster = snapshot.find_cluster(workload.name.ns, service.host, port, {}))
+  if (auto cluster = snapshot.find_cluster(workload.name.ns, service.host, port, ""))
     clusters.push_back(std::move(cluster));
   return clusters;
 }

@@ -128,7 +128,9 @@ TraceContext::TraceContext(const TraceFields& received, Random& random, bool sam
       copy_lower(id, lower.data());
       short_b3_ = short_b3_ || trace_id().substr(16) == std::string_view(lower.data(), 16);
     }
-  write_hex(non_zero(random), 16, span_id_.data());
+  do {
+    write_hex(non_zero(random), 16, span_id_.data());
+  } while (has_parent_ && span_id_ == parent_);
   write_fields(received);
 }
 
