@@ -66,6 +66,7 @@ constexpr std::string_view kLaterKinds[] = {"ServiceEntry",
                                             "Endpoints",
                                             "Ingress"};
 
+// Null for other kinds. Reports those, and versions that are not known.
 const KindEntry* find_kind(Report& report) {
   const Object& object = report.object();
   const std::string& name = object.key.kind;
@@ -94,13 +95,13 @@ const KindEntry* find_kind(Report& report) {
   std::string expected = entry->group.empty() ? "" : std::string(entry->group) + "/";
   report.error("apiVersion", "'" + std::string(given) + "' is not supported for " + name +
                                  "; use " + expected + std::string(entry->versions[0]));
-  return nullptr;
+  return entry;
 }
 
 // Reads the object into its part, where it has no error.
 void read_object(Report& report, const CompileOptions& options, Parts& parts) {
   const KindEntry* entry = find_kind(report);
-  if (!entry) return;
+  if (!entry || (report.failed() && entry->kind != Kind::kAuthorizationPolicy)) return;
   auto keep = [&](auto& list, auto value) {
     if (!report.failed()) list.push_back({&report, std::move(value)});
   };
@@ -121,8 +122,8 @@ void read_object(Report& report, const CompileOptions& options, Parts& parts) {
     case Kind::kGateway:
       return keep(parts.gateways, read_gateway(report));
     case Kind::kAuthorizationPolicy: {
-      // Refused or not, it takes part: a refused one denies. (A policy that its own reader accepted
-      // may have been refused before: it is in two places.)
+      // Refused or not, it takes part: a refused one denies. It may have been refused before: it is
+      // in two places, or its version is not known.
       bool refused_before = report.failed();
       PolicyPart part = read_authorization_policy(report, options.root_namespace);
       part.policy.refused = part.policy.refused || refused_before;

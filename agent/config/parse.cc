@@ -22,6 +22,7 @@ namespace json = boost::json;
 
 constexpr std::size_t kMaxText = 16u << 20;
 constexpr std::size_t kMaxObjects = 10'000;
+constexpr std::size_t kMaxValues = 1'000'000;
 constexpr std::size_t kMaxDepth = 64 + 2;  // an object may sit in the items of a List
 
 struct Stop {  // thrown inside this file only: out of the parsers' callbacks
@@ -82,6 +83,7 @@ class TreeBuilder {
     return path_of_item(frame.path, frame.value.get_array().size());
   }
   std::string item_path(int line) {
+    if (++values_ > kMaxValues) throw Stop{line, "more than a million values in one text"};
     std::string path = child_path();
     if (!stack_.back().key) note(path, line);
     return path;
@@ -102,6 +104,7 @@ class TreeBuilder {
   }
 
   std::vector<Frame> stack_;
+  std::size_t values_ = 0;
 };
 
 class YamlEvents : public YAML::EventHandler {

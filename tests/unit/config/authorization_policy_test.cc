@@ -212,6 +212,14 @@ TEST(Authorization, WithoutAReadableSpecDeniesTheNamespace) {
   EXPECT_EQ(verdict(compiled, books(kPage), books("db")), "denied books/p[-1]");
 }
 
+TEST(Authorization, OfAnUnknownVersionDenies) {
+  std::string text = policy("selector: {matchLabels: {app: reviews}}, rules: [{}]");
+  text.replace(text.find("istio.io/v1"), 11, "istio.io/v9");
+  auto compiled = compile_text(kBooks + text);
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("db")), "allowed ");
+}
+
 TEST(Authorization, InTwoFilesDeniesWhatTheSecondSelects) {
   std::string open = policy("selector: {matchLabels: {app: reviews}}, rules: [{}]");
   auto compiled = compile_text(kBooks + open + open);
