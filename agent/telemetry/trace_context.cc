@@ -201,7 +201,7 @@ void TraceContext::write_fields(const TraceFields& received) {
   }
 
   const auto remove = [this](std::string_view name) { remove_[remove_count_++] = name; };
-  if (!received.tracestate.empty() && !keep_tracestate_) remove("tracestate");
+  if (!keep_tracestate_) remove("tracestate");
   if (!received.b3_parent_span_id.empty() && !has_parent_) remove("x-b3-parentspanid");
   if (!received.b3_flags.empty() && !(received.b3_flags == "1" && sampled_)) remove("x-b3-flags");
 }

@@ -22,7 +22,7 @@ namespace mesh::telemetry {
 // The fields as received; empty: absent. Where a field came twice, the first.
 struct TraceFields {
   std::string_view x_request_id;  // the edge of the mesh passes none: strangers do not choose ids
-  std::string_view traceparent, tracestate;
+  std::string_view traceparent;
   std::string_view b3;
   std::string_view b3_trace_id, b3_span_id, b3_parent_span_id, b3_sampled, b3_flags;
 };
@@ -52,8 +52,8 @@ class TraceContext {
   // traceparent, x-b3-traceid, x-b3-spanid, x-b3-sampled; x-b3-parentspanid when there is a parent;
   // b3 when it was received.
   std::span<const Field> set() const { return {set_.data(), set_count_}; }
-  // The fields to remove, of those received: tracestate unless traceparent is continued,
-  // x-b3-parentspanid of a root, x-b3-flags where it is malformed or says otherwise.
+  // The fields to remove: tracestate unless traceparent is continued, a received x-b3-parentspanid
+  // of a root, x-b3-flags where it is malformed or says otherwise.
   std::span<const std::string_view> remove() const { return {remove_.data(), remove_count_}; }
 
  private:

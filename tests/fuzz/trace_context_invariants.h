@@ -15,7 +15,6 @@ inline TraceFields trace_fields(std::string_view input) {
   const std::map<std::string_view, std::string_view TraceFields::*> names = {
       {"x-request-id", &TraceFields::x_request_id},
       {"traceparent", &TraceFields::traceparent},
-      {"tracestate", &TraceFields::tracestate},
       {"b3", &TraceFields::b3},
       {"x-b3-traceid", &TraceFields::b3_trace_id},
       {"x-b3-spanid", &TraceFields::b3_span_id},
@@ -33,13 +32,13 @@ inline TraceFields trace_fields(std::string_view input) {
   return fields;
 }
 
-// What goes upstream, by name: the fields received, as the context changes them.
+// What goes upstream, by name: the fields received, and a tracestate, as the context changes them.
 inline std::map<std::string, std::string> sent_upstream(const TraceFields& received,
                                                         const TraceContext& context) {
   std::map<std::string, std::string> sent = {
       {"x-request-id", std::string(received.x_request_id)},
       {"traceparent", std::string(received.traceparent)},
-      {"tracestate", std::string(received.tracestate)},
+      {"tracestate", "vendor=1"},
       {"b3", std::string(received.b3)},
       {"x-b3-traceid", std::string(received.b3_trace_id)},
       {"x-b3-spanid", std::string(received.b3_span_id)},
