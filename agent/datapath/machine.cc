@@ -184,18 +184,19 @@ class Probe {
       : dir_(parent + "/undermesh-check-" + std::to_string(::getpid())) {
     if (::mkdir(dir_.c_str(), 0755) == 0)
       fd_.reset(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!fd_) errno_ = errno;
+    if (!fd_) error_ = errno;
   }
   ~Probe() { ::rmdir(dir_.c_str()); }
   Probe(const Probe&) = delete;
   Probe& operator=(const Probe&) = delete;
+
+  int error() const { return error_; }  // why there is no scratch cgroup
 
   struct Outcome {
     int err = 0;
     std::vector<std::uint32_t> before;  // run before ours, though attached above
   };
   Outcome try_hook(const HookType& hook) const {
-    if (!fd_) return {errno_, {}};
     const bpf_insn instructions[] = {
         {.code = BPF_ALU64 | BPF_MOV | BPF_K,
          .dst_reg = BPF_REG_0,
@@ -224,7 +225,7 @@ class Probe {
  private:
   std::string dir_;
   UniqueFd fd_;
-  int errno_ = 0;
+  int error_ = 0;
 };
 
 void check_level(const std::string& cgroup, const HookType& hook, std::vector<Finding>& out) {
@@ -251,6 +252,13 @@ void check_programs(const std::string& root, const std::string& path, std::vecto
   }
   std::vector<std::string> chain = from_the_root_down(root, path);
   Probe probe(chain.back());
+  if (probe.error() != 0) {
+    out.push_back(
+        error("programs",
+              "a cgroup cannot be made below " + chain.back() + ": " + std::strerror(probe.error()),
+              "mount cgroup2 so that it can be written"));
+    return;
+  }
   for (const HookType& hook : kHookTypes) {
     for (const std::string& cgroup : chain) check_level(cgroup, hook, out);
     Probe::Outcome outcome = probe.try_hook(hook);

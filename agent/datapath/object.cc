@@ -40,12 +40,14 @@ std::string& libbpf_said() {
 
 int on_libbpf_print(libbpf_print_level level, const char* format, va_list arguments) {
   if (level == LIBBPF_DEBUG) return 0;
-  std::array<char, 16384> buffer;
-  int length = std::vsnprintf(buffer.data(), buffer.size(), format, arguments);
-  if (length < 0) return 0;
-  auto size = std::min(static_cast<std::size_t>(length), buffer.size() - 1);
-  std::string_view text(buffer.data(), size);
-  while (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+  va_list again;
+  va_copy(again, arguments);
+  int length = std::vsnprintf(nullptr, 0, format, again);
+  va_end(again);
+  if (length <= 0) return 0;
+  std::string text(static_cast<std::size_t>(length) + 1, '\0');  // a verifier's log may be long
+  (void)std::vsnprintf(text.data(), text.size(), format, arguments);
+  text.resize(text.find_last_not_of(std::string_view("\n\0", 2)) + 1);
   log()->debug("libbpf: {}", text);
   if (level == LIBBPF_WARN) libbpf_said().append(text).append("\n");
   return length;

@@ -628,6 +628,22 @@ TEST_F(DatapathTest, RefusesMapsOfAnotherLayoutAndNamesTheRemedy) {
   EXPECT_THAT(opened.error().message, testing::HasSubstr("meshctl disable --all"));
 }
 
+TEST_F(DatapathTest, ALoadErrorCarriesWhatLibbpfAndTheKernelSaid) {
+  datapath_.reset();
+  UniqueFd meta(::bpf_obj_get((options_.pin_dir + "/meta").c_str()));
+  std::uint32_t zero = 0;
+  std::uint32_t other[4] = {UM_LAYOUT, 0, 1, 2};
+  ASSERT_EQ(::bpf_map_update_elem(meta.get(), &zero, other, BPF_ANY), 0);
+  std::string pin = options_.pin_dir + "/maps/um_config";
+  ASSERT_EQ(::unlink(pin.c_str()), 0);
+  UniqueFd wrong(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "wrong", 4, 64, 1, nullptr));
+  ASSERT_EQ(::bpf_obj_pin(wrong.get(), pin.c_str()), 0);
+  auto opened = datapath::open_kernel_datapath(options_);
+  ASSERT_TRUE(opened.has_error());
+  EXPECT_THAT(opened.error().message, testing::HasSubstr("um_config"));
+  EXPECT_LT(opened.error().message.size(), 4000);
+}
+
 TEST_F(DatapathTest, AWorkloadThatComesBackUnderItsIdIsCaughtAgain) {
   apply_all();
   NetNs second = NetNs::create();
