@@ -320,8 +320,12 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
     if (::stat(options_.access_log.c_str(), &status) != 0 || status.st_ino != access_log_inode_)
       reopen_access_log();
   }
-  if (auto counted = parts_.datapath.counters()) counters_ = std::move(counted).value();
+  read_counters();
   push_counters(unix_ms);
+}
+
+void Node::read_counters() {
+  if (auto counted = parts_.datapath.counters()) counters_ = std::move(counted).value();
 }
 
 void Node::push_counters(std::uint64_t unix_ms) {

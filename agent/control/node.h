@@ -68,7 +68,7 @@ class Node {
   api::ApplyReply validate(const api::ApplyRequest& request);
   api::ApplyReply remove(const api::DeleteRequest& request, Clock::time_point now);
   api::WorkloadList workloads() const;
-  api::Status status(Clock::time_point now) const;
+  api::Status status(Clock::time_point now);
   // The proxy has judged all that was published, or is away.
   bool is_settled() const;
   // What the proxy refused of the objects of a reply.
@@ -83,7 +83,7 @@ class Node {
   void forget_question(std::uint64_t id) { answers_.erase(id); }
   const config::Snapshot* snapshot() const { return compilation_.snapshot.get(); }
   std::uint64_t version() const { return publisher_.version(); }
-  std::vector<api::Status::PolicyCount> policy_counts() const;
+  std::vector<api::Status::PolicyCount> policy_counts();
 
  private:
   class HoldEvents final : public PeerEvents {
@@ -125,6 +125,7 @@ class Node {
   void end_workloads(Clock::time_point now);
   void send_options();
   void send_tap_state();
+  void read_counters();
   void push_counters(std::uint64_t unix_ms);
   api::ObjectResult judge(const api::ApplyObject& wanted, config::ObjectPtr& object) const;
   std::vector<api::ObjectResult> judge_all(const api::ApplyRequest& request,

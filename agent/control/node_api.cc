@@ -254,7 +254,8 @@ api::WorkloadList Node::workloads() const {
   return list;
 }
 
-std::vector<api::Status::PolicyCount> Node::policy_counts() const {
+std::vector<api::Status::PolicyCount> Node::policy_counts() {
+  read_counters();
   std::vector<api::Status::PolicyCount> list;
   const auto count_of = [](const std::map<std::uint32_t, std::uint64_t>& counts,
                            std::uint32_t number) {
@@ -300,7 +301,7 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
       reasons.push_back("workload " + workload.ns + "/" + workload.name + ": " + workload.reason);
 }
 
-api::Status Node::status(Clock::time_point now) const {
+api::Status Node::status(Clock::time_point now) {
   api::Status status;
   const auto up = std::chrono::duration_cast<std::chrono::seconds>(now - started_);
   status.programs["meshd"] = {true,
@@ -322,8 +323,8 @@ api::Status Node::status(Clock::time_point now) const {
     if (status.snapshot.problems.size() < kMaxProblems)
       status.snapshot.problems.push_back(problem.to_string());
   status.workloads = workloads().workloads;
-  status.kernel = counters_.totals;
   status.policies = policy_counts();
+  status.kernel = counters_.totals;
   status.notes.push_back(
       "Clients that are not enrolled are not policed: an AuthorizationPolicy is enforced on the "
       "connects of enrolled workloads and of the gateway (docs/security.md)");

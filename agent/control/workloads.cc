@@ -86,7 +86,10 @@ void Workloads::begin(Enrolment& enrolment) {
     enrolment.cookie = known->second.netns_cookie;  // its policy holds while meshhold is asked
     adopted_.erase(known);
   }
-  if (!enrolment.workload->cgroup.empty()) machine_.watch_cgroup(enrolment.workload->cgroup);
+  if (const std::string& cgroup = enrolment.workload->cgroup; !cgroup.empty()) {
+    machine_.watch_cgroup(cgroup);
+    enrolment.was_populated = machine_.is_populated(cgroup) == true;
+  }
   if (!enrolment.workload->netns.empty()) {
     auto opened = machine_.open_netns(enrolment.workload->netns);
     if (opened)
