@@ -73,15 +73,18 @@ class RuleScan {
   const config::HttpMatch* match_ = nullptr;
 };
 
+// Without a port: the destination's only one, else the one that the client asked for. The latter is
+// tried first, since it is the same for most: one lookup.
 config::ClusterPtr resolve(const Snapshot& snapshot, const Client& client,
                            const config::WeightedDestination& destination) {
-  std::uint16_t port = destination.port;
-  if (port == 0) {
-    const config::Service* service = find_service(snapshot, destination.host);
-    port = service != nullptr && service->ports.size() == 1 ? service->ports[0].port : client.port;
-  }
-  return snapshot.find_cluster(client.workload->name.ns, destination.host, port,
-                               destination.subset);
+  const auto find = [&](std::uint16_t port) {
+    return snapshot.find_cluster(client.workload->name.ns, destination.host, port,
+                                 destination.subset);
+  };
+  if (destination.port != 0) return find(destination.port);
+  if (auto cluster = find(client.port)) return cluster;
+  const config::Service* service = find_service(snapshot, destination.host);
+  return service != nullptr && service->ports.size() == 1 ? find(service->ports[0].port) : nullptr;
 }
 
 const config::WeightedDestination* pick_destination(const config::HttpRoute& route,
@@ -135,24 +138,25 @@ Decision no_route() {
   return decision;
 }
 
-// What a host means to a mesh client.
+// What a host means to a mesh client; both null: nothing.
 struct Target {
   const config::HostRoutes* routes = nullptr;
-  const config::Service* service = nullptr;
+  config::ClusterPtr cluster;  // of the service, without subset
 };
 
 // A service is known on the ports where it speaks HTTP; a host that is no service, by the rules
 // that name it.
-bool find_host(const Snapshot& snapshot, std::uint16_t port, std::string_view host,
+bool find_host(const Snapshot& snapshot, const Client& client, std::string_view host,
                Target& target) {
-  if (const config::Service* service = find_service(snapshot, host)) {
-    const config::ServicePort* service_port = service->find_port(port);
-    if (service_port == nullptr || service_port->protocol != config::Protocol::kHttp) return false;
-    target = {snapshot.find_mesh_routes(host), service};
+  target.cluster = snapshot.find_cluster(client.workload->name.ns, host, client.port, "");
+  if (target.cluster) {
+    const config::ServicePort* port = target.cluster->service->find_port(client.port);
+    if (port == nullptr || port->protocol != config::Protocol::kHttp) return false;
+    target.routes = snapshot.find_mesh_routes(host);
     return true;
   }
-  target = {snapshot.find_mesh_routes(host), nullptr};
-  return target.routes != nullptr;
+  target.routes = snapshot.find_mesh_routes(host);
+  return target.routes != nullptr && find_service(snapshot, host) == nullptr;
 }
 
 // The full name of a short one in `buffer`: "reviews" and "reviews.default" and
@@ -178,7 +182,7 @@ std::string_view expand(std::string_view host, std::string_view ns, std::span<ch
   return {buffer.data(), size};
 }
 
-bool find_by_address(const Snapshot& snapshot, std::uint16_t port, std::string_view host,
+bool find_by_address(const Snapshot& snapshot, const Client& client, std::string_view host,
                      Target& target) {
   if (host.starts_with('[') && host.ends_with(']')) {
     host = host.substr(1, host.size() - 2);
@@ -189,33 +193,32 @@ bool find_by_address(const Snapshot& snapshot, std::uint16_t port, std::string_v
   if (!ip) return false;
   const auto found = snapshot.service_by_address.find(ip.value());
   return found != snapshot.service_by_address.end() &&
-         find_host(snapshot, port, found->second->host, target);
+         find_host(snapshot, client, found->second->host, target);
 }
 
 Target find_target(const Snapshot& snapshot, const Client& client, std::string_view host) {
   Target target;
   std::array<char, 512> buffer;
   const std::string_view full = expand(host, client.workload->name.ns, buffer);
-  if (!full.empty() && find_host(snapshot, client.port, full, target)) return target;
-  if (!host.empty() && find_host(snapshot, client.port, host, target)) return target;
-  if (find_by_address(snapshot, client.port, host, target)) return target;
-  if (client.service != nullptr)
-    return {snapshot.find_mesh_routes(client.service->host), client.service};
-  return {};
+  if (!full.empty() && find_host(snapshot, client, full, target)) return target;
+  if (!host.empty() && find_host(snapshot, client, host, target)) return target;
+  if (find_by_address(snapshot, client, host, target)) return target;
+  if (client.service == nullptr) return {};
+  return {snapshot.find_mesh_routes(client.service->host),
+          snapshot.find_cluster(client.workload->name.ns, client.service->host, client.port, "")};
 }
 
-Decision service_default(const Snapshot& snapshot, const Client& client,
-                         const config::Service& service) {
+Decision service_default(config::ClusterPtr cluster) {
   Decision decision;
+  decision.kind = Decision::Kind::kRoute;
   decision.route_name = "default";
-  decision.cluster = snapshot.find_cluster(client.workload->name.ns, service.host, client.port, "");
-  decision.kind = decision.cluster ? Decision::Kind::kRoute : Decision::Kind::kClusterNotFound;
+  decision.cluster = std::move(cluster);
   return decision;
 }
 
 Decision decide_mesh(const Snapshot& snapshot, const Client& client, const RequestView& request,
                      Random& random) {
-  const Target target = find_target(snapshot, client, request.host);
+  Target target = find_target(snapshot, client, request.host);
   if (target.routes != nullptr) {
     RuleScan scan(client, nullptr, request);
     for (const auto& service : target.routes->services)
@@ -224,9 +227,12 @@ Decision decide_mesh(const Snapshot& snapshot, const Client& client, const Reque
     if (scan.any_rule()) return no_route();
     // No rule is for this client: as if there were none, as Istio compiles it.
   }
-  if (target.service != nullptr) return service_default(snapshot, client, *target.service);
+  if (target.cluster) return service_default(std::move(target.cluster));
   Decision decision;
-  decision.route_name = "allow_any";
+  if (client.service != nullptr)
+    decision.kind = Decision::Kind::kClusterNotFound;  // known, but not on this port
+  else
+    decision.route_name = "allow_any";
   return decision;
 }
 

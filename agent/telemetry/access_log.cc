@@ -7,19 +7,21 @@
 namespace mesh::telemetry {
 namespace {
 
+bool is_plain(char c, bool spaces) {
+  return (c > 0x20 && c < 0x7f && c != '"' && c != '\\') || (c == ' ' && spaces);
+}
+
 void append_escaped(std::string_view text, bool spaces, std::string& out) {
   constexpr char kDigits[] = "0123456789abcdef";
-  for (char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte > 0x20 && byte < 0x7f && c != '"' && c != '\\') {
-      out += c;
-    } else if (c == ' ' && spaces) {
-      out += ' ';
-    } else {
-      out += "\\x";
-      out += kDigits[byte >> 4];
-      out += kDigits[byte & 15];
-    }
+  while (true) {
+    std::size_t plain = 0;
+    while (plain < text.size() && is_plain(text[plain], spaces)) ++plain;
+    out.append(text.substr(0, plain));
+    if (plain == text.size()) return;
+    const auto byte = static_cast<unsigned char>(text[plain]);
+    const char escape[] = {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
+    out.append(escape, sizeof escape);
+    text.remove_prefix(plain + 1);
   }
 }
 
@@ -80,15 +82,16 @@ void append_address(const SocketAddress* address, std::string& out) {
     return;
   }
   const auto& bytes = address->ip.bytes();
-  char text[INET6_ADDRSTRLEN];
-  const bool v4 = address->ip.is_v4();
-  if (v4)
-    ::inet_ntop(AF_INET, bytes.data() + 12, text, sizeof text);
-  else
+  if (address->ip.is_v4()) {  // by hand: inet_ntop goes through printf, and this is the common case
+    for (std::size_t i = 12; i < 16; ++i) {
+      if (i > 12) out += '.';
+      append_integer(unsigned{bytes[i]}, out);
+    }
+  } else {
+    char text[INET6_ADDRSTRLEN];
     ::inet_ntop(AF_INET6, bytes.data(), text, sizeof text);
-  if (!v4) out += '[';
-  out += text;
-  if (!v4) out += ']';
+    out.append("[").append(text).append("]");
+  }
   out += ':';
   append_integer(address->port, out);
 }

@@ -35,9 +35,18 @@ constexpr std::array<Field, 9> kFields = {{
 
 constexpr std::string_view kHost = "reviews.default.svc.cluster.local";
 
+config::ServicePtr make_service(std::string host) {
+  auto service = std::make_shared<config::Service>();
+  service->host = std::move(host);
+  service->ports.push_back(
+      {.name = "http", .port = 9080, .protocol = config::Protocol::kHttp, .target = "9080"});
+  return service;
+}
+
 config::ClusterPtr make_cluster(const std::string& subset, config::Balancer balancer,
                                 std::uint32_t unequal = 0) {
   auto cluster = std::make_shared<config::Cluster>();
+  cluster->service = make_service(std::string(kHost));
   cluster->name = config::cluster_name(kHost, 9080, subset);
   cluster->port = 9080;
   cluster->subset = subset;
@@ -54,11 +63,9 @@ config::ClusterPtr make_cluster(const std::string& subset, config::Balancer bala
 config::Snapshot make_snapshot(int services, bool rules) {
   config::Snapshot snapshot;
   for (int i = 0; i <= services; ++i) {
-    auto service = std::make_shared<config::Service>();
-    service->host =
-        i == 0 ? std::string(kHost) : "service-" + std::to_string(i) + ".default.svc.cluster.local";
-    service->ports.push_back(
-        {.name = "http", .port = 9080, .protocol = config::Protocol::kHttp, .target = "9080"});
+    auto service =
+        make_service(i == 0 ? std::string(kHost)
+                            : "service-" + std::to_string(i) + ".default.svc.cluster.local");
     snapshot.services[service->host] = service;
   }
   for (const char* subset : {"", "v1", "v2", "v3"}) {

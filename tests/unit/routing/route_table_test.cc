@@ -146,6 +146,13 @@ TEST(Host, OfNoServiceAndNoRuleLeavesItToTheOriginalDestination) {
   EXPECT_EQ(decision.route_name, "allow_any");
 }
 
+TEST(Host, OfTheOriginalDestinationIsNotFoundOnAPortThatItHasNot) {
+  World world;
+  Client client = world.client();
+  client.port = 81;
+  EXPECT_EQ(world.decide(client, request()).kind, Kind::kClusterNotFound);
+}
+
 TEST(Host, OfAServiceWithoutThisPortLeavesItToTheOriginalDestination) {
   World world;
   world.add_service("ratings", {}, {80});
