@@ -37,7 +37,7 @@ struct ServiceEntry {
   enum class Kind : std::uint8_t { kProxy, kBalance };  // L7 through the proxy; TCP in the kernel
   ServiceId id = 0;
   Kind kind = Kind::kBalance;
-  // kBalance only, of the family of the service's address; none: ECONNREFUSED.
+  // kBalance only; none: ECONNREFUSED. An IPv4 service address leaves out IPv6 endpoints.
   std::vector<SocketAddress> endpoints;
   friend bool operator==(const ServiceEntry&, const ServiceEntry&) = default;
 };

@@ -126,8 +126,11 @@ Wanted wanted_of(const State& state, Problems& problems) {
     um_destination key = kernel_destination(address);
     bool proxy = service.kind == ServiceEntry::Kind::kProxy;
     std::uint32_t count = 0;
-    for (const SocketAddress& endpoint : service.endpoints)
+    for (const SocketAddress& endpoint : service.endpoints) {
+      // An IPv4 socket cannot go there, and would be refused when it is picked.
+      if (address.ip.is_v4() && !endpoint.ip.is_v4()) continue;
       wanted.backends.emplace(um_backend_key{key, count++}, kernel_destination(endpoint));
+    }
     wanted.services.emplace(
         key, um_service{service.id, proxy ? UM_SERVICE_PROXY : UM_SERVICE_BALANCE, count});
   }

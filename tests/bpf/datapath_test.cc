@@ -422,6 +422,14 @@ TEST_F(DatapathTest, BalancesToTheEndpointsAndShowsTheService) {
   EXPECT_EQ(count("connects_balanced"), 40);
 }
 
+TEST_F(DatapathTest, AnIpv4ServiceGoesToItsIpv4EndpointsAlone) {
+  accept_on_both_servers();
+  state_.services[at("10.78.0.2:70")] = {
+      2, ServiceEntry::Kind::kBalance, {at("[fd09::2]:8080"), at("10.9.0.2:8080")}};
+  apply_all();
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(connect_from_app("10.78.0.2:70"), 0);
+}
+
 TEST_F(DatapathTest, ChecksThePolicyOfTheEndpointThatItPicks) {
   accept_on_both_servers();
   state_.services[at("10.78.0.2:70")] = {2, ServiceEntry::Kind::kBalance, {at("10.9.0.2:8080")}};
