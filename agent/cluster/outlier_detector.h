@@ -6,6 +6,9 @@
 // success costs loads only; an error one atomic increment. The mutex is taken only to eject, to
 // un-eject and to change the configuration: these change several endpoints' state together (the
 // share of ejected endpoints is bounded), which message passing would make late, and they are rare.
+// An endpoint is ejected only where the share of ejected ones, it included, stays within
+// max_ejection_percent: with the default of 10 % and fewer than ten endpoints none ever is, as in
+// Envoy without always_eject_one_host (which Istio does not set).
 // Time is an argument everywhere and must not run backwards.
 #pragma once
 

@@ -1,0 +1,32 @@
+// Counts what operator new hands out. Include it in exactly one file of a test binary.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+namespace mesh::test {
+inline std::atomic<std::size_t> allocations{0};
+}  // namespace mesh::test
+
+void* operator new(std::size_t size) {
+  ++mesh::test::allocations;
+  if (void* p = std::malloc(size)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+
+namespace mesh::test {
+
+// How often `work` allocates when it is run again and again.
+template <class Work>
+std::size_t count_allocations(Work&& work, int times = 100) {
+  work();  // whatever grows to size does so now
+  const std::size_t before = allocations;
+  for (int i = 0; i < times; ++i) work();
+  return allocations - before;
+}
+
+}  // namespace mesh::test
