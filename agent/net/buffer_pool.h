@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/counter.h"
+
 namespace mesh::net {
 
 // Bytes in the middle of a fixed block: read in at the end, taken off at the front.
@@ -47,21 +49,21 @@ class BufferPool {
   explicit BufferPool(std::size_t keep = 256) : keep_(keep) {}
 
   Lease take() {
-    ++in_use_;
+    in_use_.add();
     if (free_.empty()) return {this, std::unique_ptr<BufferBlock>(new BufferBlock)};
     Lease lease(this, std::move(free_.back()));
     free_.pop_back();
     return lease;
   }
-  std::size_t in_use() const { return in_use_; }
+  std::size_t in_use() const { return in_use_.value(); }  // any thread may ask
 
  private:
   void give_back(std::unique_ptr<BufferBlock> block) {
-    --in_use_;
+    in_use_.subtract();
     if (free_.size() < keep_) free_.push_back(std::move(block));
   }
   std::size_t keep_;
-  std::size_t in_use_ = 0;
+  Counter in_use_;
   std::vector<std::unique_ptr<BufferBlock>> free_;
 };
 

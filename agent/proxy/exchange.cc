@@ -73,7 +73,7 @@ void Exchange::begin(Downstream& down) {
   decision_ = {};
   has_body_ = head_.body.has_body();
   request_body_ = http::BodyDecoder(head_.body);
-  upgrade_ = sent_any_ = head_sent_ = keep_ = upstream_done_ = retried_ = false;
+  upgrade_ = sent_any_ = keep_ = upstream_done_ = retried_ = false;
   upload_end_.reset();
   service_time_ms_ = -1;
   status_ = 0;

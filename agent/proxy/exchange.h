@@ -80,7 +80,8 @@ class Exchange {
   net::Task<Next> read_response_head(UpstreamConnection& connection, net::Scope& scope,
                                      Refused& refused);
   net::Task<bool> pass_interim(net::Scope& scope);
-  net::Task<> relay_response(UpstreamConnection& connection, net::Scope& scope);
+  net::Task<Next> relay_response(UpstreamConnection& connection, net::Scope& scope,
+                                 Refused& refused);
   net::Task<> tunnel(UpstreamConnection& connection);
   Next lost(UpstreamConnection& connection, Refused& refused);
   Next cancelled(const net::Scope& scope, Refused& refused);
@@ -123,7 +124,6 @@ class Exchange {
   bool has_body_ = false;
   bool upgrade_ = false;
   bool sent_any_ = false;       // a byte of the request went to the endpoint
-  bool head_sent_ = false;      // a byte of the response may have gone to the client
   bool keep_ = false;           // the downstream connection
   bool upstream_done_ = false;  // the whole response was relayed, and the connection may go on
   bool retried_ = false;

@@ -69,7 +69,7 @@ net::Task<Exchange::Next> Exchange::attempt(UpstreamConnection& connection,
     if (response_.status == 101) {
       co_await tunnel(connection);
     } else {
-      co_await relay_response(connection, scope);
+      next = co_await relay_response(connection, scope, refused);
     }
   }
   up_.release();
@@ -254,10 +254,10 @@ void Exchange::write_response_head() {
   sent_ = http::write_response_head(response_, rewrite, response_out_);
 }
 
-net::Task<> Exchange::relay_response(UpstreamConnection& connection, net::Scope& scope) {
+net::Task<Exchange::Next> Exchange::relay_response(UpstreamConnection& connection,
+                                                   net::Scope& scope, Refused& refused) {
   write_response_head();
   response_body_ = http::BodyDecoder(response_.body);
-  head_sent_ = true;
   details_ = "via_upstream";
   Relay relay{.from = connection.stream(),
               .buffer = up_,
@@ -272,7 +272,11 @@ net::Task<> Exchange::relay_response(UpstreamConnection& connection, net::Scope&
     keep_ = sent_.keep_alive && upload_is_done();
     upstream_done_ = response_.keep_alive && upload_is_done() && up_.is_empty() &&
                      response_.body.kind != http::BodyKind::until_close;
-    co_return;
+    co_return Next::kDone;
+  }
+  if (end == RelayEnd::kSourceProtocol && !relay.wrote) {
+    refused = Refusal{.reason = Reason::kUpstreamProtocol};
+    co_return Next::kRefused;
   }
   // Too late for an answer: the client sees a body cut short.
   keep_ = false;
@@ -292,6 +296,7 @@ net::Task<> Exchange::relay_response(UpstreamConnection& connection, net::Scope&
                                                       : ResponseFlag::kStreamIdleTimeout);
       break;
   }
+  co_return Next::kDone;
 }
 
 // After 101 both sides speak a protocol of their own until one of them ends.
@@ -305,7 +310,6 @@ net::Task<> Exchange::tunnel(UpstreamConnection& connection) {
     }
   };
   write_response_head();
-  head_sent_ = true;
   details_ = "via_upstream";
   net::Scope scope(down_->scope);  // not the route's time-out
   iovec part{response_out_.data(), response_out_.size()};

@@ -285,6 +285,11 @@ void Proxy::write_metrics(std::string& out) const {
       &WorkerCounters::bad_requests);
   own("undermesh_requests_retried_total",
       "Requests sent again because a reused connection had ended", false, &WorkerCounters::retries);
+  std::size_t buffers = 0;
+  for (const auto& worker : workers_) buffers += worker->buffers_in_use();
+  writer.family("undermesh_buffers_in_use", "64 KB buffers that heads and bodies are held in",
+                PrometheusWriter::Type::kGauge);
+  writer.sample({}, static_cast<double>(buffers));
   writer.family("undermesh_access_log_lost_bytes_total", "Access log lines that were not written",
                 PrometheusWriter::Type::kCounter);
   writer.sample({}, static_cast<double>(log_lost_));

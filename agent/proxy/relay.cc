@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kMaxPieces = 32;  // of one write: many small chunks are joined into one
 constexpr int kTurns = 16;              // then others get their turn
 
-enum class Gathered : std::uint8_t { kMore, kEnd, kError };
+enum class Gathered : std::uint8_t { kFull, kMore, kEnd, kError };
 
 // One write: the prefix, a chunk header, pieces of the body, the end of the chunk or body.
 struct Batch {
@@ -38,7 +38,7 @@ Gathered gather(Relay& relay, Batch& batch) {
   const std::size_t header_at = batch.count;
   if (chunked) ++batch.count;
   std::uint64_t bytes = 0;
-  Gathered result = Gathered::kMore;
+  Gathered result = Gathered::kFull;
   for (std::size_t pieces = 0; pieces < kMaxPieces;) {
     const auto step = relay.decoder.next(relay.buffer.unread());
     relay.buffer.consume(step.consumed);
@@ -48,8 +48,9 @@ Gathered gather(Relay& relay, Batch& batch) {
       ++pieces;
       continue;
     }
-    if (step.event == http::BodyDecoder::Event::end) result = Gathered::kEnd;
-    if (step.event == http::BodyDecoder::Event::error) result = Gathered::kError;
+    result = step.event == http::BodyDecoder::Event::end     ? Gathered::kEnd
+             : step.event == http::BodyDecoder::Event::error ? Gathered::kError
+                                                             : Gathered::kMore;
     break;
   }
   relay.body_bytes += bytes;
@@ -108,6 +109,8 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& parent) {
   Batch batch;
   for (int turn = 1;; ++turn) {
     const Gathered gathered = gather(relay, batch);
+    // Bad from its first bytes on: nothing of the message goes out.
+    if (gathered == Gathered::kError && !relay.wrote) co_return RelayEnd::kSourceProtocol;
     if (batch.count > 0) {
       scope.expires_after(relay.stall);
       const std::size_t size = batch.size();
@@ -123,6 +126,7 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& parent) {
     if (gathered == Gathered::kEnd) co_return RelayEnd::kDone;
     if (gathered == Gathered::kError) co_return RelayEnd::kSourceProtocol;
     if (turn % kTurns == 0) (void)co_await net::yield(scope);
+    if (gathered == Gathered::kFull) continue;
     const auto space = relay.buffer.space();
     if (space.empty()) co_return RelayEnd::kSourceProtocol;  // trailers beyond all limits
     scope.expires_after(relay.stall);

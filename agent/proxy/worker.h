@@ -86,7 +86,6 @@ struct WorkerCounters {  // of one worker; any thread reads
   Counter requests_refused;                 // over the workload's limits
   Counter bad_requests;
   Counter retries;
-  Counter stock_sockets;
 };
 
 class Worker;
@@ -165,6 +164,7 @@ class Worker {
   void stop();
   void post(std::function<void()> action) { reactor_.post(std::move(action)); }
   const WorkerCounters& counters() const { return counters_; }
+  std::size_t buffers_in_use() const { return buffers_.in_use(); }  // any thread
   // Client workloads here: the main thread chooses the home of the next by it.
   unsigned clients = 0;  // main thread
 
