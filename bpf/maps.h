@@ -115,9 +115,10 @@ static __always_inline __u64 um_heartbeat(void) {
 static __always_inline __u64 um_now(void) { return bpf_ktime_get_ns(); }
 static __always_inline __u32 um_random(void) { return bpf_get_prandom_u32(); }
 
+// Atomic although per CPU: a program may be preempted by one on the same CPU.
 static __always_inline void um_count(__u32 counter) {
   __u64* value = bpf_map_lookup_elem(&um_counters, &counter);
-  if (value) ++*value;
+  if (value) __sync_fetch_and_add(value, 1);
 }
 
 static __always_inline void um_count_policy(__u32 policy, int allowed) {
@@ -130,9 +131,9 @@ static __always_inline void um_count_policy(__u32 policy, int allowed) {
   if (!count)
     um_count(UM_POLICY_COUNTS_LOST);
   else if (allowed)
-    ++count->allowed;
+    __sync_fetch_and_add(&count->allowed, 1);
   else
-    ++count->denied;
+    __sync_fetch_and_add(&count->denied, 1);
 }
 
 #endif
