@@ -191,6 +191,7 @@ Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
   for (const ObjectPtr& object : objects) items.emplace_back(object, items.size());
   refuse_duplicates(items);
   std::vector<Item*> by_age;
+  by_age.reserve(items.size());
   for (Item& item : items) by_age.push_back(&item);
   std::sort(by_age.begin(), by_age.end(), is_older);
 

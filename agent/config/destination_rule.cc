@@ -173,7 +173,7 @@ DestinationPolicy read_policy(const Fields& parent) {
     PolicyBlocks blocks = read_blocks(settings);
     if (!number)
       settings.error("port", "needs a number");
-    else if (!policy.ports.emplace(*number, std::move(blocks)).second)
+    else if (!policy.ports.emplace(*number, blocks).second)
       settings.error("port", "is given twice");
   }
   return policy;

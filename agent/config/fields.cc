@@ -310,13 +310,13 @@ std::optional<std::chrono::nanoseconds> parse_go_duration(std::string_view text)
   if (text.empty()) return {};
   double sum = 0;
   while (!text.empty()) {
-    std::size_t digits = text.find_first_not_of("0123456789.");
-    if (digits == 0 || digits == std::string_view::npos) return {};
+    std::string_view digits = text.substr(0, text.find_first_not_of("0123456789."));
+    const char* digits_end = digits.data() + digits.size();
     double amount = 0;
     auto [end, error] =
-        std::from_chars(text.data(), text.data() + digits, amount, std::chars_format::fixed);
-    if (error != std::errc{} || end != text.data() + digits) return {};
-    text.remove_prefix(digits);
+        std::from_chars(digits.data(), digits_end, amount, std::chars_format::fixed);
+    if (error != std::errc{} || end != digits_end) return {};
+    text.remove_prefix(digits.size());
     std::size_t letters = std::min(text.find_first_of("0123456789."), text.size());
     auto unit = unit_nanoseconds(text.substr(0, letters));
     if (!unit) return {};

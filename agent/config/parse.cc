@@ -336,7 +336,8 @@ std::map<std::string, int> lines_below(const std::map<std::string, int>& lines,
   return below;
 }
 
-Error place_error(Error error, std::string_view file, const std::map<std::string, int>& lines) {
+Error place_error(const Error& error, std::string_view file,
+                  const std::map<std::string, int>& lines) {
   auto first = lines.find("");
   return error_at(file, first == lines.end() ? 1 : first->second, error.message);
 }
@@ -353,7 +354,7 @@ Result<> add_document(Document document, std::string_view file, std::vector<Obje
   bool is_list = kind && kind->is_string() && kind->get_string().ends_with("List") && items;
   if (!is_list) {
     auto object = make_object(std::move(tree), std::string(file), document.lines);
-    if (!object) return place_error(std::move(object).error(), file, document.lines);
+    if (!object) return place_error(object.error(), file, document.lines);
     objects.push_back(std::move(object).value());
     return success();
   }
@@ -367,7 +368,7 @@ Result<> add_document(Document document, std::string_view file, std::vector<Obje
       return place_error({Errc::invalid_argument, "an item of a List must be an object"}, file,
                          lines);
     auto object = make_object(std::move(array[i].get_object()), std::string(file), lines);
-    if (!object) return place_error(std::move(object).error(), file, lines);
+    if (!object) return place_error(object.error(), file, lines);
     objects.push_back(std::move(object).value());
   }
   return success();

@@ -225,9 +225,12 @@ std::optional<std::string> header_value(Report& report, const std::string& path,
       report.error(path, "must not have control characters");
       return {};
     }
-    if (c == '%' && (i + 1 == given.size() || given[++i] != '%')) {
-      report.error(path, "variables (%...%) are not supported yet; write %% for a percent sign");
-      return {};
+    if (c == '%') {
+      ++i;  // the second of a pair
+      if (given.substr(i, 1) != "%") {
+        report.error(path, "variables (%...%) are not supported yet; write %% for a percent sign");
+        return {};
+      }
     }
     text += static_cast<char>(c);
   }
