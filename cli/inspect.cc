@@ -158,6 +158,13 @@ Result<int> dump(const Environment& environment, const std::string& what, Format
                 static_cast<unsigned long long>(reply.version));
     return kOk;
   }
+  // Columns of counters by name are for -o json: no terminal is that wide.
+  std::erase_if(reply.columns, [&](const std::string& column) {
+    return std::any_of(reply.rows.begin(), reply.rows.end(), [&](const json::object& row) {
+      const json::value* value = row.if_contains(column);
+      return value && value->is_object();
+    });
+  });
   std::vector<std::string> titles;
   for (std::string column : reply.columns) {
     std::transform(column.begin(), column.end(), column.begin(), [](unsigned char c) {

@@ -147,10 +147,17 @@ Result<> mount_bpffs(const Environment& environment) {
   return success();
 }
 
+// A fresh bpffs has two files of the kernel's own.
+bool has_pins(const char* path) {
+  std::error_code ec;
+  for (fs::directory_iterator it(path, ec), end; !ec && it != end; it.increment(ec))
+    if (it->path().extension() != ".debug") return true;
+  return false;
+}
+
 Result<> unmount_bpffs(const Environment& environment) {
   if (!fs::exists(environment.run("mounted-bpffs")) || !is_bpffs(kBpffs)) return success();
-  std::error_code ec;
-  if (!fs::is_empty(kBpffs, ec)) {
+  if (has_pins(kBpffs)) {
     std::fprintf(stderr, "note: %s stays mounted: others have pins there\n", kBpffs);
     return success();
   }
@@ -266,10 +273,10 @@ Result<> end_supervisor(const Environment& environment, const Cgroups& cgroups) 
 std::vector<std::string> state_files() { return {"objects", "accepted", "ids.json"}; }
 
 std::vector<std::string> run_files(const Environment& environment) {
-  std::vector<std::string> out = {"proxy.sock",      "hold.sock",     "meshd.sock",
-                                  "hosts",           "logs",          "supervisor.pid",
-                                  "supervisor.json", "sandboxes",     "addresses",
-                                  "up.json",         "mounted-bpffs", "supervisor.json.new"};
+  std::vector<std::string> out = {
+      "proxy.sock",     "hold.sock",           "meshd.sock", "hosts",     "logs",
+      "supervisor.pid", "supervisor.json",     "sandboxes",  "addresses", "up.json",
+      "mounted-bpffs",  "supervisor.json.new", "resolv.conf"};
   std::error_code ec;
   for (fs::directory_iterator it(environment.run_dir, ec), end; !ec && it != end; it.increment(ec))
     if (it->is_socket(ec)) out.push_back(it->path().filename());

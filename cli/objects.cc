@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <utility>
 
 #include "api/messages.h"
 #include "client.h"
@@ -97,19 +98,32 @@ void print_table(const std::vector<api::StoredObject>& objects, const Kind& kind
   std::fputs(table.to_string().c_str(), stdout);
 }
 
-void print_tables(const std::vector<api::StoredObject>& objects, const Selection& selection) {
+void print_tables(const std::vector<api::StoredObject>& objects, bool all_namespaces,
+                  bool with_titles) {
   bool first = true;
   for (const Kind& kind : kinds()) {
     std::vector<api::StoredObject> of_kind;
     for (const auto& object : objects)
       if (text_at(object.tree, "/kind") == kind.kind) of_kind.push_back(object);
     if (of_kind.empty()) continue;
-    if (selection.kind.empty()) {
-      std::printf("%s%s\n", first ? "" : "\n", std::string(kind.kind).c_str());
-      first = false;
-    }
-    print_table(of_kind, kind, selection.all_namespaces);
+    if (with_titles)
+      std::printf("%s%s\n", std::exchange(first, false) ? "" : "\n",
+                  std::string(kind.kind).c_str());
+    print_table(of_kind, kind, all_namespaces);
   }
+}
+
+// "svc,vs" -> Service, VirtualService; "all" -> "", which the API takes for every kind.
+Result<std::vector<std::string>> split_kinds(const std::string& text) {
+  if (text == "all") return std::vector<std::string>{""};
+  std::vector<std::string> out;
+  for (std::size_t at = 0; at <= text.size();) {
+    std::size_t comma = std::min(text.find(',', at), text.size());
+    MESH_TRY(auto kind, need_kind(text.substr(at, comma - at)));
+    out.emplace_back(kind->kind);
+    at = comma + 1;
+  }
+  return out;
 }
 
 void print_map(const char* title, const json::object& tree, std::string_view pointer) {
@@ -243,30 +257,31 @@ Result<int> delete_object(const Environment& environment, const Selection& selec
 
 Result<int> get(const Environment& environment, const Selection& given, Format format) {
   Selection selection = given;
-  if (selection.kind == "all") {
-    selection.kind.clear();
-  } else {
-    MESH_TRY(auto kind, need_kind(selection.kind));
-    selection.kind = kind->kind;
+  MESH_TRY(auto kinds_wanted, split_kinds(given.kind));
+  std::vector<api::StoredObject> objects;
+  for (const auto& kind : kinds_wanted) {
+    selection.kind = kind;
+    MESH_TRY(auto list, Client(environment.run_dir).get<api::ObjectList>(query_of(selection)));
+    for (auto& object : list.objects) objects.push_back(std::move(object));
   }
-  MESH_TRY(auto list, Client(environment.run_dir).get<api::ObjectList>(query_of(selection)));
-  if (list.objects.empty() && !selection.name.empty()) return no_object(selection);
+  if (objects.empty() && !selection.name.empty()) return no_object(selection);
   if (format != Format::kTable) {
     json::value out;
-    if (!selection.name.empty() && list.objects.size() == 1) {
-      out = list.objects[0].tree;
+    if (!selection.name.empty() && objects.size() == 1) {
+      out = objects[0].tree;
     } else {
       json::array items;
-      for (const auto& object : list.objects) items.push_back(object.tree);
+      for (const auto& object : objects) items.push_back(object.tree);
       out = json::object{{"apiVersion", "v1"}, {"kind", "List"}, {"items", items}};
     }
     std::fputs(render(format, out).c_str(), stdout);
-  } else if (list.objects.empty()) {
+  } else if (objects.empty()) {
     std::printf("No objects%s.\n", selection.all_namespaces
                                        ? ""
                                        : (" in namespace " + selection.ns + " (-A: all)").c_str());
   } else {
-    print_tables(list.objects, selection);
+    bool many = kinds_wanted.size() > 1 || kinds_wanted[0].empty();
+    print_tables(objects, selection.all_namespaces, many);
   }
   return kOk;
 }

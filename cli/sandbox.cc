@@ -80,12 +80,21 @@ Result<> ensure_bridge() {
   return success();
 }
 
-Result<> ensure_hosts_file(const std::string& path) {  // meshd's, which writes it in place
+Result<> ensure_file(const std::string& path, std::string_view text) {
   UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!fd) return errno == EEXIST ? Result<>(success()) : errno_error(errno, path);
-  static constexpr std::string_view kText = "127.0.0.1 localhost\n::1 localhost\n";
-  if (::write(fd.get(), kText.data(), kText.size()) < 0) return errno_error(errno, path);
+  if (::write(fd.get(), text.data(), text.size()) < 0) return errno_error(errno, path);
   return success();
+}
+
+// What is mounted into every sandbox. The hosts file is meshd's, which writes it in place. Without
+// a resolv.conf of its own a sandbox would ask name servers that it cannot reach, and wait for
+// them.
+Result<> ensure_name_files(const Environment& environment) {
+  MESH_TRY(ensure_file(environment.run("hosts"), "127.0.0.1 localhost\n::1 localhost\n"));
+  return ensure_file(environment.run("resolv.conf"),
+                     "# No DNS in sandboxes yet: names come from /etc/hosts.\n"
+                     "options timeout:1 attempts:1\n");
 }
 
 Result<> delete_link(AddressNumber number) {
@@ -172,7 +181,7 @@ Result<> Sandbox::prepare() {
   MESH_TRY(end_cgroups({path}, milliseconds(0)));  // of a monitor that was killed just now
   MESH_TRY(make_cgroup(path));
   cgroup_ = path;
-  MESH_TRY(ensure_hosts_file(environment_.run("hosts")));
+  MESH_TRY(ensure_name_files(environment_));
   MESH_TRY(ensure_bridge());
   MESH_TRY(claim_.allocate_address(record_));
   record_.addresses = {address_v4(record_.number).to_string()};
@@ -187,8 +196,9 @@ Result<> Sandbox::start_first_process() {
   UniqueFd outside(ends[0]), inside(ends[1]);
   int on = 1;
   ::setsockopt(outside.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
-  InsideOptions options{record_.number, has_ipv6(), environment_.run("hosts"), spec_.command,
-                        spec_.environment};
+  InsideOptions options{
+      record_.number, has_ipv6(),       environment_.run("hosts"), environment_.run("resolv.conf"),
+      spec_.command,  spec_.environment};
   auto body = [&] {
     outside.reset();
     ::close(claim_.fd());  // the claim is the monitor's: it must end with it

@@ -33,14 +33,20 @@ Result<> configure_links(const InsideOptions& options) {
   return success();
 }
 
+Result<> mount_file(const std::string& file, const char* at) {
+  if (::mount(file.c_str(), at, nullptr, MS_BIND, nullptr) != 0)
+    return errno_error(errno, "cannot mount " + file + " on " + at + " (does that exist?)");
+  return success();
+}
+
 Result<> configure_mounts(const InsideOptions& options) {
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
     return errno_error(errno, "cannot make the sandbox's mounts its own");
   if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0)
     return errno_error(errno, "cannot mount /proc");
-  if (::mount(options.hosts_file.c_str(), "/etc/hosts", nullptr, MS_BIND, nullptr) != 0)
-    return errno_error(
-        errno, "cannot mount " + options.hosts_file + " on /etc/hosts (does /etc/hosts exist?)");
+  MESH_TRY(mount_file(options.hosts_file, "/etc/hosts"));
+  if (::access("/etc/resolv.conf", F_OK) == 0)
+    return mount_file(options.resolv_file, "/etc/resolv.conf");
   return success();
 }
 

@@ -46,7 +46,7 @@ Notice receive_notice(int fd);  // waits
 struct InsideOptions {
   AddressNumber number = 0;
   bool ipv6 = true;
-  std::string hosts_file;
+  std::string hosts_file, resolv_file;  // for /etc/hosts and /etc/resolv.conf
   std::vector<std::string> command;
   std::vector<std::string> environment;
 };

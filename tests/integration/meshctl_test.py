@@ -135,6 +135,11 @@ class Sandboxes(MeshctlCase):
         self.assertIn(f"0::/{CGROUP_NAME}/workloads/default.one", output)
         self.assert_nothing_left()
 
+    def test_a_name_that_nobody_has_fails_at_once(self):
+        started = time.monotonic()
+        self.assertEqual(self.ok("sandbox", "run", "names", "--", "sh", "-c", "getent hosts no-such-name.example || echo none"), "none\n")
+        self.assertLess(time.monotonic() - started, 4)  # a resolver that waits takes 5 s and more
+
     def test_the_workload_entry_says_what_was_asked(self):
         self.ok("sandbox", "run", "entry", "-l", "app=a,version=v1", "--service-account", "sa", "--annotation",
                 "example.org/x=y", "--detach", "--", "sleep", "100")
@@ -437,6 +442,12 @@ class Supervision(unittest.TestCase):
             return set(now) == {*self.PROGRAMS, "meshctl"} and all(len(p) == 1 for p in now.values()) and \
                 (different is None or now[different[0]] != different[1]) and now
         return eventually("all programs run, once each", all_run)
+
+    def test_up_mounts_bpffs_and_down_unmounts_it(self):
+        self.up()
+        self.assertEqual(subprocess.run(["stat", "-f", "-c", "%T", "/sys/fs/bpf"], capture_output=True, text=True).stdout, "bpf_fs\n")
+        self.ok("down")
+        self.assertEqual(subprocess.run(["stat", "-f", "-c", "%T", "/sys/fs/bpf"], capture_output=True, text=True).stdout, "tmpfs\n")
 
     def test_up_starts_everything_and_a_second_up_changes_nothing(self):
         said = self.up()
