@@ -1,0 +1,164 @@
+#!/usr/bin/python3
+"""meshctl against the real programs: what it leaves to meshd, and what it does without it.
+
+In a network and mount namespace, with a control group and directories of its own: another mesh may run meanwhile.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import mesh  # noqa: E402
+
+CGROUP = f"undermesh-cli-{os.getpid()}"
+SERVICE = """apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+"""
+WEB = ("/usr/bin/python3", "-m", "http.server", "8080", "--bind", "::")
+GET = ("curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://web/")
+
+
+def cgroup_root():
+    mount = next(line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()
+                 if line.split()[2] == "cgroup2")
+    return pathlib.Path(mount, CGROUP)
+
+
+def sandboxes():
+    path = cgroup_root() / "workloads"
+    return sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
+def entries():
+    return sorted(item["metadata"]["name"] for item in mesh.meshctl_json("get", "we")["items"])
+
+
+def programs():
+    found = {}
+    for pid in (cgroup_root() / "mesh" / "cgroup.procs").read_text().split():
+        try:
+            found[os.path.basename(os.readlink(f"/proc/{pid}/exe"))] = int(pid)
+        except OSError:
+            pass
+    return found
+
+
+def pins():
+    return [path for path in pathlib.Path("/sys/fs/bpf").rglob("*") if path.suffix != ".debug" and path.is_file()]
+
+
+def status_of(client="client"):
+    done = mesh.meshctl("sandbox", "exec", client, "--", *GET, check=False)
+    return done.stdout or done.stderr
+
+
+class Cli(unittest.TestCase):
+    def setUp(self):
+        self._directory = tempfile.TemporaryDirectory(prefix="undermesh-cli-")
+        self.addCleanup(self._directory.cleanup)
+        os.environ["UNDERMESH_RUN_DIR"] = self._directory.name + "/run"
+        os.environ["UNDERMESH_STATE_DIR"] = self._directory.name + "/state"
+        self.addCleanup(mesh.meshctl, "down", "--purge")
+        mesh.meshctl("up")
+
+    def start_pair(self):
+        path = pathlib.Path(self._directory.name, "service.yaml")
+        path.write_text(SERVICE)
+        mesh.meshctl("apply", "-f", path)
+        mesh.meshctl("sandbox", "run", "web", "-l", "app=web", "--detach", "--", *WEB)
+        mesh.meshctl("sandbox", "run", "client", "--detach", "--", "sleep", "infinity")
+        mesh.eventually("the service answers through the mesh", lambda: status_of() == "200", 30)
+
+    def popen(self, *arguments):
+        return subprocess.Popen([str(mesh.MESHCTL), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
+
+    def test_a_request_goes_through_the_mesh_and_is_seen(self):
+        self.start_pair()
+        with mesh.tap(1) as events:
+            self.assertEqual(status_of(), "200")
+        self.assertEqual([(e["source"], e["workload"], e["status"]) for e in events], [("default/client", "default/web", 200)])
+        for what in ("clusters", "endpoints"):
+            self.assertIn("web", mesh.meshctl("config", "dump", what).stdout)
+
+    def test_meshd_clears_away_what_a_killed_sandbox_run_left(self):
+        for kill in ("monitor", "everything"):
+            process = self.popen("sandbox", "run", "gone", "--", "/bin/sh", "-c", "echo up; exec sleep 1000")
+            self.assertEqual(process.stdout.readline(), "up\n")
+            self.assertEqual(entries(), ["gone"])
+            if kill == "everything":
+                for pid in (cgroup_root() / "workloads" / "default.gone" / "cgroup.procs").read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            process.kill()
+            process.communicate(timeout=30)
+            mesh.eventually("the entry and the control group are gone", lambda: not entries() and not sandboxes())
+
+    def test_one_name_may_come_and_go_quickly(self):
+        for number in range(8):
+            process = self.popen("sandbox", "run", "again", "--", "/bin/sh", "-c", "echo up; exec sleep 1000")
+            self.assertEqual(process.stdout.readline(), "up\n", process.poll() and process.stderr.read())
+            process.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
+            process.communicate(timeout=30)
+        mesh.eventually("nothing is left", lambda: not entries() and not sandboxes())
+
+    def test_killed_programs_come_back_and_sandboxes_stay(self):
+        self.start_pair()
+        for name in ("meshd", "meshhold", "meshproxy"):
+            old = programs()[name]
+            os.kill(old, signal.SIGKILL)
+            mesh.eventually(f"another {name}", lambda: programs().get(name) not in (None, old), 30)
+            mesh.meshctl("up")  # waits until all are ready
+        mesh.eventually("the service answers", lambda: status_of() == "200", 30)
+        self.assertEqual({s["name"]: s["state"] for s in mesh.meshctl_json("sandbox", "list")["sandboxes"]},
+                         {"client": "enrolled", "web": "enrolled"})
+
+    def test_disable_all_detaches_everything_with_every_program_dead(self):
+        self.start_pair()
+        for pid in programs().values():
+            os.kill(pid, signal.SIGKILL)
+        mesh.eventually("all are dead", lambda: not programs())
+        self.assertTrue(pins())
+        self.assertIn("no connection is captured", mesh.meshctl("disable", "--all").stdout)
+        self.assertEqual(pins(), [])
+        self.assertEqual(mesh.meshctl("disable", "--all").returncode, 0)
+
+    def test_disable_takes_one_workload_out(self):
+        self.start_pair()
+        mesh.meshctl("disable", "client")
+        mesh.eventually("the client is not captured any more", lambda: status_of() != "200")
+
+    def test_down_leaves_nothing(self):
+        self.start_pair()
+        mesh.meshctl("down", "--purge")
+        self.assertFalse(cgroup_root().exists())
+        self.assertEqual(os.listdir(self._directory.name), ["service.yaml"])
+        links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, text=True, check=True).stdout)
+        self.assertEqual([link["ifname"] for link in links if link["ifname"].startswith("um") or "mesh" in link["ifname"]], [])
+        self.assertEqual(mesh.meshctl("status", check=False).returncode, 3)
+
+
+def main():
+    if os.geteuid() != 0:
+        print("skipped: needs root")
+        sys.exit(77)
+    if os.environ.get("CLI_TEST_INSIDE") != "1":
+        os.environ["CLI_TEST_INSIDE"] = "1"
+        os.execvp("unshare", ["unshare", "--net", "--mount", sys.executable, *sys.argv])
+    os.environ["UNDERMESH_CGROUP"] = CGROUP
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/sys/fs/bpf"], check=True)  # the pins of others stay theirs
+    unittest.main(verbosity=2)
+
+
+if __name__ == "__main__":
+    main()
