@@ -123,9 +123,8 @@ std::vector<SocketAddress> OutlierDetector::tick(TimePoint now) {
           endpoint->multiplier_ * settings_->base_ejection_time, max_ejection_time(*settings_));
       if (now - endpoint->ejected_at_ < time) continue;
       unejected(*endpoint);
-      endpoint->unejected_at_ = now;
       back.push_back(address);
-    } else if (endpoint->multiplier_ != 0 && now - endpoint->unejected_at_ >= settings_->interval) {
+    } else if (endpoint->multiplier_ != 0) {  // a whole interval in health
       --endpoint->multiplier_;
     }
   }

@@ -63,7 +63,7 @@ class EndpointHealth {
   std::atomic<std::uint32_t> consecutive_gateway_{0};
   std::atomic<std::uint32_t> consecutive_local_{0};
   // Under the detector's mutex:
-  TimePoint ejected_at_{}, unejected_at_{};
+  TimePoint ejected_at_{};
   std::uint32_t multiplier_ = 0;  // ejections in a row; one less for each interval in health
 };
 using EndpointHealthPtr = std::shared_ptr<EndpointHealth>;

@@ -287,6 +287,17 @@ TEST_F(ClusterTest, AClusterThatIsGoneLivesWhileHeldAndComesBackNew) {
   EXPECT_NE(cluster(), old);
 }
 
+TEST_F(ClusterTest, AClusterThatWentAndCameBackBetweenTwoSnapshotsOfAWorkerIsNew) {
+  adopt({1, 1});
+  const ClusterPtr old = cluster();
+  const auto snapshot = std::make_shared<config::Snapshot>();
+  registry.reconcile(*snapshot);  // without this cluster; the worker misses it
+  adopt({1, 1});
+  EXPECT_NE(cluster(), old);
+  cluster()->report(*cluster()->pick(random), Outcome::response(200), now);
+  EXPECT_EQ(registry.stats().at(0).counters[15].value, 1u);  // upstream_rq_2xx
+}
+
 TEST_F(ClusterTest, AClusterOfAnOlderSnapshotIsTheOneOfItsName) {
   adopt({1});
   const auto older = config;

@@ -141,5 +141,20 @@ TEST(SharedBudget, IsExactAmongWorkers) {
   EXPECT_EQ(budget->in_use(Use::kConnection), 0u);
 }
 
+TEST(SharedBudget, LosesNoUpdate) {
+  constexpr int kWorkers = 4, kRounds = 200'000;
+  Budget budget(pool(0, 0, 0), Sharing::kMany);
+  std::vector<std::thread> workers;
+  for (int w = 0; w < kWorkers; ++w)
+    workers.emplace_back([&] {
+      for (int i = 0; i < kRounds; ++i) {
+        budget.take(Use::kRequest);
+        budget.give_back(Use::kRequest);
+      }
+    });
+  for (auto& worker : workers) worker.join();
+  EXPECT_EQ(budget.in_use(Use::kRequest), 0u);
+}
+
 }  // namespace
 }  // namespace mesh::cluster

@@ -155,6 +155,14 @@ TEST_F(OutlierDetectorTest, BringsAnEndpointBackAtATickAfterItsTime) {
   EXPECT_TRUE(fail(1, 1));
 }
 
+TEST_F(OutlierDetectorTest, ForgetsErrorsOfRequestsThatEndWhileTheEndpointIsEjected) {
+  fail(1, 5);
+  EXPECT_FALSE(fail(1, 4));
+  run(60s);
+  ASSERT_FALSE(at(1).is_ejected());
+  EXPECT_FALSE(fail(1, 1));
+}
+
 // How long the endpoint stays out if it is ejected now, in whole seconds (ticks are a second
 // apart).
 class EjectionTimeTest : public OutlierDetectorTest {
@@ -228,6 +236,8 @@ TEST_F(OutlierDetectorTest, ForgetsEndpointsThatLeave) {
   EXPECT_EQ(detector.counters().ejections_active, 0u);
   use(4);
   EXPECT_FALSE(at(4).is_ejected());
+  for (int i = 0; i < 10; ++i) detector.report(*old, Outcome::response(503), now);
+  EXPECT_EQ(detector.counters().ejections_active, 0u);
 }
 
 TEST_F(OutlierDetectorTest, EndsEveryEjectionWhenItIsSwitchedOff) {
