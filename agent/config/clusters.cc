@@ -127,16 +127,16 @@ struct MergedRule {
 class RuleTable {
  public:
   void add(const std::string& host, const Part<DestinationRule>& rule) {
-    by_host_[host].rules.push_back(&rule);
+    auto& table = host.starts_with('*') ? wildcards_ : exact_;
+    table[host].rules.push_back(&rule);
   }
   // Exact host, else the longest wildcard; null when none.
   const MergedRule* find(std::string_view host) const {
-    if (auto exact = by_host_.find(host); exact != by_host_.end()) return &exact->second;
+    if (auto exact = exact_.find(host); exact != exact_.end()) return &exact->second;
     const MergedRule* best = nullptr;
     std::size_t best_length = 0;
-    for (const auto& [wildcard, rule] : by_host_) {
-      if (!wildcard.starts_with('*') || wildcard.size() <= best_length) continue;
-      if (!is_below(host, wildcard)) continue;
+    for (const auto& [wildcard, rule] : wildcards_) {
+      if (wildcard.size() <= best_length || !is_below(host, wildcard)) continue;
       best = &rule;
       best_length = wildcard.size();
     }
@@ -144,7 +144,7 @@ class RuleTable {
   }
 
  private:
-  std::map<std::string, MergedRule, std::less<>> by_host_;
+  std::map<std::string, MergedRule, std::less<>> exact_, wildcards_;
 };
 
 struct Rules {
