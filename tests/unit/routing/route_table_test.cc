@@ -156,6 +156,7 @@ TEST(Host, OfTheOriginalDestinationIsNotFoundOnAPortThatItHasNot) {
 TEST(Host, OfAServiceWithoutThisPortLeavesItToTheOriginalDestination) {
   World world;
   world.add_service("ratings", {}, {80});
+  world.add_rules(full_name("ratings"), {rule("", {}, {to("ratings", "", 0, 80)})});
   EXPECT_EQ(world.decide(request("/", "ratings")).cluster->service->name.name, "reviews");
 }
 
@@ -353,6 +354,15 @@ TEST_F(GatewayTest, AsksEachMatchForItsGateways) {
             rule("", {{.gateways = {"default/bookinfo-gatewa"}}}, {to("reviews", "v1", 0, 9080)}),
             rule("", {{.gateways = {"mesh", "default/bookinfo-gateway"}}},
                  {to("reviews", "v2", 0, 9080)})})});
+  EXPECT_EQ(subset(request()), "v2");
+}
+
+TEST_F(GatewayTest, DoesNotAskLabelsOfAMatchThatNamesIt) {
+  const config::Labels labels = {{"app", "productpage"}};
+  serve({bind("a", {rule("", {{.source_labels = labels}}, {to("reviews", "v1", 0, 9080)}),
+                    rule("", {{.source_labels = labels, .gateways = {"default/bookinfo-gateway"}}},
+                         {to("reviews", "v2", 0, 9080)})})});
+  world.workload.labels.clear();
   EXPECT_EQ(subset(request()), "v2");
 }
 
