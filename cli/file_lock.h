@@ -23,7 +23,7 @@ inline bool lock(int fd) {  // waits
 }
 
 inline bool is_locked(const std::string& path) {  // by another open file; no such file: no
-  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));  // anyone may look
   if (!fd) return false;
   struct flock all{};
   all.l_type = F_WRLCK;

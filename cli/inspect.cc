@@ -1,8 +1,13 @@
 #include "inspect.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <sstream>
 
 #include "api/messages.h"
 #include "client.h"
@@ -17,20 +22,36 @@ using std::chrono::seconds;
 
 std::string number(std::uint64_t value) { return value == 0 ? "" : std::to_string(value); }
 
+// Since when a process runs: field 22 of its stat, in clock ticks since boot. 0: unknown.
+std::uint64_t seconds_running(std::uint64_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text(std::istreambuf_iterator<char>(file), {});
+  std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 1)));
+  std::string skipped;
+  for (int i = 3; i < 22; ++i) fields >> skipped;
+  double ticks = 0, uptime = 0;
+  std::ifstream("/proc/uptime") >> uptime;
+  if (pid == 0 || !(fields >> ticks)) return 0;
+  return static_cast<std::uint64_t>(
+      std::max(0.0, uptime - ticks / static_cast<double>(::sysconf(_SC_CLK_TCK))));
+}
+
 void print_programs(const api::Status& status, const Environment& environment) {
   auto supervised = supervised_programs(environment);
   Table table({"PROGRAM", "STATE", "PID", "UP", "VERSION", "CONFIG", "RESTARTS", "DETAIL"});
   for (const auto& [name, program] : status.programs) {
     const auto& own = supervised[name];
-    table.row({name, program.connected ? "running" : "not connected",
-               number(program.pid != 0 ? program.pid : static_cast<std::uint64_t>(own.pid)),
-               program.connected ? age(seconds(program.up_seconds)) : "", program.version,
+    auto pid = program.pid != 0 ? program.pid : static_cast<std::uint64_t>(own.pid);
+    table.row({name, program.connected ? "running" : "not connected", number(pid),
+               pid != 0 ? age(seconds(seconds_running(pid))) : "", program.version,
                number(program.acked_version), std::to_string(own.restarts), program.detail});
   }
   auto supervisor = running_supervisor(environment);
-  table.row({"supervisor", supervisor ? "running" : "not running",
-             supervisor ? std::to_string(*supervisor) : "", "", "", "", "",
-             supervisor ? "" : "nothing is restarted; `meshctl up` starts it"});
+  table.row(
+      {"supervisor", supervisor ? "running" : "not running",
+       supervisor ? std::to_string(*supervisor) : "",
+       supervisor ? age(seconds(seconds_running(static_cast<std::uint64_t>(*supervisor)))) : "", "",
+       "", "", supervisor ? "" : "nothing is restarted; `meshctl up` starts it"});
   std::fputs(table.to_string().c_str(), stdout);
 }
 
@@ -91,10 +112,22 @@ std::vector<std::string> cells_of(const api::TapEvent& event) {
           event.flags,  latency};
 }
 
+// A supervisor without a meshd is busy starting it, or meshd does not stay.
+Error unreachable(Error error, const Environment& environment) {
+  auto supervisor = running_supervisor(environment);
+  if (error.code == Errc::unavailable && supervisor)
+    error.message += "\nThe supervisor (pid " + std::to_string(*supervisor) +
+                     ") runs and starts it again and again: " + environment.log_of("meshd") +
+                     " says why it does not stay";
+  return error;
+}
+
 }  // namespace
 
 Result<int> status(const Environment& environment, Format format) {
-  MESH_TRY(auto now, Client(environment.run_dir).get<api::Status>("/v1/status"));
+  auto answer = Client(environment.run_dir).get<api::Status>("/v1/status");
+  if (!answer) return unreachable(std::move(answer).error(), environment);
+  api::Status now = std::move(answer).value();
   int code = now.state == "ready" ? kOk : kDegraded;
   if (format != Format::kTable) {
     json::object out = api::to_json(now);

@@ -58,6 +58,7 @@ Result<> make_directories(const Environment& environment) {
   std::error_code ec;
   fs::create_directories(environment.run("logs"), ec);
   if (ec) return errno_error(ec.value(), environment.run("logs"));
+  fs::permissions(environment.run_dir, fs::perms(0755), ec);  // the sockets have their own
   fs::permissions(environment.run("logs"), fs::perms(0750), ec);
   fs::create_directories(environment.state_dir, ec);
   if (ec) return errno_error(ec.value(), environment.state_dir);
