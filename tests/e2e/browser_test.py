@@ -73,8 +73,9 @@ class Browser:
 class BrowserTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
+        lab.clear()
         cls.lab = lab.Lab(lab.Report())
-        cls.addClassCleanup(lab.down, None)
+        cls.addClassCleanup(lab.clear)
         cls.lab.start()
 
     def setUp(self):

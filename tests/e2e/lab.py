@@ -101,10 +101,6 @@ class Lab:
         self.namespaces = set()
 
     def start(self):
-        clear()
-        if mesh.running():
-            raise mesh.CommandFailed("a mesh that this lab did not start is running on this machine; "
-                                     "`meshctl down` ends it, then run this again")
         for directory in ("access", "out"):
             (mesh.LAB / directory).mkdir(parents=True)
         bookinfo.build()
@@ -155,10 +151,13 @@ class Lab:
 
 
 def clear():
-    """Ends what an earlier run may have left, also one that was killed."""
+    """Ends what an earlier run may have left, also one that was killed. Fails where a stranger's mesh runs."""
     if mesh.LAB.exists():
         mesh.meshctl("down", "--purge", "--state-dir", STATE)
         shutil.rmtree(mesh.LAB)
+    if mesh.running():
+        raise mesh.CommandFailed("a mesh that this lab did not start is running on this machine; "
+                                 "`meshctl down` ends it, then run this again")
 
 
 def loads(visitor, count):
@@ -547,8 +546,8 @@ def run(arguments):
 
 
 def up(_arguments):
-    report = Report()
-    lab = Lab(report)
+    clear()
+    lab = Lab(Report())
     lab.start()
     config = bookinfo.CONFIG.relative_to(mesh.ROOT)
     lab.config("destination-rules.yaml")

@@ -9,7 +9,8 @@ import time
 import bookinfo
 
 PROGRAMS = ("meshd", "meshhold", "meshproxy", "meshctl")
-OUR_FILES = ("/run/undermesh", "/var/lib/undermesh", "/etc/undermesh", "/var/log/undermesh", "/sys/fs/bpf/undermesh")
+CGROUP = os.environ.get("UNDERMESH_CGROUP", "undermesh")  # the name that meshctl reads from there too
+OUR_FILES = (os.environ.get("UNDERMESH_RUN_DIR", "/run/undermesh"), "/var/lib/undermesh", "/etc/undermesh", "/var/log/undermesh", "/sys/fs/bpf/undermesh")
 WATCHED_DIRECTORIES = ("/run", "/tmp", "/etc", "/var/lib", "/var/log", "/dev/shm")
 # Settings that the kernel itself keeps changing.
 LIVELY_SYSCTLS = ("/proc/sys/fs/", "/proc/sys/kernel/random/", "/proc/sys/kernel/ns_last_pid",
@@ -50,7 +51,7 @@ def processes():
 
 def cgroups():
     roots = [line.split()[1] for line in _lines("/proc/mounts") if line.split()[2] == "cgroup2"]
-    return {f"cgroup {directory}" for root in roots for directory, _, _ in os.walk(f"{root}/undermesh")}
+    return {f"cgroup {directory}" for root in roots for directory, _, _ in os.walk(f"{root}/{CGROUP}")}
 
 
 def _namespaces(of=lambda pid: True):
@@ -65,7 +66,7 @@ def _namespaces(of=lambda pid: True):
 
 
 def _in_our_cgroup(pid):
-    return any("/undermesh/" in line for line in _lines(f"/proc/{pid}/cgroup"))
+    return any(f"/{CGROUP}/" in line for line in _lines(f"/proc/{pid}/cgroup"))
 
 
 def own_namespaces():
@@ -143,7 +144,7 @@ def left_behind(before, ours, seconds=15.0):
     deadline = time.monotonic() + seconds
     while True:
         left = {what: sorted(look() - before[what]) for what, look in CHECKS.items()}
-        left["namespaces"] = [name for name in left["namespaces"] if name in ours or "undermesh" in name]
+        left["namespaces"] = [name for name in left["namespaces"] if name in ours or "namespace file" in name]
         if not any(left.values()) or time.monotonic() > deadline:
             return left
         time.sleep(0.5)
