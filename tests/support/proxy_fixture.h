@@ -122,6 +122,12 @@ class ProxyFixture : public testing::Test {
     }
     return 0;
   }
+  // The same, once it is `expected`: a request is counted after its last byte was sent.
+  double metric_at(double expected, const std::string& name,
+                   const std::vector<std::string>& parts = {}) {
+    eventually([&] { return metric(name, parts) == expected; });
+    return metric(name, parts);
+  }
   template <class Condition>
   bool eventually(Condition condition) {
     const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
