@@ -1,0 +1,78 @@
+// MemoryFiles: control::Files in memory. Fails at the n-th operation where a test says so, and can
+// forget what was not synced, as a machine that loses power does.
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "control/files.h"
+
+namespace mesh::test {
+
+class MemoryFiles final : public control::Files {
+ public:
+  std::map<std::string, std::string> texts;  // path -> what is there
+  int fail_at = 0;                           // the n-th operation fails (1: the next); 0: none
+  int operations = 0;
+
+  // What a crash leaves: the directory entries that were synced.
+  void crash() { texts = synced_; }
+
+  Result<std::string> read(const std::string& path) override {
+    const auto found = texts.find(path);
+    if (found == texts.end()) return Error{Errc::not_found, path + ": no such file"};
+    return found->second;
+  }
+  Result<> write(const std::string& path, std::string_view text) override {
+    MESH_TRY(operation("write " + path));
+    set(path, std::string(text));
+    return success();
+  }
+  Result<> rename(const std::string& from, const std::string& to) override {
+    MESH_TRY(operation("rename " + to));
+    set(to, texts.at(from));
+    texts.erase(from);
+    return success();
+  }
+  Result<> sync_directory(const std::string& path) override {
+    MESH_TRY(operation("fsync " + path));
+    for (auto& [name, text] : synced_)
+      if (control::directory_of(name) == path && !texts.contains(name)) text = "(gone)";
+    std::erase_if(synced_, [](const auto& file) { return file.second == "(gone)"; });
+    for (const auto& [name, text] : texts)
+      if (control::directory_of(name) == path) synced_[name] = text;
+    return success();
+  }
+  Result<> remove(const std::string& path) override {
+    MESH_TRY(operation("unlink " + path));
+    texts.erase(path);
+    return success();
+  }
+  Result<> make_directories(const std::string& path) override { return operation("mkdir " + path); }
+  Result<std::vector<Entry>> list(const std::string& directory) override {
+    std::vector<Entry> found;
+    for (const auto& [path, text] : texts)
+      if (path.starts_with(directory + "/") && path.find("/.") == std::string::npos)
+        found.push_back({path, stamps_[path], text.size(), 0});
+    return found;
+  }
+  // As a person or an editor does it.
+  void set(const std::string& path, std::string text) {
+    texts[path] = std::move(text);
+    stamps_[path] = ++stamp_;
+  }
+
+ private:
+  Result<> operation(const std::string& what) {
+    ++operations;
+    if (fail_at == 0 || --fail_at > 0) return success();
+    return Error{Errc::internal, what + ": no space left on device"};
+  }
+  std::map<std::string, std::string> synced_;
+  std::map<std::string, std::uint64_t> stamps_;
+  std::uint64_t stamp_ = 0;
+};
+
+}  // namespace mesh::test

@@ -1,0 +1,471 @@
+// Node and Publisher with fakes of everything around them: who is told what, and in which order.
+#include "control/node.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "feed/messages.h"
+#include "tests/support/fake_datapath.h"
+#include "tests/support/memory_files.h"
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class FakePeer final : public Peer {
+ public:
+  bool connected = false;
+  std::vector<std::string> payloads;
+  bool is_connected() const override { return connected; }
+  std::uint64_t pid() const override { return connected ? 42 : 0; }
+  void send(std::string_view payload, feed::Fds) override {
+    if (connected) payloads.emplace_back(payload);
+  }
+};
+
+class FakeMachine final : public Machine {
+ public:
+  std::map<std::string, bool> cgroups;
+  std::vector<std::string> removed;
+  Result<UniqueFd> open_netns(const std::string& path) override {
+    UniqueFd fd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    if (path == "/gone") return Error{Errc::not_found, "open /gone: no such file"};
+    return fd;
+  }
+  std::optional<bool> is_populated(const std::string& cgroup) override {
+    const auto at = cgroups.find(cgroup);
+    return at == cgroups.end() ? std::nullopt : std::optional(at->second);
+  }
+  Result<> remove_cgroup(const std::string& cgroup) override {
+    removed.push_back(cgroup);
+    return success();
+  }
+  void watch_cgroup(const std::string&) override {}
+  void unwatch_cgroup(const std::string&) override {}
+};
+
+json::object object(const std::string& kind, const std::string& version, const std::string& name,
+                    json::object spec, json::object annotations = {}) {
+  return {{"apiVersion", version},
+          {"kind", kind},
+          {"metadata", {{"name", name}, {"namespace", "default"}, {"annotations", annotations}}},
+          {"spec", std::move(spec)}};
+}
+json::object service(const std::string& name, const std::string& port_name = "http") {
+  return object("Service", "v1", name,
+                {{"selector", {{"app", name}}},
+                 {"ports", json::array{{{"name", port_name}, {"port", 9080}}}}});
+}
+json::object workload(const std::string& name, const std::string& address) {
+  return object("WorkloadEntry", "networking.istio.io/v1", name,
+                {{"address", address}, {"labels", {{"app", name}}}},
+                {{"undermesh.io/netns", "/proc/1/ns/net"}, {"undermesh.io/cgroup", "/cg/" + name}});
+}
+json::object deny(const std::string& app) {
+  return object("AuthorizationPolicy", "security.istio.io/v1", "deny-" + app,
+                {{"selector", {{"matchLabels", {{"app", app}}}}}, {"action", "ALLOW"}});
+}
+json::object virtual_service(const std::string& host, json::object route) {
+  return object("VirtualService", "networking.istio.io/v1", host,
+                {{"hosts", {host}}, {"http", json::array{std::move(route)}}});
+}
+json::object route_to(const std::string& host) {
+  return {{"route", json::array{{{"destination", {{"host", host}}}}}}};
+}
+
+class NodeTest : public testing::Test {
+ protected:
+  NodeTest() { restart(); }
+
+  void restart() {
+    config::Workload gateway;
+    gateway.name = {"istio-system", "undermesh-gateway"};
+    config::CompileOptions options;
+    options.gateway_workload = std::make_shared<const config::Workload>(gateway);
+    node_.reset();
+    store_ =
+        std::make_unique<Store>(files_, "/s", Random(1), [] { return "2026-01-01T00:00:00Z"; });
+    numbers_ =
+        std::make_unique<Numbers>(files_, "/s/ids.json", IpBlock::parse("10.78.0.0/16").value());
+    node_ = std::make_unique<Node>(
+        NodeOptions{"1.2.3", "node", "", "/cg", ""},
+        NodeParts{*store_, *numbers_, datapath_, machine_, hold_, proxy_}, options);
+    const auto started = node_->start(now_);
+    ASSERT_TRUE(started) << started.error().message;
+  }
+  void connect_hold() {
+    hold_.connected = true;
+    node_->hold_events().on_connected();
+  }
+  void connect_proxy() {
+    proxy_.connected = true;
+    node_->proxy_events().on_connected();
+  }
+  void connect() {
+    connect_hold();
+    connect_proxy();
+    acknowledge();
+  }
+  std::vector<json::object> messages(std::string_view type) const {
+    std::vector<json::object> found;
+    for (const std::string& payload : proxy_.payloads) {
+      json::object message = json::parse(payload).as_object();
+      if (message.at("type").as_string() == type) found.push_back(std::move(message));
+    }
+    return found;
+  }
+  json::object last_update() const {
+    const auto updates = messages(feed::kUpdate);
+    return updates.empty() ? json::object() : updates.back();
+  }
+  std::vector<std::string> enrolled_names() const {
+    std::vector<std::string> names;
+    const json::object update = last_update();
+    for (const json::value& item : update.at("enrolled").as_array())
+      names.emplace_back(item.at("name").as_string());
+    return names;
+  }
+  void from_proxy(const json::object& message) {
+    ASSERT_TRUE(node_->proxy_events().on_frame(json::serialize(message), {}));
+  }
+  void acknowledge() {
+    // Each acknowledgement may bring the next update.
+    for (std::size_t seen = 0; seen != messages(feed::kUpdate).size();) {
+      seen = messages(feed::kUpdate).size();
+      from_proxy({{"type", "ack"}, {"version", last_update().at("version")}});
+    }
+  }
+  std::vector<feed::HoldMessage> held(feed::HoldType type) const {
+    std::vector<feed::HoldMessage> found;
+    for (const std::string& payload : hold_.payloads)
+      if (auto message = feed::parse_hold_message(payload); message.value().type == type)
+        found.push_back(message.value());
+    return found;
+  }
+  void answer_enrol(std::uint32_t id, feed::HoldStatus status = feed::HoldStatus::kOk) {
+    feed::HoldMessage message;
+    message.type = feed::HoldType::kEnrolled;
+    message.workload = id;
+    message.netns_cookie = 1000 + id;
+    message.status = status;
+    message.families = feed::kHasFamily4 | feed::kHasFamily6;
+    ASSERT_TRUE(node_->hold_events().on_frame(feed::as_bytes(message), {}));
+  }
+  std::string outcome(json::object tree) {
+    api::ApplyRequest request;
+    request.objects.push_back({std::move(tree), "f.yaml", {}});
+    const auto reply = node_->apply(request, now_);
+    std::string text = reply.results.at(0).outcome;
+    for (const auto& problem : reply.results[0].problems) text += "; " + problem;
+    return text;
+  }
+  void remove(const std::string& kind, const std::string& name) {
+    node_->remove({{{kind, "default", name}}}, now_);
+  }
+  std::uint32_t id_of(const std::string& name) const {
+    for (const auto& w : node_->workloads().workloads)
+      if (w.name == name) return w.id;
+    return 0;
+  }
+  std::string state_of(const std::string& name) const {
+    for (const auto& w : node_->workloads().workloads)
+      if (w.name == name) return w.state + (w.reason.empty() ? "" : ": " + w.reason);
+    return "absent";
+  }
+
+  Node::Clock::time_point now_{};
+  test::MemoryFiles files_;
+  test::FakeDatapath datapath_;
+  FakeMachine machine_;
+  FakePeer hold_, proxy_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Numbers> numbers_;
+  std::unique_ptr<Node> node_;
+};
+
+const SocketAddress kVip = SocketAddress::parse("10.78.0.1:9080").value();
+
+TEST_F(NodeTest, TheKernelPointsAtTheProxyAfterItsAcknowledgement) {
+  connect();
+  EXPECT_EQ(outcome(service("reviews")), "created");
+  EXPECT_EQ(last_update().at("put").as_array().size(), 1U);
+  EXPECT_FALSE(datapath_.state.services.contains(kVip));
+  acknowledge();
+  EXPECT_TRUE(datapath_.state.services.contains(kVip));
+}
+
+TEST_F(NodeTest, RemovalGoesTheOtherWayRound) {
+  connect();
+  outcome(service("reviews"));
+  acknowledge();
+  proxy_.payloads.clear();
+  remove("Service", "reviews");
+  EXPECT_FALSE(datapath_.state.services.contains(kVip)) << "before the proxy acknowledged";
+  EXPECT_EQ(last_update().at("delete").as_array().size(), 1U);
+}
+
+TEST_F(NodeTest, APolicyHoldsAtOnceWithTheProxyAway) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  answer_enrol(id_of("a"));
+  answer_enrol(id_of("b"));
+  acknowledge();
+  proxy_.connected = false;
+  node_->proxy_events().on_lost({Errc::reset, "gone"});
+  EXPECT_THAT(outcome(deny("b")), testing::StartsWith("created"));
+  const auto group = datapath_.state.endpoints.at(IpAddress::v4(10, 77, 0, 2));
+  EXPECT_FALSE(datapath_.state.verdicts.at({id_of("a"), group, 0, 0}).allowed);
+}
+
+TEST_F(NodeTest, OnlyOneUpdateIsInFlightAndTheNextHasWhatCameMeanwhile) {
+  connect();
+  proxy_.payloads.clear();
+  outcome(service("reviews"));
+  outcome(service("ratings"));
+  outcome(service("details"));
+  EXPECT_EQ(messages(feed::kUpdate).size(), 1U);
+  from_proxy({{"type", "ack"}, {"version", last_update().at("version")}});
+  EXPECT_EQ(messages(feed::kUpdate).size(), 2U);
+  EXPECT_EQ(last_update().at("put").as_array().size(), 2U);
+}
+
+TEST_F(NodeTest, ARefusalOfTheProxyStopsThePublicationAndIsAnError) {
+  connect();
+  proxy_.payloads.clear();
+  outcome(service("reviews"));
+  from_proxy({{"type", "nack"},
+              {"version", last_update().at("version")},
+              {"problems", json::array{{{"kind", "Service"},
+                                        {"namespace", "default"},
+                                        {"name", "reviews"},
+                                        {"message", "no"}}}}});
+  EXPECT_FALSE(datapath_.state.services.contains(kVip));
+  const auto status = node_->status(now_);
+  EXPECT_EQ(status.state, "degraded");
+  EXPECT_THAT(status.reasons, testing::Contains(HasSubstr("refused by meshproxy: no")));
+  outcome(service("ratings"));
+  EXPECT_TRUE(last_update().at("reset").as_bool()) << "the next one starts from nothing";
+  EXPECT_EQ(last_update().at("put").as_array().size(), 2U);
+}
+
+TEST_F(NodeTest, AnOldAcknowledgementMeansNothing) {
+  connect();
+  outcome(service("reviews"));
+  from_proxy({{"type", "ack"}, {"version", 0}});
+  EXPECT_FALSE(datapath_.state.services.contains(kVip));
+}
+
+TEST_F(NodeTest, EnrolsInOrderMeshholdKernelProxy) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  EXPECT_EQ(outcome(workload("a", "10.77.0.1")), "created");
+  const std::uint32_t id = id_of("a");
+  EXPECT_EQ(held(feed::HoldType::kEnrol).back().workload, id);
+  EXPECT_FALSE(datapath_.state.workloads.contains(id));
+  EXPECT_EQ(state_of("a"), "pending: waiting for meshhold");
+  acknowledge();
+  answer_enrol(id);
+  EXPECT_EQ(datapath_.state.workloads.at(id).netns_cookie, 1000 + id);
+  EXPECT_THAT(enrolled_names(), testing::Contains("a"));
+  EXPECT_EQ(state_of("a"), "pending: waiting for meshproxy to acknowledge it");
+  acknowledge();
+  EXPECT_EQ(state_of("a"), "enrolled");
+}
+
+TEST_F(NodeTest, EndsInOrderKernelMeshholdProxy) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t id = id_of("a");
+  answer_enrol(id);
+  acknowledge();
+  remove("WorkloadEntry", "a");
+  EXPECT_FALSE(datapath_.state.workloads.contains(id));
+  EXPECT_EQ(held(feed::HoldType::kEnd).back().workload, id);
+  EXPECT_THAT(enrolled_names(), testing::Not(testing::Contains("a")));
+  EXPECT_TRUE(machine_.removed.empty()) << "its group is not ours while somebody may be in it";
+}
+
+TEST_F(NodeTest, AnEmptyGroupEndsTheWorkloadAndItsEntry) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t id = id_of("a");
+  answer_enrol(id);
+  acknowledge();
+  machine_.cgroups["/cg/a"] = false;
+  node_->on_cgroups_changed(now_);
+  EXPECT_EQ(state_of("a"), "absent");
+  EXPECT_FALSE(datapath_.state.workloads.contains(id));
+  EXPECT_THAT(machine_.removed, ElementsAre("/cg/a"));
+  EXPECT_FALSE(files_.texts.contains("/s/objects/WorkloadEntry/default.a.yaml"));
+}
+
+TEST_F(NodeTest, TheNextWorkloadOfTheSameNameHasAnotherId) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t first = id_of("a");
+  remove("WorkloadEntry", "a");
+  outcome(workload("a", "10.77.0.1"));
+  EXPECT_GT(id_of("a"), first);
+}
+
+TEST_F(NodeTest, ARefusalOfMeshholdOrTheKernelIsTold) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  answer_enrol(id_of("a"), feed::HoldStatus::kLoopbackDown);
+  EXPECT_THAT(state_of("a"), testing::StartsWith("failed: the loopback device is down"));
+  outcome(workload("b", "10.77.0.2"));
+  datapath_.refuse.emplace(id_of("b"), Error{Errc::permission, "another program is exclusive"});
+  answer_enrol(id_of("b"));
+  EXPECT_EQ(state_of("b"), "failed: another program is exclusive");
+  EXPECT_EQ(node_->status(now_).state, "degraded");
+}
+
+TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  outcome(service("reviews"));
+  outcome(deny("b"));
+  answer_enrol(id_of("a"));
+  answer_enrol(id_of("b"));
+  answer_enrol(1);
+  acknowledge();
+  const datapath::State before = datapath_.state;
+  ASSERT_EQ(before.workloads.size(), 3U);
+  hold_.connected = proxy_.connected = false;
+  datapath_.history.clear();
+  restart();
+  ASSERT_FALSE(datapath_.history.empty());
+  for (const auto& state : datapath_.history) {
+    EXPECT_EQ(state.workloads, before.workloads);
+    EXPECT_EQ(state.services, before.services);
+    EXPECT_EQ(state.verdicts, before.verdicts);
+    EXPECT_EQ(state.endpoints, before.endpoints);
+  }
+  EXPECT_THAT(state_of("a"), testing::StartsWith("pending"));
+}
+
+TEST_F(NodeTest, MeshholdIsOnlyToldToDropTheRestOnceTheProxyAcknowledged) {
+  connect_hold();
+  EXPECT_TRUE(held(feed::HoldType::kSync).empty());
+  connect_proxy();
+  acknowledge();
+  EXPECT_EQ(held(feed::HoldType::kSync).size(), 1U);
+}
+
+TEST_F(NodeTest, AGatewayListensOnceTheProxyHasItAndStopsBeforeItLosesIt) {
+  connect();
+  const auto gateway =
+      object("Gateway", "networking.istio.io/v1", "front",
+             {{"selector", {{"istio", "ingressgateway"}}},
+              {"servers",
+               json::array{{{"port", {{"number", 8080}, {"name", "http"}, {"protocol", "HTTP"}}},
+                            {"bind", "127.0.0.1"},
+                            {"hosts", {"*"}}}}}});
+  EXPECT_EQ(outcome(gateway), "created");
+  EXPECT_EQ(held(feed::HoldType::kHostListener).size(), 1U) << "metrics";
+  acknowledge();
+  EXPECT_EQ(held(feed::HoldType::kHostListener).back().port, 8080);
+  remove("Gateway", "front");
+  EXPECT_EQ(held(feed::HoldType::kEndHostListener).size(), 1U) << "before the acknowledgement";
+}
+
+TEST_F(NodeTest, ARefusedRouteLeavesItsLastAcceptedVersion) {
+  connect();
+  outcome(service("reviews"));
+  EXPECT_EQ(outcome(virtual_service("reviews", route_to("reviews"))), "created");
+  acknowledge();
+  json::object bad = route_to("reviews");
+  bad["rewrite"] = {{"uri", "/"}};
+  EXPECT_THAT(outcome(virtual_service("reviews", bad)), testing::StartsWith("refused; f.yaml"));
+  EXPECT_EQ(node_->status(now_).reasons.size(), 0U) << "nothing of it was stored";
+
+  // The same by hand, in the file.
+  const std::string path = "/s/objects/VirtualService/default.reviews.yaml";
+  std::string text = files_.texts.at(path);
+  text.replace(text.find("  http:"), 7, "  exportTo: [nowhere]\n  http:");
+  files_.set(path, text);
+  node_->on_store_changed(now_);
+  const auto list = node_->objects("VirtualService", "default", "reviews").objects;
+  ASSERT_EQ(list.size(), 1U);
+  EXPECT_EQ(list[0].state, "previous");
+  EXPECT_EQ(node_->status(now_).state, "degraded");
+  EXPECT_EQ(node_->snapshot()->virtual_services.size(), 1U);
+}
+
+TEST_F(NodeTest, AnObjectThatCannotBeStoredIsRefusedAndChangesNothing) {
+  connect();
+  for (int step = 1; step <= 4; ++step) {
+    files_.fail_at = step;
+    EXPECT_THAT(outcome(service("reviews")), HasSubstr("cannot be stored")) << step;
+    files_.fail_at = 0;
+    if (step == 4) continue;  // the last step is the fsync of the directory: it is there by then
+    EXPECT_TRUE(node_->objects("Service", "", "").objects.empty()) << step;
+  }
+}
+
+TEST_F(NodeTest, DryRunAndValidateChangeNothing) {
+  connect();
+  api::ApplyRequest request;
+  request.objects.push_back({service("reviews"), "f.yaml", {}});
+  EXPECT_EQ(node_->validate(request).results.at(0).outcome, "valid");
+  request.dry_run = true;
+  EXPECT_EQ(node_->apply(request, now_).results.at(0).outcome, "created");
+  EXPECT_TRUE(node_->objects("", "", "").objects.empty());
+  for (const auto& [path, text] : files_.texts) EXPECT_EQ(path, "/s/ids.json");
+}
+
+TEST_F(NodeTest, TheTapIsOnOnlyWhileSomebodyListens) {
+  connect();
+  std::vector<std::string> seen;
+  const auto id = node_->add_tap([&](const api::TapEvent& event) { seen.push_back(event.path); });
+  EXPECT_TRUE(messages(feed::kTap).back().at("on").as_bool());
+  from_proxy({{"type", "tap_event"}, {"path", "/x"}});
+  EXPECT_THAT(seen, ElementsAre("/x"));
+  node_->remove_tap(id);
+  EXPECT_FALSE(messages(feed::kTap).back().at("on").as_bool());
+}
+
+TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(deny("a"));
+  answer_enrol(1);
+  const auto group = datapath_.state.endpoints.at(IpAddress::v4(10, 77, 0, 1));
+  const auto number = datapath_.state.verdicts.at({1, group, 0, 0}).policy;
+  datapath_.counts.denied_by_policy[number] = 3;
+  node_->tick(now_, 1234);
+  const auto counters = messages(feed::kKernelCounters).back();
+  EXPECT_EQ(counters.at("denied_by_policy").at(0).at("policy").as_string(), "default/deny-a");
+  EXPECT_EQ(counters.at("denied_by_policy").at(0).at("count").to_number<int>(), 3);
+}
+
+TEST_F(NodeTest, AFailedWriteToTheKernelIsToldAndTriedAgain) {
+  connect();
+  datapath_.fail_at = 1;
+  outcome(service("reviews", "tcp"));
+  EXPECT_EQ(node_->status(now_).state, "degraded");
+  EXPECT_FALSE(datapath_.state.services.contains(kVip));
+  node_->tick(now_, 0);
+  EXPECT_TRUE(datapath_.state.services.contains(kVip));
+  acknowledge();
+  EXPECT_EQ(node_->status(now_).state, "ready");
+}
+
+}  // namespace
+}  // namespace mesh::control

@@ -1,0 +1,252 @@
+#include "control/store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "control/numbers.h"
+#include "tests/support/memory_files.h"
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+using config::Object;
+using config::ObjectKey;
+using test::MemoryFiles;
+
+const std::string kReviews = "/s/objects/Service/default.reviews.yaml";
+const ObjectKey kKey{"Service", "default", "reviews"};
+
+Object service(int port = 9080, const std::string& name = "reviews") {
+  return config::make_object(
+             {{"apiVersion", "v1"},
+              {"kind", "Service"},
+              {"metadata", {{"name", name}}},
+              {"spec", {{"ports", json::array{{{"name", "http"}, {"port", port}}}}}}})
+      .value();
+}
+
+std::string yaml(const std::string& name, int port = 9080) {
+  return "apiVersion: v1\nkind: Service\nmetadata: {name: " + name +
+         "}\nspec:\n  ports: [{name: http, port: " + std::to_string(port) + "}]\n";
+}
+
+std::string field(const Object& object, const char* name) {
+  const json::value& value = object.tree.at("metadata").at(name);
+  return value.is_string() ? std::string(value.as_string()) : json::serialize(value);
+}
+
+int port_of(const config::ObjectPtr& object) {
+  return object ? object->tree.at("spec").at("ports").at(0).at("port").to_number<int>() : 0;
+}
+
+struct Fixture {
+  MemoryFiles& files;
+  std::string now = "2026-01-01T00:00:00Z";
+  Store store{files, "/s", Random(7), [this] { return now; }};
+};
+
+void put_and_accept(Store& store, const Object& object) {
+  ASSERT_TRUE(store.put(store.prepare(object)));
+  ASSERT_TRUE(store.rescan());
+  ASSERT_TRUE(store.accept(store.find(object.key)));
+}
+
+TEST(Store, KeepsAnObjectOverARestart) {
+  MemoryFiles files;
+  {
+    Fixture before{files};
+    ASSERT_TRUE(before.store.open());
+    put_and_accept(before.store, service());
+  }
+  Fixture after{files};
+  ASSERT_TRUE(after.store.open());
+  ASSERT_TRUE(after.store.find(kKey));
+  EXPECT_EQ(port_of(after.store.find(kKey)), 9080);
+  EXPECT_TRUE(after.store.problems().empty());
+}
+
+TEST(Store, SetsUidAndTimeOnceAndCountsGenerations) {
+  MemoryFiles files;
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  put_and_accept(one.store, service());
+  const Object first = *one.store.find(kKey);
+  EXPECT_THAT(
+      field(first, "uid"),
+      testing::MatchesRegex("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-.{12}"));
+  EXPECT_EQ(field(first, "creationTimestamp"), one.now);
+  EXPECT_EQ(field(first, "generation"), "1");
+  one.now = "2026-02-02T00:00:00Z";
+  put_and_accept(one.store, service());
+  EXPECT_EQ(field(*one.store.find(kKey), "generation"), "1") << "nothing changed";
+  put_and_accept(one.store, service(9081));
+  EXPECT_EQ(field(*one.store.find(kKey), "generation"), "2");
+  EXPECT_EQ(field(*one.store.find(kKey), "uid"), field(first, "uid"));
+  EXPECT_EQ(field(*one.store.find(kKey), "creationTimestamp"), "2026-01-01T00:00:00Z");
+}
+
+TEST(Store, ACrashAtAnyStepOfAWriteLeavesTheOldTextOrTheNew) {
+  for (int step = 1;; ++step) {
+    MemoryFiles files;
+    Fixture one{files};
+    ASSERT_TRUE(one.store.open());
+    put_and_accept(one.store, service(9080));
+    files.fail_at = step;
+    const bool done = one.store.put(one.store.prepare(service(9081))).has_value();
+    files.fail_at = 0;
+    files.crash();
+    Fixture after{files};
+    ASSERT_TRUE(after.store.open());
+    EXPECT_TRUE(after.store.problems().empty()) << step;
+    EXPECT_EQ(port_of(after.store.find(kKey)), done ? 9081 : 9080) << step;
+    if (done) break;
+    ASSERT_LT(step, 20);
+  }
+}
+
+TEST(Store, AFailedWriteIsToldAndLeavesNoRubbish) {
+  for (int step = 1; step <= 4; ++step) {
+    MemoryFiles files;
+    Fixture one{files};
+    ASSERT_TRUE(one.store.open());
+    files.fail_at = step;
+    const auto written = one.store.put(one.store.prepare(service()));
+    ASSERT_FALSE(written) << step;
+    EXPECT_THAT(written.error().message, testing::HasSubstr("no space left"));
+    for (const auto& [path, text] : files.texts)
+      EXPECT_THAT(path, testing::Not(testing::HasSubstr(".tmp"))) << step;
+  }
+}
+
+TEST(Store, AFileThatCannotBeReadLeavesItsLastAcceptedObjects) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml", yaml("details") + "---\n" + yaml("ratings"));
+  {
+    Fixture one{files};
+    ASSERT_TRUE(one.store.open());
+    for (const auto& object : one.store.objects()) ASSERT_TRUE(one.store.accept(object));
+    files.set("/s/objects/mine.yaml", "kind: [");
+    EXPECT_TRUE(one.store.rescan().value());
+    EXPECT_EQ(one.store.objects().size(), 2U);
+    ASSERT_EQ(one.store.problems().size(), 1U);
+    EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/mine.yaml"));
+    EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("Service default/details"));
+  }
+  Fixture after{files};
+  ASSERT_TRUE(after.store.open());
+  EXPECT_EQ(after.store.objects().size(), 2U) << "also after a restart";
+  files.set("/s/objects/mine.yaml", yaml("details", 9081));
+  EXPECT_TRUE(after.store.rescan().value());
+  EXPECT_EQ(after.store.objects().size(), 1U);
+  EXPECT_TRUE(after.store.problems().empty());
+}
+
+TEST(Store, TheSameObjectInTwoFilesIsAnErrorThatNamesBoth) {
+  MemoryFiles files;
+  files.set("/s/objects/a.yaml", yaml("reviews", 1));
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  ASSERT_TRUE(one.store.accept(one.store.find(kKey)));
+  files.set("/s/objects/b.yaml", yaml("reviews", 2));
+  EXPECT_TRUE(one.store.rescan().value());
+  ASSERT_EQ(one.store.problems().size(), 1U);
+  EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/a.yaml"));
+  EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/b.yaml"));
+  EXPECT_EQ(port_of(one.store.find(kKey)), 1) << "the last accepted version";
+}
+
+TEST(Store, KnowsWhatIsNotItsToWrite) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yml", yaml("reviews"));
+  files.set("/s/objects/readme.txt", "not an object");
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  EXPECT_EQ(one.store.foreign_file(kKey), "/s/objects/mine.yml");
+  ASSERT_TRUE(one.store.put(one.store.prepare(service(9080, "details"))));
+  ASSERT_TRUE(one.store.rescan());
+  EXPECT_EQ(one.store.foreign_file({"Service", "default", "details"}), std::nullopt);
+}
+
+TEST(Store, WhatIsGoneIsForgotten) {
+  MemoryFiles files;
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  put_and_accept(one.store, service());
+  ASSERT_TRUE(one.store.remove(kKey));
+  EXPECT_TRUE(one.store.rescan().value());
+  ASSERT_TRUE(one.store.forget_accepted_but(one.store.objects()));
+  EXPECT_EQ(one.store.find(kKey), nullptr);
+  EXPECT_EQ(one.store.last_accepted(kKey), nullptr);
+  EXPECT_TRUE(files.texts.empty());
+  EXPECT_FALSE(one.store.rescan().value()) << "nothing changed since";
+}
+
+TEST(Store, TheFileReadsAsYaml) {
+  MemoryFiles files;
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  ASSERT_TRUE(one.store.put(one.store.prepare(service())));
+  EXPECT_THAT(files.texts.at(kReviews), testing::HasSubstr("kind: Service\n"));
+}
+
+// --- numbers
+
+IpBlock range(const char* text = "10.78.0.0/16") { return IpBlock::parse(text).value(); }
+
+TEST(Numbers, StayOverARestartAndAreNeverGivenTwice) {
+  MemoryFiles files;
+  std::uint32_t first = 0;
+  {
+    Numbers numbers(files, "/s/ids.json", range());
+    ASSERT_TRUE(numbers.load());
+    first = numbers.number(Space::kGroup, "a");
+    EXPECT_NE(first, 0U);
+    EXPECT_EQ(numbers.number(Space::kGroup, "a"), first);
+    EXPECT_EQ(numbers.service_address("default/reviews", {}).value().to_string(), "10.78.0.1");
+    ASSERT_TRUE(numbers.save());
+  }
+  Numbers numbers(files, "/s/ids.json", range());
+  ASSERT_TRUE(numbers.load());
+  EXPECT_EQ(numbers.number(Space::kGroup, "a"), first);
+  EXPECT_EQ(numbers.service_address("default/reviews", {}).value().to_string(), "10.78.0.1");
+  numbers.forget(Space::kGroup, "a");
+  EXPECT_NE(numbers.number(Space::kGroup, "a"), first);
+  numbers.reserve_up_to(Space::kGroup, 40);
+  EXPECT_GT(numbers.number(Space::kGroup, "b"), 40U);
+  EXPECT_GT(numbers.number(Space::kWorkload, "w"), 1U) << "1 is the gateway";
+}
+
+TEST(Numbers, AddressesGoRoundAndAvoidThoseInUse) {
+  MemoryFiles files;
+  Numbers numbers(files, "/s/ids.json", range("10.78.0.0/28"));
+  const auto address = [&](const std::string& service) {
+    auto given = numbers.service_address(service, {IpAddress::v4(10, 78, 0, 2)});
+    return given ? given.value().to_string() : given.error().message;
+  };
+  EXPECT_EQ(address("a"), "10.78.0.1");
+  EXPECT_EQ(address("b"), "10.78.0.3") << ".2 is taken";
+  numbers.forget_services_but({"b"});
+  EXPECT_EQ(address("c"), "10.78.0.4") << "what was just freed is the last to be given again";
+  for (int i = 0; i < 10; ++i) address("x" + std::to_string(i));
+  EXPECT_EQ(address("y"), "10.78.0.1");
+  EXPECT_THAT(address("z"), testing::HasSubstr("no service address is left"));
+}
+
+TEST(Numbers, AFailedWriteIsTriedAgain) {
+  MemoryFiles files;
+  Numbers numbers(files, "/s/ids.json", range());
+  numbers.number(Space::kGroup, "a");
+  files.fail_at = 2;
+  EXPECT_FALSE(numbers.save());
+  EXPECT_TRUE(numbers.save());
+  EXPECT_TRUE(files.texts.contains("/s/ids.json"));
+  const int operations = files.operations;
+  EXPECT_TRUE(numbers.save());
+  EXPECT_EQ(files.operations, operations) << "nothing changed: nothing is written";
+}
+
+}  // namespace
+}  // namespace mesh::control
