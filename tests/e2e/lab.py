@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -166,6 +167,14 @@ def clear():
     if mesh.running():
         raise mesh.CommandFailed("a mesh that this lab did not start is running on this machine; "
                                  "`meshctl down` ends it, then run this again")
+    for address, port in (mesh.GATEWAY, mesh.METRICS):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                raise mesh.CommandFailed(f"the lab needs {address}:{port}: {error.strerror}; "
+                                         f"`ss -ltnp sport = {port}` names who has it") from error
 
 
 def loads(visitor, count):
@@ -559,9 +568,13 @@ def run(arguments):
 def up(_arguments):
     clear()
     lab = Lab(Report())
-    lab.start()
+    try:
+        lab.start()
+        lab.config("destination-rules.yaml")
+    except BaseException:
+        take_down()
+        raise
     config = bookinfo.CONFIG.relative_to(mesh.ROOT)
-    lab.config("destination-rules.yaml")
     print(f"""The page: {URL}
 Worth trying (from {mesh.ROOT}):
   build/bin/meshctl apply -f {config}/virtual-service-reviews-jason-v2.yaml   # sign in as jason: black stars
@@ -592,9 +605,11 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return arguments.run(arguments)
-    except mesh.CommandFailed as error:
+    except (mesh.CommandFailed, TimeoutError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

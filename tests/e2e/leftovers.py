@@ -8,7 +8,7 @@ import time
 
 import bookinfo
 
-PROGRAMS = ("meshd", "meshhold", "meshproxy", "meshctl")
+PROGRAMS = pathlib.Path(os.environ.get("MESH_BIN_DIR", bookinfo.ROOT / "build" / "bin")).resolve()
 CGROUP = os.environ.get("UNDERMESH_CGROUP", "undermesh")  # the name that meshctl reads from there too
 OUR_FILES = (os.environ.get("UNDERMESH_RUN_DIR", "/run/undermesh"), "/var/lib/undermesh", "/etc/undermesh", "/var/log/undermesh", "/sys/fs/bpf/undermesh")
 WATCHED_DIRECTORIES = ("/run", "/tmp", "/etc", "/var/lib", "/var/log", "/dev/shm")
@@ -39,12 +39,12 @@ def processes():
         if not entry.isdigit():
             continue
         try:
-            program = os.path.basename(os.readlink(f"/proc/{entry}/exe")).removesuffix(" (deleted)")
+            program = pathlib.Path(os.readlink(f"/proc/{entry}/exe").removesuffix(" (deleted)"))
             words = pathlib.Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
         services = any(os.fsencode(bookinfo.SOURCES) in word or word == os.fsencode(bookinfo.BUILD) for word in words)
-        if program in PROGRAMS or _in_our_cgroup(entry) or services:
+        if program.parent == PROGRAMS or _in_our_cgroup(entry) or services:
             found.add(f"process {entry} ({b' '.join(words).decode(errors='replace').strip()[:80]})")
     return found
 
