@@ -1,5 +1,6 @@
 // meshd: the node agent. Wiring only; what it does is in control/agent.h.
 #include <getopt.h>
+#include <linux/capability.h>
 #include <signal.h>
 
 #include <charconv>
@@ -9,6 +10,7 @@
 #include "base/log.h"
 #include "control/agent.h"
 #include "datapath/datapath.h"
+#include "feed/privilege.h"
 
 #ifndef MESH_VERSION
 #define MESH_VERSION "0.1.0"
@@ -19,6 +21,12 @@ namespace {
 using mesh::Errc;
 using mesh::Error;
 using mesh::Result;
+
+// Loading and attaching programs; /proc/<pid>/ns of anybody; files that people put into the store;
+// the group of the admin socket.
+constexpr unsigned kCapabilities[] = {CAP_BPF,       CAP_PERFMON,    CAP_NET_ADMIN,
+                                      CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_DAC_OVERRIDE,
+                                      CAP_CHOWN};
 
 struct Arguments {
   mesh::control::AgentOptions agent;
@@ -98,6 +106,8 @@ Result<Arguments> parse(int argc, char** argv) {
 Result<> run(Arguments arguments) {
   MESH_TRY(mesh::init_logging("meshd", arguments.log_level));
   ::signal(SIGPIPE, SIG_IGN);
+  MESH_TRY(mesh::feed::raise_file_limit());
+  MESH_TRY(mesh::feed::keep_only_capabilities(kCapabilities));
   if (arguments.agent.cgroup.empty()) {
     MESH_TRY(auto root, mesh::datapath::find_cgroup2());
     arguments.agent.cgroup = root + "/undermesh";

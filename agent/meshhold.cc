@@ -2,8 +2,8 @@
 // them to meshproxy. Wiring only; what it does is in feed/holder.h.
 #include <errno.h>
 #include <getopt.h>
+#include <linux/capability.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 
 #include <charconv>
@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "feed/holder.h"
+#include "feed/privilege.h"
 
 namespace {
 
@@ -20,6 +21,9 @@ using mesh::Errc;
 using mesh::Error;
 using mesh::Result;
 using mesh::UniqueFd;
+
+// Entering a namespace that a descriptor of another process names, and ports below 1024.
+constexpr unsigned kCapabilities[] = {CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_NET_BIND_SERVICE};
 
 struct Arguments {
   mesh::feed::HolderOptions holder;
@@ -58,18 +62,6 @@ Result<Arguments> parse(int argc, char** argv) {
   return arguments;
 }
 
-// Four descriptors a workload are held; without CAP_SYS_RESOURCE the hard limit is the bound.
-Result<> raise_file_limit() {
-  constexpr rlim_t kWanted = 262144;
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return mesh::errno_error(errno, "getrlimit");
-  rlimit wanted{kWanted, limit.rlim_max < kWanted ? kWanted : limit.rlim_max};
-  if (::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return mesh::success();
-  wanted = {limit.rlim_max, limit.rlim_max};
-  if (::setrlimit(RLIMIT_NOFILE, &wanted) != 0) return mesh::errno_error(errno, "setrlimit");
-  return mesh::success();
-}
-
 Result<UniqueFd> stop_signals() {
   sigset_t signals;
   ::sigemptyset(&signals);
@@ -85,8 +77,8 @@ Result<UniqueFd> stop_signals() {
 Result<> serve(const Arguments& arguments) {
   MESH_TRY(mesh::init_logging("meshhold", arguments.log_level));
   MESH_TRY(auto stop, stop_signals());
-  MESH_TRY(raise_file_limit());
-  MESH_TRY(mesh::feed::drop_to_holder_capabilities());
+  MESH_TRY(mesh::feed::raise_file_limit());
+  MESH_TRY(mesh::feed::keep_only_capabilities(kCapabilities));
   MESH_TRY(auto holder, mesh::feed::Holder::open(arguments.holder));
   mesh::logger("hold")->info("meshhold is ready run_dir={} proxy_uid={}", arguments.holder.run_dir,
                              arguments.holder.proxy_uid);

@@ -50,6 +50,15 @@ std::optional<bool> LinuxMachine::is_populated(const std::string& cgroup) {
   return std::string_view(text).find("populated 1") != std::string_view::npos;
 }
 
+std::vector<std::string> LinuxMachine::sandbox_groups() {
+  std::vector<std::string> groups;
+  std::error_code error;
+  for (fs::directory_iterator at(sandbox_root_, error), end; !error && at != end;
+       at.increment(error))
+    if (at->is_directory(error)) groups.push_back(at->path().string());
+  return groups;
+}
+
 Result<> LinuxMachine::remove_cgroup(const std::string& cgroup) {
   if (sandbox_root_.empty() || !cgroup.starts_with(sandbox_root_ + "/") ||
       cgroup.find("/../") != std::string::npos)

@@ -22,6 +22,7 @@ using config::ObjectKey;
 using config::ObjectPtr;
 
 constexpr int kRetryTicks = 3;
+constexpr int kOrphanTicks = 5;
 constexpr std::size_t kMaxQuestions = 64;
 
 Logger log() {
@@ -166,6 +167,21 @@ void Node::end_workloads(Clock::time_point now) {
       log()->debug("the group of an ended sandbox stays error={}", gone.error().message);
 }
 
+// What a sandbox leaves whose starter was killed before it had an entry.
+void Node::remove_orphan_groups() {
+  std::set<std::string> used;
+  for (const auto& [name, enrolment] : workloads_.all()) used.insert(enrolment.workload->cgroup);
+  std::map<std::string, int> orphans;
+  for (const std::string& group : parts_.machine.sandbox_groups())
+    if (!used.contains(group) && parts_.machine.is_populated(group) == false)
+      orphans[group] = orphans_[group] + 1;
+  orphans_ = std::move(orphans);
+  for (const auto& [group, ticks] : orphans_)
+    if (ticks > kOrphanTicks)
+      if (auto gone = parts_.machine.remove_cgroup(group); !gone)
+        log()->warn("an empty group cannot be removed error={}", gone.error().message);
+}
+
 // --- meshhold
 
 void Node::on_hold_connected() {
@@ -307,6 +323,7 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
   now_ = now;
   on_store_changed(now);
   end_workloads(now);
+  remove_orphan_groups();
   if (!publisher_.kernel_error().empty() || !publisher_.kernel_errors().empty()) {
     publisher_.refresh_kernel();
     workloads_.set_kernel_errors(publisher_.kernel_errors());

@@ -123,6 +123,7 @@ class Node {
   void reconcile_host_listeners();
   void sync_hold();
   void end_workloads(Clock::time_point now);
+  void remove_orphan_groups();
   void send_options();
   void send_tap_state();
   void read_counters();
@@ -159,6 +160,7 @@ class Node {
   datapath::Counters counters_;
   std::uint64_t access_log_inode_ = 0;
   int ticks_ = 0;
+  std::map<std::string, int> orphans_;  // empty sandbox groups without an entry -> ticks seen
 };
 
 }  // namespace mesh::control

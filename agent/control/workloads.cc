@@ -60,7 +60,8 @@ bool Workloads::reconcile(const std::map<config::ObjectName, config::WorkloadPtr
     }
     let_go(at->second);
     numbers_.forget(Space::kWorkload, number_name(*at->second.workload));
-    log()->info("workload ended name={} id={}", at->first.to_string(), at->second.id);
+    if (at->second.id != 0)
+      log()->info("workload ended name={} id={}", at->first.to_string(), at->second.id);
     at = enrolments_.erase(at);
     changed = true;
   }

@@ -29,6 +29,7 @@ class Machine {
   virtual Result<UniqueFd> open_netns(const std::string& path) = 0;
   // nullopt: there is no such cgroup.
   virtual std::optional<bool> is_populated(const std::string& cgroup) = 0;
+  virtual std::vector<std::string> sandbox_groups() = 0;  // all there are
   virtual Result<> remove_cgroup(const std::string& cgroup) = 0;
   // Tells when cgroup.events changes (also when it goes); watched until unwatch().
   virtual void watch_cgroup(const std::string& cgroup) = 0;

@@ -50,6 +50,8 @@ std::string_view to_string(HoldStatus status) {
       return "a listener that was given back is not of this namespace";
     case HoldStatus::kUnknown:
       return "the workload is not held";
+    case HoldStatus::kShared:
+      return "another workload is enrolled in the same network namespace; give each its own";
   }
   return "unknown status";
 }
@@ -62,7 +64,7 @@ Result<HoldMessage> parse_hold_message(std::string_view payload) {
   if (type < static_cast<std::uint32_t>(HoldType::kEnrol) ||
       type > static_cast<std::uint32_t>(HoldType::kWantSockets))
     return malformed("type");
-  if (static_cast<std::uint8_t>(message.status) > static_cast<std::uint8_t>(HoldStatus::kUnknown))
+  if (static_cast<std::uint8_t>(message.status) > static_cast<std::uint8_t>(HoldStatus::kShared))
     return malformed("status");
   if (names_family(message.type) && message.family != kFamily4 && message.family != kFamily6)
     return malformed("family");

@@ -2,10 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <poll.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -245,6 +242,8 @@ Refusal Holder::hold(const HoldMessage& message, Fds& fds) {
     }
     end(id);  // the same name in another namespace: a new workload
   }
+  for (const auto& [other, theirs] : workloads_)
+    if (theirs.cookie == workload.cookie) return {HoldStatus::kShared, 0};
   if (const Refusal refusal = take_back(workload, fds); refusal.status != HoldStatus::kOk)
     return refusal;
   if (workload.listeners.empty()) {
@@ -451,28 +450,6 @@ void Holder::to_proxy(const HoldMessage& message, Fds fds) {
   if (!proxy_ || proxy_failed_) return;
   if (auto sent = proxy_->send_bytes(as_bytes(message), std::move(fds)); !sent)
     proxy_failed_ = sent.error();
-}
-
-// --- power
-
-Result<> drop_to_holder_capabilities() {
-  constexpr std::array<unsigned, 3> kKept = {CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_NET_BIND_SERVICE};
-  for (unsigned cap = 0; ::prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
-    if (std::find(kKept.begin(), kKept.end(), cap) != kKept.end()) continue;
-    if (::prctl(PR_CAPBSET_DROP, cap) != 0)
-      return errno_error(errno, "drop a capability from the bounding set");
-  }
-  if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0)
-    return errno_error(errno, "clear the ambient capabilities");
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  std::array<__user_cap_data_struct, 2> data{};
-  for (const unsigned cap : kKept) {
-    data[cap / 32].permitted |= 1U << (cap % 32);
-    data[cap / 32].effective |= 1U << (cap % 32);
-  }
-  if (::syscall(SYS_capset, &header, data.data()) != 0) return errno_error(errno, "capset");
-  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return errno_error(errno, "no_new_privs");
-  return success();
 }
 
 }  // namespace mesh::feed

@@ -104,8 +104,4 @@ class Holder {
   bool warned_about_proxy_ = false;
 };
 
-// Keeps CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_NET_BIND_SERVICE, drops every other capability from
-// all sets for good, and sets no_new_privs.
-Result<> drop_to_holder_capabilities();
-
 }  // namespace mesh::feed

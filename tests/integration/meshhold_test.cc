@@ -153,10 +153,15 @@ class MeshHold : public testing::Test {
       ::usleep(5'000);
     }
   }
+  // Passes over what a meshhold that is dead by now dialled.
   Peer accept_proxy() {
-    pollfd waiting{proxy_listener_.get(), POLLIN, 0};
-    EXPECT_EQ(::poll(&waiting, 1, 10'000), 1) << "meshhold did not dial";
-    return Peer(accept_unix(proxy_listener_.get(), 0).value());
+    while (true) {
+      pollfd waiting{proxy_listener_.get(), POLLIN, 0};
+      EXPECT_EQ(::poll(&waiting, 1, 10'000), 1) << "meshhold did not dial";
+      UniqueFd fd = accept_unix(proxy_listener_.get(), 0).value();
+      pollfd gone{fd.get(), POLLRDHUP, 0};
+      if (::poll(&gone, 1, 0) == 0) return Peer(std::move(fd));
+    }
   }
 
   static Received enrolled(Peer& meshd, std::uint32_t id, int netns, Fds listeners = {}) {
@@ -280,6 +285,10 @@ TEST_F(MeshHold, RefusesANamespaceByName) {
   EXPECT_EQ(enrolled(meshd, 5, mount.get()).message.status, HoldStatus::kNotANamespace);
   EXPECT_EQ(enrolled(meshd, 6, -1).message.status, HoldStatus::kNotHeld);
 
+  const NetNs shared = NetNs::create();
+  EXPECT_EQ(enrolled(meshd, 8, shared.fd()).message.status, HoldStatus::kOk);
+  EXPECT_EQ(enrolled(meshd, 9, shared.fd()).message.status, HoldStatus::kShared);
+
   const NetNs taken = NetNs::create();
   const UniqueFd squatter = taken.listen("127.0.0.1:15001");
   EXPECT_EQ(enrolled(meshd, 7, taken.fd()).message.status, HoldStatus::kPortTaken);
@@ -373,8 +382,8 @@ TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsRevokedThereFirst) {
     (void)enrolled(meshd, 7, ns.fd());
     held_by_proxy = proxy.next(HoldType::kListener);
     ASSERT_TRUE(held_by_proxy);
+    kill();  // and meshd with it: nobody has a duplicate to give back
   }
-  kill();  // and meshd with it: nobody has a duplicate to give back
   start();
   Peer meshd = connect_meshd();
   Peer proxy = accept_proxy();

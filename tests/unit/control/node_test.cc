@@ -43,8 +43,14 @@ class FakeMachine final : public Machine {
     const auto at = cgroups.find(cgroup);
     return at == cgroups.end() ? std::nullopt : std::optional(at->second);
   }
+  std::vector<std::string> sandbox_groups() override {
+    std::vector<std::string> groups;
+    for (const auto& [group, populated] : cgroups) groups.push_back(group);
+    return groups;
+  }
   Result<> remove_cgroup(const std::string& cgroup) override {
     removed.push_back(cgroup);
+    cgroups.erase(cgroup);
     return success();
   }
   void watch_cgroup(const std::string&) override {}
@@ -308,6 +314,15 @@ TEST_F(NodeTest, AnEmptyGroupEndsTheWorkloadAndItsEntry) {
   EXPECT_FALSE(datapath_.state.workloads.contains(id));
   EXPECT_THAT(machine_.removed, ElementsAre("/cg/a"));
   EXPECT_FALSE(files_.texts.contains("/s/objects/WorkloadEntry/default.a.yaml"));
+}
+
+TEST_F(NodeTest, AnEmptyGroupThatNobodyEnrolledIsRemovedAfterAWhile) {
+  connect();
+  machine_.cgroups = {{"/cg/orphan", false}, {"/cg/starting", true}};
+  for (int i = 0; i < 5; ++i) node_->tick(now_, 0);
+  EXPECT_TRUE(machine_.removed.empty()) << "somebody may be about to use it";
+  node_->tick(now_, 0);
+  EXPECT_THAT(machine_.removed, ElementsAre("/cg/orphan"));
 }
 
 TEST_F(NodeTest, TheNextWorkloadOfTheSameNameHasAnotherId) {

@@ -46,7 +46,7 @@ TEST(HoldMessage, RefusesWhatIsMalformed) {
 }
 
 TEST(HoldMessage, EveryRefusalReadsAsASentence) {
-  for (int status = 0; status <= static_cast<int>(HoldStatus::kUnknown); ++status)
+  for (int status = 0; status <= static_cast<int>(HoldStatus::kShared); ++status)
     EXPECT_NE(to_string(static_cast<HoldStatus>(status)), "unknown status") << status;
 }
 
