@@ -43,6 +43,13 @@ end
 
 # The HTTP server with one way to answer, whatever the path.
 class Details < WEBrick::HTTPServer
+  # Without it the body, which WEBrick writes by itself, waits for the acknowledgement of its head.
+  def accept_client(listener)
+    client = super
+    client&.setsockopt(Socket::IPPROTO_TCP, Socket::TCP_NODELAY, 1)
+    client
+  end
+
   def service(request, response)
     status, value = %w[GET HEAD].include?(request.request_method) ? answer_for(request.path) : [405, { 'error' => 'GET' }]
     response.status = status
