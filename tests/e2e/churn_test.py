@@ -5,7 +5,6 @@ import concurrent.futures
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -67,11 +66,8 @@ def one_life(number):
 
 class Churn(unittest.TestCase):
     def test_nothing_is_left_of_a_thousand_workloads(self):
-        mesh.meshctl("down", "--purge")
-        shutil.rmtree(WORK, ignore_errors=True)
-        WORK.mkdir(parents=True)
-        self.addCleanup(lambda: mesh.meshctl("down", "--purge"))
-        mesh.meshctl("up", "--state-dir", WORK / "state")
+        mesh.start_own(WORK)
+        self.addCleanup(mesh.end_own, WORK)
         wait_ready()
         one_life(99)  # bridge, directories and the like exist from the first sandbox on
         mesh.eventually("the first workload is gone", lambda: len(mesh.status()["workloads"]) <= 1, 30)

@@ -4,7 +4,6 @@
 import collections
 import pathlib
 import random
-import shutil
 import subprocess
 import sys
 import unittest
@@ -102,11 +101,8 @@ def all_requests():
 
 class Hostile(unittest.TestCase):
     def test_nothing_reaches_the_service_as_something_else(self):
-        mesh.meshctl("down", "--purge")
-        shutil.rmtree(WORK, ignore_errors=True)
-        WORK.mkdir(parents=True)
-        self.addCleanup(lambda: mesh.meshctl("down", "--purge"))
-        mesh.meshctl("up", "--state-dir", WORK / "state")
+        mesh.start_own(WORK)
+        self.addCleanup(mesh.end_own, WORK)
         log = WORK / "origin.log"
         mesh.meshctl("sandbox", "run", "victim", "-l", "app=victim", "--detach", "--", *SCRIPT, "origin", "8080", log)
         mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -67,6 +68,24 @@ def wait_published():
         now = status()
         return str(now["snapshot"]["version"]) == str(now["programs"]["meshproxy"]["acked_version"])
     eventually("the proxy takes over the configuration", published)
+
+
+def start_own(directory):
+    """A mesh with its state in `directory`, fresh. What an earlier run left of its own is ended first; a mesh that
+    somebody else started is left alone: CommandFailed."""
+    if (directory / "started").exists():
+        end_own(directory)
+    if running():
+        raise CommandFailed("a mesh that this test did not start is running on this machine; end it: meshctl down")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    (directory / "started").touch()
+    meshctl("up", "--state-dir", directory / "state")
+
+
+def end_own(directory):
+    meshctl("down", "--purge", "--state-dir", directory / "state")
+    (directory / "started").unlink()
 
 
 # --- workloads -----------------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -107,11 +106,8 @@ class Steady:
 class Resilience(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        mesh.meshctl("down", "--purge")
-        shutil.rmtree(WORK, ignore_errors=True)
-        WORK.mkdir(parents=True)
-        cls.addClassCleanup(lambda: mesh.meshctl("down", "--purge"))
-        mesh.meshctl("up", "--state-dir", WORK / "state")
+        mesh.start_own(WORK)
+        cls.addClassCleanup(mesh.end_own, WORK)
         for name in ("origin", "guarded"):
             mesh.meshctl("sandbox", "run", name, "-l", f"app={name}", "--detach", "--", ORIGIN, "::", "8080")
         mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
