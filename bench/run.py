@@ -106,7 +106,7 @@ class Plain:
             sh("ip", "-n", name, "addr", "add", f"{address}/16", "dev", "eth0")
             sh("ip", "-n", name, "link", "set", "lo", "up")
             sh("ip", "-n", name, "link", "set", "eth0", "up")
-        self.origin = self.start("um-bench-origin", BIN / "bench_origin", "0.0.0.0", "8080")
+        self.origin = self.start("um-bench-origin", BIN / "bench_origin", "8080")
         os.environ["BENCH_SOCKET"] = str(WORK_DIR / "haproxy.sock")
         os.environ["BENCH_ORIGIN"] = "10.77.255.3:8080"
         self.haproxy = self.start("um-bench-client", "haproxy", "-db", "-f", ROOT / "bench/haproxy.cfg")
@@ -146,7 +146,7 @@ class Mesh:
         try:
             meshctl("up", "--state-dir", WORK_DIR / "state")
             meshctl("sandbox", "run", "bench-origin", "-l", "app=origin", "--detach", "--", "taskset", "-c", CPU,
-                    BIN / "bench_origin", "::", "8080")
+                    BIN / "bench_origin", "8080")
             meshctl("sandbox", "run", "bench-client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
             meshctl("apply", "-f", ROOT / "bench/mesh.yaml")
             self.address = json.loads(meshctl("get", "Service", "origin", "-o", "json"))["spec"]["clusterIP"]

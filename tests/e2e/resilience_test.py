@@ -109,7 +109,7 @@ class Resilience(unittest.TestCase):
         mesh.start_own(WORK)
         cls.addClassCleanup(mesh.end_own, WORK)
         for name in ("origin", "guarded"):
-            mesh.meshctl("sandbox", "run", name, "-l", f"app={name}", "--detach", "--", ORIGIN, "::", "8080")
+            mesh.meshctl("sandbox", "run", name, "-l", f"app={name}", "--detach", "--", ORIGIN, "8080")
         mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
         apply(CONFIG)
         mesh.eventually("the origin answers through the mesh",
