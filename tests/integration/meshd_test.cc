@@ -559,9 +559,15 @@ TEST_F(Meshd, EnrolsAndEndsManyWorkloadsAndLeavesNothing) {
         fs::directory_iterator("/proc/" + std::to_string(pid) + "/fd"), fs::directory_iterator()));
   };
   ASSERT_TRUE(proxy_->serve_until([&] { return status().state == "ready"; }));
+  const auto pins = [this] {
+    return std::distance(fs::recursive_directory_iterator(dir_ + "/bpf"),
+                         fs::recursive_directory_iterator());
+  };
+  const auto pins_before = pins();
+  const char* cycles = ::getenv("MESHD_TEST_CYCLES");
   int meshd_files = 0, hold_files = 0;
-  for (int i = 0; i < 30; ++i) {
-    Sandbox one(root_, "w" + std::to_string(i), "10.9.1." + std::to_string(i));
+  for (int i = 0; i < (cycles ? std::atoi(cycles) : 30); ++i) {
+    Sandbox one(root_, "w" + std::to_string(i), "10.9.1." + std::to_string(i % 250));
     apply({one.entry()});
     ASSERT_TRUE(proxy_->serve_until([&] { return state_of(one.name) == "enrolled"; }))
         << reason_of(one.name);
@@ -575,10 +581,12 @@ TEST_F(Meshd, EnrolsAndEndsManyWorkloadsAndLeavesNothing) {
       hold_files = files(hold_);
     }
   }
-  EXPECT_TRUE(proxy_->serve_until([&] { return files(meshd_) == meshd_files; }))
-      << files(meshd_) << " " << meshd_files;
-  EXPECT_TRUE(proxy_->serve_until([&] { return files(hold_) == hold_files; }));
+  // The first count may have been taken before its workload was let go everywhere.
+  EXPECT_TRUE(proxy_->serve_until([&] { return files(meshd_) <= meshd_files; }));
+  EXPECT_TRUE(proxy_->serve_until([&] { return files(hold_) <= hold_files; }));
   EXPECT_TRUE(fs::is_empty(dir_ + "/state/objects/WorkloadEntry"));
+  EXPECT_TRUE(fs::is_empty(dir_ + "/state/accepted/WorkloadEntry"));
+  EXPECT_EQ(pins(), pins_before);
 }
 
 }  // namespace
