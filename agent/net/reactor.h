@@ -57,6 +57,9 @@ class Waiter : private detail::ScopeLink, private detail::QueueLink {
   void leave();  // waits for nothing any more
   std::optional<Errc> cancelled() const { return cancelled_; }
 
+ protected:
+  void cancel(Errc why) { cancelled_ = why; }  // then wake it
+
  private:
   friend class Reactor;
   friend class Scope;

@@ -3,10 +3,11 @@
 //   MESH_CO_TRY(auto n, co_await stream.read_some(buffer, scope));   // 0: the peer ended its side
 //   MESH_CO_TRY(co_await stream.write_all(iovecs, scope));
 //
-// Every operation is tried first and waits only where that would block. At most one reader and one
+// Every operation is tried first and waits only where that would block: at most `stall`, where that
+// is given (Errc::timed_out; no timer is set where nothing waits). At most one reader and one
 // writer at a time (they may be different coroutines). Cancelling the scope ends the wait with its
-// reason; the stream stays usable. Errors: reset (the peer broke off), refused, timed_out, ...
-// One thread. The awaitables live in the caller's frame: nothing is allocated.
+// reason; the stream stays usable. Errors: reset (the peer broke off), refused, timed_out, ... One
+// thread. The awaitables live in the caller's frame: nothing is allocated.
 #pragma once
 
 #include <sys/uio.h>
@@ -27,6 +28,8 @@ struct Io {
   int error = 0;
   bool would_block() const { return error == EAGAIN; }
 };
+
+inline constexpr Clock::duration kForever = Clock::duration::max();
 
 class ReadSome;
 class WriteAll;
@@ -49,11 +52,11 @@ class Stream {
   virtual void shutdown_write() = 0;
   virtual void close() = 0;  // idempotent; further operations fail with reset
 
-  ReadSome read_some(std::span<char> into, Scope& scope);
+  ReadSome read_some(std::span<char> into, Scope& scope, Clock::duration stall = kForever);
   // Writes everything. `from` is changed on the way.
-  WriteAll write_all(std::span<iovec> from, Scope& scope);
+  WriteAll write_all(std::span<iovec> from, Scope& scope, Clock::duration stall = kForever);
   // Waits until a read would not block (bytes, the end, or an error).
-  Readable readable(Scope& scope);
+  Readable readable(Scope& scope, Clock::duration stall = kForever);
 };
 
 // What the three awaitables share: try, and wait until it is done.
@@ -71,10 +74,13 @@ class StreamOp : public Waiter {
     caller_ = caller;
     self().arm();
     join(scope_);
+    Reactor& reactor = scope_.reactor();
+    if (stall_ != kForever) reactor.timers().arm(alarm_, reactor.now() + stall_);
   }
 
  protected:
-  StreamOp(Stream& stream, Scope& scope) : Waiter(&run), stream_(stream), scope_(scope) {}
+  StreamOp(Stream& stream, Scope& scope, Clock::duration stall)
+      : Waiter(&run), stream_(stream), scope_(scope), alarm_(this), stall_(stall) {}
   static void run(Waiter& waiter) {
     auto& op = static_cast<Derived&>(waiter);
     if (op.cancelled()) {
@@ -83,6 +89,7 @@ class StreamOp : public Waiter {
       return op.arm();  // woken for nothing
     }
     op.leave();
+    op.alarm_.disarm();
     op.caller_.resume();
   }
   Derived& self() { return static_cast<Derived&>(*this); }
@@ -90,13 +97,27 @@ class StreamOp : public Waiter {
   Stream& stream_;
   Scope& scope_;
   std::coroutine_handle<> caller_;
-  std::optional<Errc> refused_;  // by the scope
+  std::optional<Errc> refused_;  // by the scope, or timed_out
+
+ private:
+  struct Alarm : Timer {
+    explicit Alarm(StreamOp* o)
+        : Timer([](Timer& timer) {
+            StreamOp& self = *static_cast<Alarm&>(timer).op;
+            self.cancel(Errc::timed_out);
+            self.scope_.reactor().wake(self);
+          }),
+          op(o) {}
+    StreamOp* op;
+  };
+  Alarm alarm_;
+  const Clock::duration stall_;
 };
 
 class ReadSome : public StreamOp<ReadSome> {
  public:
-  ReadSome(Stream& stream, std::span<char> into, Scope& scope)
-      : StreamOp(stream, scope), into_(into) {}
+  ReadSome(Stream& stream, std::span<char> into, Scope& scope, Clock::duration stall)
+      : StreamOp(stream, scope, stall), into_(into) {}
   Result<std::size_t> await_resume() const {
     if (refused_) return cancelled_error(*refused_);
     if (io_.error != 0) return errno_error(io_.error, "read");
@@ -116,8 +137,8 @@ class ReadSome : public StreamOp<ReadSome> {
 
 class WriteAll : public StreamOp<WriteAll> {
  public:
-  WriteAll(Stream& stream, std::span<iovec> from, Scope& scope)
-      : StreamOp(stream, scope), from_(from) {}
+  WriteAll(Stream& stream, std::span<iovec> from, Scope& scope, Clock::duration stall)
+      : StreamOp(stream, scope, stall), from_(from) {}
   Result<> await_resume() const {
     if (refused_) return cancelled_error(*refused_);
     if (error_ != 0) return errno_error(error_, "write");
@@ -154,7 +175,7 @@ class WriteAll : public StreamOp<WriteAll> {
 
 class Readable : public StreamOp<Readable> {
  public:
-  Readable(Stream& stream, Scope& scope) : StreamOp(stream, scope) {}
+  Readable(Stream& stream, Scope& scope, Clock::duration stall) : StreamOp(stream, scope, stall) {}
   Result<> await_resume() const {
     if (refused_) return cancelled_error(*refused_);
     return success();
@@ -166,12 +187,14 @@ class Readable : public StreamOp<Readable> {
   void arm() { stream_.wait_readable(*this); }
 };
 
-inline ReadSome Stream::read_some(std::span<char> into, Scope& scope) {
-  return ReadSome(*this, into, scope);
+inline ReadSome Stream::read_some(std::span<char> into, Scope& scope, Clock::duration stall) {
+  return ReadSome(*this, into, scope, stall);
 }
-inline WriteAll Stream::write_all(std::span<iovec> from, Scope& scope) {
-  return WriteAll(*this, from, scope);
+inline WriteAll Stream::write_all(std::span<iovec> from, Scope& scope, Clock::duration stall) {
+  return WriteAll(*this, from, scope, stall);
 }
-inline Readable Stream::readable(Scope& scope) { return Readable(*this, scope); }
+inline Readable Stream::readable(Scope& scope, Clock::duration stall) {
+  return Readable(*this, scope, stall);
+}
 
 }  // namespace mesh::net

@@ -85,10 +85,9 @@ net::Task<bool> Exchange::answer(Refusal refusal) {
   http::write_local_response(response, response_out_);
   bytes_sent_ = head_.method == http::Method::head ? 0 : answer.body.size();
   down_->linger = down_->linger || !whole;
-  net::Scope scope(down_->scope);
-  scope.expires_after(worker_.limits().stream_idle_timeout);
   iovec part{response_out_.data(), response_out_.size()};
-  auto written = co_await down_->stream->write_all({&part, 1}, scope);
+  auto written = co_await down_->stream->write_all({&part, 1}, down_->scope,
+                                                   worker_.limits().stream_idle_timeout);
   if (!written) flags_.set(telemetry::ResponseFlag::kDownstreamConnectionTermination);
   co_return written&& response.keep_alive;
 }

@@ -9,6 +9,11 @@ namespace {
 using cluster::Outcome;
 using telemetry::ResponseFlag;
 
+// The scope's end, or nothing moved for too long; not the peer's doing.
+bool is_timeout(const net::Scope& scope, const Error& error) {
+  return scope.is_cancelled() || error.code == Errc::timed_out;
+}
+
 }  // namespace
 
 net::Task<Exchange::Refused> Exchange::forward() {
@@ -104,12 +109,11 @@ net::Task<Exchange::Next> Exchange::send_request(UpstreamConnection& connection,
     co_return Next::kDone;
   }
   iovec part{out_.data(), out_.size()};
-  net::Scope io(scope);
-  io.expires_after(worker_.limits().stream_idle_timeout);
-  auto written = co_await connection.stream().write_all({&part, 1}, io);
+  auto written = co_await connection.stream().write_all({&part, 1}, scope,
+                                                        worker_.limits().stream_idle_timeout);
   sent_any_ = part.iov_len < out_.size();
   if (written) co_return Next::kDone;
-  if (io.is_cancelled()) co_return cancelled(scope, refused);
+  if (is_timeout(scope, written.error())) co_return cancelled(scope, refused);
   co_return lost(connection, refused);
 }
 
@@ -173,9 +177,8 @@ Exchange::Next Exchange::lost(UpstreamConnection& connection, Refused& refused) 
 net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& connection,
                                                        net::Scope& scope, Refused& refused) {
   net::Stream& stream = connection.stream();
-  net::Scope io(scope);
+  const auto stall = worker_.limits().stream_idle_timeout;
   while (true) {
-    io.expires_after(worker_.limits().stream_idle_timeout);
     if (up_.is_held()) {
       const auto parsed = response_parser_.parse(up_.unread(), head_.method, response_);
       if (parsed == http::Parse::error) {
@@ -186,7 +189,7 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
       if (parsed == http::Parse::done) {
         up_.consume(response_parser_.consumed());
         if (!response_.is_interim()) break;
-        if (!co_await pass_interim(io)) {
+        if (!co_await pass_interim(scope)) {
           refused = Refusal{.reason = Reason::kClientGone};
           co_return Next::kRefused;
         }
@@ -195,7 +198,7 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
       }
     } else {
       // No buffer is held while the endpoint thinks.
-      auto ready = co_await stream.readable(io);
+      auto ready = co_await stream.readable(scope, stall);
       if (!ready) co_return cancelled(scope, refused);
       up_.acquire(worker_.buffers());
     }
@@ -206,8 +209,8 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
         up_.release();
         continue;
       }
-      auto read = co_await stream.read_some(space, io);
-      if (!read && io.is_cancelled()) co_return cancelled(scope, refused);
+      auto read = co_await stream.read_some(space, scope, stall);
+      if (!read && is_timeout(scope, read.error())) co_return cancelled(scope, refused);
       io_result = read ? net::Io{read.value(), 0} : net::Io{0, ECONNRESET};
     }
     if (io_result.error != 0 || io_result.bytes == 0) co_return lost(connection, refused);
@@ -229,7 +232,8 @@ net::Task<bool> Exchange::pass_interim(net::Scope& scope) {
   http::write_response_head(response_, {.client = head_.version, .request = head_.method},
                             response_out_);
   iovec part{response_out_.data(), response_out_.size()};
-  auto written = co_await down_->stream->write_all({&part, 1}, scope);
+  auto written =
+      co_await down_->stream->write_all({&part, 1}, scope, worker_.limits().stream_idle_timeout);
   co_return static_cast<bool>(written);
 }
 

@@ -20,7 +20,21 @@ struct Batch {
   std::size_t count = 0;
   http::ChunkHeader header;
   std::string last_chunk;
+  std::array<char, 2048> small;
 
+  // One small piece costs the kernel less than a few smaller ones. Returns the size.
+  std::size_t join_if_small() {
+    const std::size_t total = size();
+    if (count < 2 || total > small.size()) return total;
+    std::size_t at = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      std::memcpy(small.data() + at, parts[i].iov_base, parts[i].iov_len);
+      at += parts[i].iov_len;
+    }
+    parts[0] = {small.data(), total};
+    count = 1;
+    return total;
+  }
   std::size_t size() const {
     std::size_t total = 0;
     for (std::size_t i = 0; i < count; ++i) total += parts[i].iov_len;
@@ -104,21 +118,23 @@ void ReadBuffer::unpin() {
   }
 }
 
-net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& parent) {
-  net::Scope scope(parent);
+net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
+  const auto failed = [&scope](const Error& error, RelayEnd otherwise) {
+    return scope.is_cancelled() || error.code == Errc::timed_out ? RelayEnd::kCancelled : otherwise;
+  };
   Batch batch;
   for (int turn = 1;; ++turn) {
     const Gathered gathered = gather(relay, batch);
     // Bad from its first bytes on: nothing of the message goes out.
     if (gathered == Gathered::kError && !relay.wrote) co_return RelayEnd::kSourceProtocol;
     if (batch.count > 0) {
-      scope.expires_after(relay.stall);
-      const std::size_t size = batch.size();
+      const std::size_t size = batch.join_if_small();
       // A write that waits holds what it has gathered: the back-pressure on the source.
-      auto written = co_await relay.to.write_all({batch.parts.data(), batch.count}, scope);
+      auto written =
+          co_await relay.to.write_all({batch.parts.data(), batch.count}, scope, relay.stall);
       if (!written) {
         relay.wrote = relay.wrote || batch.size() < size;
-        co_return scope.is_cancelled() ? RelayEnd::kCancelled : RelayEnd::kSinkFailed;
+        co_return failed(written.error(), RelayEnd::kSinkFailed);
       }
       relay.prefix = {};
       relay.wrote = true;
@@ -129,9 +145,8 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& parent) {
     if (gathered == Gathered::kFull) continue;
     const auto space = relay.buffer.space();
     if (space.empty()) co_return RelayEnd::kSourceProtocol;  // trailers beyond all limits
-    scope.expires_after(relay.stall);
-    auto read = co_await relay.from.read_some(space, scope);
-    if (!read) co_return scope.is_cancelled() ? RelayEnd::kCancelled : RelayEnd::kSourceClosed;
+    auto read = co_await relay.from.read_some(space, scope, relay.stall);
+    if (!read) co_return failed(read.error(), RelayEnd::kSourceClosed);
     if (read.value() > 0) {
       relay.buffer.filled(read.value());
       continue;
@@ -139,8 +154,8 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& parent) {
     if (!may_end_here(relay)) co_return RelayEnd::kSourceClosed;
     if (relay.framing == http::BodyKind::chunked) {
       iovec last{const_cast<char*>(http::kLastChunk.data()), http::kLastChunk.size()};
-      scope.expires_after(relay.stall);
-      if (!co_await relay.to.write_all({&last, 1}, scope)) co_return RelayEnd::kSinkFailed;
+      auto written = co_await relay.to.write_all({&last, 1}, scope, relay.stall);
+      if (!written) co_return failed(written.error(), RelayEnd::kSinkFailed);
     }
     co_return RelayEnd::kDone;
   }
@@ -148,19 +163,17 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& parent) {
 
 net::Task<bool> relay_raw(net::Stream& from, ReadBuffer& buffer, net::Stream& to,
                           std::chrono::milliseconds stall, std::uint64_t& bytes,
-                          net::Scope& parent) {
-  net::Scope scope(parent);
+                          net::Scope& scope) {
   for (int turn = 1;; ++turn) {
-    scope.expires_after(stall);
     if (!buffer.is_empty()) {
       const auto unread = buffer.unread();
       iovec part{const_cast<char*>(unread.data()), unread.size()};
-      if (!co_await to.write_all({&part, 1}, scope)) co_return false;
+      if (!co_await to.write_all({&part, 1}, scope, stall)) co_return false;
       bytes += unread.size();
       buffer.consume(unread.size());
     }
     if (turn % kTurns == 0) (void)co_await net::yield(scope);
-    auto read = co_await from.read_some(buffer.space(), scope);
+    auto read = co_await from.read_some(buffer.space(), scope, stall);
     if (!read) co_return false;
     if (read.value() == 0) {
       to.shutdown_write();

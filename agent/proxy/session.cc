@@ -18,8 +18,9 @@ enum class Head : std::uint8_t { kParsed, kClosed, kRefused };
 net::Task<bool> wait_for_request(Downstream& down) {
   while (down.in.is_empty()) {
     down.in.release();
-    down.scope.expires_after(down.worker.limits().idle_timeout);
-    if (!co_await down.stream->readable(down.scope)) co_return false;
+    if (!co_await down.stream->readable(down.scope, down.worker.limits().idle_timeout)) {
+      co_return false;
+    }
     down.in.acquire(down.worker.buffers());
     const auto read = down.stream->try_read(down.in.space());
     if (read.would_block()) continue;
@@ -105,12 +106,10 @@ net::Task<bool> serve_request(Downstream& down) {
   bool keep = false;
   const Head head = co_await read_head(down, *exchange, refusal);
   if (head == Head::kParsed) {
-    down.scope.expires_never();
     down.in.pin();
     keep = co_await exchange->run(down);
     down.in.unpin();
   } else if (head == Head::kRefused) {
-    down.scope.expires_never();
     co_await exchange->refuse(down, refusal);
   }
   down.worker.give_back(std::move(exchange));

@@ -200,6 +200,20 @@ TEST_F(ReactorTest, ACancelledReadLeavesTheStreamUsable) {
   EXPECT_EQ(got, "hello");
 }
 
+TEST_F(ReactorTest, AStalledReadTimesOutAndTheScopeLives) {
+  auto [left, right] = mesh::test::FakeStream::make_pair(reactor);
+  Result<> result = mesh::success();
+  auto reading = [](net::Stream& s, net::Scope& sc, Result<>* r) -> net::Task<> {
+    char byte[1];
+    auto n = co_await s.read_some(byte, sc, 20ms);
+    if (!n) *r = n.error();
+  };
+  group.spawn(reading(*right, scope, &result));
+  finish();
+  EXPECT_EQ(result.error().code, Errc::timed_out);
+  EXPECT_FALSE(scope.is_cancelled());
+}
+
 TEST_F(ReactorTest, EveryFailingOperationEndsBothSides) {
   for (std::size_t fail_at = 1; fail_at < 20; ++fail_at) {
     mesh::test::FakeStream::Faults faults{.fail_at = fail_at};
