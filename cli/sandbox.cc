@@ -532,12 +532,15 @@ Result<int> exec_in_sandbox(const Environment& environment, const std::string& n
   std::error_code ec;
   std::string directory = fs::current_path(ec);
   MESH_TRY(auto signals, SignalRelay::open());
-  if (::setns(pidns.get(), CLONE_NEWPID) != 0)
+  // Only children are born there; ours may be born here again afterwards.
+  UniqueFd own_pidns(::open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC));
+  if (!own_pidns || ::setns(pidns.get(), CLONE_NEWPID) != 0)
     return errno_error(errno, "cannot enter the sandbox");
   MESH_TRY(auto child, spawn(cgroup, 0, [&] {
              return enter_and_execute(netns.get(), mntns.get(), directory, signals, command,
                                       extra_environment);
            }));
+  if (::setns(own_pidns.get(), CLONE_NEWPID) != 0) return errno_error(errno, "/proc/self/ns/pid");
   netns.reset();  // a descriptor of a namespace keeps it, and its links, alive
   mntns.reset();
   pidns.reset();

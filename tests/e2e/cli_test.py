@@ -134,8 +134,15 @@ class Cli(unittest.TestCase):
 
     def test_disable_takes_one_workload_out(self):
         self.start_pair()
+        direct = f"http://{mesh.workload_addresses('web')[0]}:8080/"
         mesh.meshctl("disable", "client")
-        mesh.eventually("the client is not captured any more", lambda: status_of() != "200")
+        mesh.eventually("the client is not captured any more: the service's address leads nowhere",
+                        lambda: status_of() != "200")
+        mesh.eventually("and not policed: a direct connect passes", lambda: mesh.meshctl(
+            "sandbox", "exec", "client", "--", *GET[:-1], direct, check=False).stdout == "200")
+        states = {w["name"]: w["state"] for w in mesh.status()["workloads"]}
+        self.assertEqual(states["web"], "enrolled")
+        self.assertNotEqual(states.get("client"), "enrolled")
 
     def test_down_leaves_nothing(self):
         self.start_pair()
