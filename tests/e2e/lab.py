@@ -154,15 +154,15 @@ class Lab:
 
 
 def take_down():
-    """Ends the mesh and the services of this lab, if they are up."""
-    if STARTED.exists():
-        mesh.meshctl("down", "--purge", "--state-dir", STATE)
-        STARTED.unlink()
+    """Ends the mesh of this machine, with all its workloads."""
+    mesh.meshctl("down", "--purge", "--state-dir", STATE)
+    STARTED.unlink(missing_ok=True)
 
 
 def clear():
     """Ends what an earlier run may have left, also one that was killed. Fails where a stranger's mesh runs."""
-    take_down()
+    if STARTED.exists():
+        take_down()
     shutil.rmtree(mesh.LAB, ignore_errors=True)
     if mesh.running():
         raise mesh.CommandFailed("a mesh that this lab did not start is running on this machine; "

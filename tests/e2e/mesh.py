@@ -19,7 +19,7 @@ import bookinfo
 
 ROOT = bookinfo.ROOT
 MESHCTL = pathlib.Path(os.environ.get("MESH_BIN_DIR", ROOT / "build" / "bin")) / "meshctl"
-LAB = ROOT / "build" / "lab"
+LAB = pathlib.Path(os.environ.get("UNDERMESH_LAB_DIR", ROOT / "build" / "lab"))
 GATEWAY = ("127.0.0.1", 8080)
 METRICS = ("127.0.0.1", 15020)
 CLIENT = ["/usr/bin/python3", str(pathlib.Path(__file__).with_name("client.py"))]
