@@ -194,6 +194,9 @@ class Visitor:
             self._connection.close()
             raise
 
+    def close(self):
+        self._connection.close()
+
     def login(self, user):
         response, _ = self._request("POST", "/login", urllib.parse.urlencode({"username": user, "passwd": "x"}),
                                     {"Content-Type": "application/x-www-form-urlencoded"})

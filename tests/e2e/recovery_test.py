@@ -41,7 +41,9 @@ class RecoveryTest(unittest.TestCase):
         for _ in range(2):
             self.assertIn("http://127.0.0.1:8080/productpage", self.expect_ok("up"))
             namespaces |= leftovers.own_namespaces()
-            self.assertEqual(mesh.Visitor().page().status, 200)
+            visitor = mesh.Visitor()
+            self.assertEqual(visitor.page().status, 200)
+            visitor.close()
         for _ in range(2):
             self.expect_ok("down")
         left = leftovers.left_behind(before, namespaces)
