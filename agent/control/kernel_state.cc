@@ -169,6 +169,20 @@ datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
   return state;
 }
 
+// The connections that are open were made to addresses, so groups are spelt out as such; the sum of
+// hashes does not depend on their order.
+std::map<datapath::WorkloadId, std::string> denials(const State& state) {
+  std::map<std::uint32_t, std::size_t> members;
+  for (const auto& [ip, group] : state.endpoints) members[group] += std::hash<IpAddress>{}(ip);
+  std::map<datapath::WorkloadId, std::size_t> sums;
+  for (const auto& [key, verdict] : state.verdicts)
+    if (!verdict.allowed && key.group != 0)
+      sums[key.client] += (members[key.group] + key.port) * 0x9e3779b97f4a7c15U;
+  std::map<datapath::WorkloadId, std::string> texts;
+  for (const auto& [client, sum] : sums) texts[client] = std::to_string(sum);
+  return texts;
+}
+
 std::map<std::uint32_t, PolicyRule> policy_rules(const Numbers& numbers) {
   std::map<std::uint32_t, PolicyRule> rules;
   for (const auto& [name, number] : numbers.names(Space::kPolicy)) {

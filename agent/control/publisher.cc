@@ -26,12 +26,16 @@ ByKey by_key(const std::vector<config::ObjectPtr>& objects) {
   return map;
 }
 
-json::array enrolled_list(const std::vector<Client>& clients) {
+json::array enrolled_list(const std::vector<Client>& clients, const datapath::State& kernel) {
+  const auto denied = denials(kernel);
   json::array list;
-  for (const Client& client : clients)
+  for (const Client& client : clients) {
+    const auto found = denied.find(client.kernel.id);
     list.push_back({{"id", client.kernel.id},
                     {"namespace", client.workload->name.ns},
-                    {"name", client.workload->name.name}});
+                    {"name", client.workload->name.name},
+                    {"denials", found == denied.end() ? std::string() : found->second}});
+  }
   return list;
 }
 
@@ -95,7 +99,7 @@ void Publisher::send_update(Clock::time_point now) {
 void Publisher::send_frames(std::vector<json::value> put, json::array gone, bool reset) {
   json::object frame = {{"type", feed::kUpdate}, {"version", version_}, {"reset", reset}};
   frame["delete"] = std::move(gone);
-  frame["enrolled"] = enrolled_list(wanted_.clients);
+  frame["enrolled"] = enrolled_list(wanted_.clients, current_);
   json::array part;
   std::size_t bytes = 0;
   for (json::value& tree : put) {

@@ -14,13 +14,14 @@
 //              u64 to mmap and stamp with CLOCK_MONOTONIC nanoseconds at least every 250 ms.
 //              access_log: true brings a descriptor opened for append; false: no log.
 //   update     {type, version: u64, reset: bool, put: [object trees], delete: [{kind, namespace,
-//               name}], enrolled: [{id, namespace, name}]}
+//               name}], enrolled: [{id, namespace, name, denials}]}
 //              reset: forget all objects first (the first update of a connection). Objects are
 //              whole resources (apiVersion, kind, metadata, spec), Services with their addresses.
 //              enrolled is always the whole list; a workload that is not in it is not accepted for,
-//              whatever meshhold sent. Versions grow on one connection. Large changes are cut into
-//              several frames: `more: true` on all but the last of one version; nothing is
-//              compiled or answered before the last.
+//              whatever meshhold sent. denials: opaque; when it changes, the kernel's policy for
+//              that client did, and connections opened before are not used again. Versions grow on
+//              one connection. Large changes are cut into several frames: `more: true` on all but
+//              the last of one version; nothing is compiled or answered before the last.
 //   kernel_counters {type, at_ms: unix time, totals: {name: n}, denied_by_policy: [{policy, rule,
 //               count}], allowed_by_policy: [{policy, rule, count}]}
 //              Every 2 s; rule -1: the policy's default.

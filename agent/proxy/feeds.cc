@@ -299,12 +299,14 @@ Result<> Feeds::on_update(const json::object& message) {
   }
   if (message.contains("enrolled")) {
     enrolled_.clear();
+    denials_.clear();
     for (const auto& entry : list_of(message, "enrolled")) {
       if (!entry.is_object()) return malformed("update.enrolled");
       const auto id = number_of(entry.get_object(), "id");
       if (!id) return malformed("update.enrolled without an id");
       enrolled_[static_cast<WorkloadId>(*id)] = {text_of(entry.get_object(), "namespace"),
                                                  text_of(entry.get_object(), "name")};
+      denials_[static_cast<WorkloadId>(*id)] = text_of(entry.get_object(), "denials");
     }
   }
   if (!flag_of(message, "more")) compile_and_publish(*version);
@@ -337,6 +339,7 @@ void Feeds::compile_and_publish(std::uint64_t version) {
   configuration->snapshot = snapshot_;
   configuration->gateway = compile_options_.gateway_workload;
   configuration->enrolled = enrolled_;
+  configuration->denials = denials_;
   proxy_->publish(std::move(configuration), [this, version] {
     log()->info("configuration in use version={}", version);
     to_meshd({{"type", feed::kAck}, {"version", version}});

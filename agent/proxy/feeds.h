@@ -86,6 +86,7 @@ class Feeds {
   // What meshd said.
   std::map<config::ObjectKey, config::ObjectPtr> objects_;
   std::map<WorkloadId, config::ObjectName> enrolled_;
+  std::map<WorkloadId, std::string> denials_;
   config::CompileOptions compile_options_;
   config::SnapshotPtr snapshot_;
   boost::json::object kernel_counters_;

@@ -137,6 +137,14 @@ UpstreamConnection::UpstreamConnection(EndpointPool& home, std::unique_ptr<net::
 
 UpstreamConnection::~UpstreamConnection() = default;
 
+const SocketAddress& UpstreamConnection::local_address() {
+  if (!local_) {
+    auto address = net::local_address(stream_->fd());
+    local_ = address ? address.value() : SocketAddress{};
+  }
+  return *local_;
+}
+
 // UpstreamPool
 
 UpstreamPool::UpstreamPool(net::Reactor& reactor, const Limits& limits, net::Scope& parent,
@@ -254,6 +262,7 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::open(EndpointPool& endpoint,
                                                      cluster::Limits::Slot slot,
                                                      net::Scope& parent) {
   const SocketAddress address = endpoint.endpoint->address();
+  const std::uint32_t generation = generation_;
   const auto& pool = cluster_->config().policy.pool;
   const auto failed = [&](Error error) {
     slot.reset();
@@ -297,6 +306,7 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::open(EndpointPool& endpoint,
   auto connection = std::make_unique<UpstreamConnection>(endpoint, std::move(stream).value(),
                                                          std::move(slot), reactor_.now());
   connection->requests_ = 1;
+  connection->generation_ = generation;
   co_return Obtained{std::move(connection), {}};
 }
 
@@ -314,8 +324,8 @@ void UpstreamPool::put_back(UpstreamConnectionPtr connection) {
   const bool too_old = policy.max_connection_duration &&
                        now - connection->opened_ >= *policy.max_connection_duration;
   const bool given_up = shared_ && waiting_.is_empty() && cluster_limits_->someone_waits();
-  if (used_up || too_old || given_up || home.endpoint->is_removed() ||
-      connection->stream().is_readable()) {
+  if (used_up || too_old || given_up || connection->generation_ != generation_ ||
+      home.endpoint->is_removed() || connection->stream().is_readable()) {
     return discard(std::move(connection));
   }
   --home.in_use;
@@ -377,6 +387,11 @@ void UpstreamPool::close_idle_of(EndpointPool& endpoint) {
 
 void UpstreamPool::close_idle() {
   for (auto& [key, endpoint] : endpoints_) close_idle_of(*endpoint);
+}
+
+void UpstreamPool::reopen() {
+  ++generation_;
+  close_idle();
 }
 
 void UpstreamPool::prune() {

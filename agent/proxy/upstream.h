@@ -69,6 +69,7 @@ class UpstreamConnection : private net::ListNode {
   net::TcpStream& stream() { return *stream_; }
   EndpointPool& home() { return home_; }
   bool is_reused() const { return requests_ > 1; }
+  const SocketAddress& local_address();  // asked of the kernel at first use
 
  private:
   friend class UpstreamPool;
@@ -88,6 +89,7 @@ class UpstreamConnection : private net::ListNode {
   Expiry expiry_;
   net::Clock::time_point opened_;
   std::uint32_t requests_ = 0;
+  std::uint32_t generation_ = 0;  // of the pool when it was opened
 };
 using UpstreamConnectionPtr = std::unique_ptr<UpstreamConnection>;
 
@@ -133,6 +135,8 @@ class UpstreamPool {
   // After a change of configuration: idle connections to endpoints that are gone end.
   void prune();
   void close_idle();
+  // What was opened before now takes no further request: a connect was allowed that may not be now.
+  void reopen();
   // Workers that share the budget: gives an idle connection up when another waits, and looks again
   // for those who wait here.
   void share();
@@ -181,6 +185,7 @@ class UpstreamPool {
   SocketStock& v6_;
   const bool shared_;
   std::uint32_t users_ = 0;
+  std::uint32_t generation_ = 0;
   std::uint32_t promised_ = 0;  // woken, not yet run: what was freed is theirs
   net::WaitQueue waiting_;
   net::Scope retire_scope_;

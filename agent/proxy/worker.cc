@@ -80,21 +80,41 @@ void Client::adopt(const View& view) {
     if (found != view.snapshot().workloads.end()) workload_ = found->second;
   }
   known_.notify_all(worker_.reactor());
+  adopt_denials(*view.configuration);
   // A pool whose cluster is no longer what that name means now ends when nobody uses it.
   std::erase_if(pools_, [&](auto& entry) {
     UpstreamPool& pool = *entry.second;
     pool.prune();
-    const auto& config = pool.cluster().config();
-    const bool known = std::ranges::any_of(
-        std::array{config.name, (workload_ ? workload_->name.ns : "") + "/" + config.name},
-        [&](const std::string& key) {
-          const auto& s = view.snapshot();
-          return s.clusters.contains(key) || s.client_clusters.contains(key);
-        });
+    const bool known = workload_ && is_current(view, *entry.first);
     if (known) return false;
     pool.close_idle();
     return !pool.is_used();
   });
+}
+
+// The kernel has the new policy already: connections opened from now on have passed it.
+void Client::adopt_denials(const Configuration& configuration) {
+  const auto found = configuration.denials.find(id_);
+  std::string denials = found == configuration.denials.end() ? std::string() : found->second;
+  if (denials_ && *denials_ != denials) {
+    for (auto& [key, pool] : pools_) pool->reopen();
+  }
+  denials_ = std::move(denials);
+}
+
+// Whether the configuration still means this very cluster by its name.
+bool Client::is_current(const View& view, const cluster::Cluster& cluster) const {
+  const std::string& name = cluster.config().name;
+  const std::string& ns = workload_->name.ns;
+  const auto& snapshot = view.snapshot();
+  const auto same = [&](const config::ClusterPtr& config) {
+    return worker_.clusters().get(config, ns).get() == &cluster;
+  };
+  if (const auto all = snapshot.clusters.find(name); all != snapshot.clusters.end()) {
+    if (same(all->second)) return true;
+  }
+  const auto own = snapshot.client_clusters.find(ns + "/" + name);
+  return own != snapshot.client_clusters.end() && same(own->second);
 }
 
 void Client::housekeeping() {

@@ -40,6 +40,8 @@ struct Configuration {
   config::WorkloadPtr gateway;  // the node's gateway workload; may be null
   // Workloads enrolled on this node.
   std::map<WorkloadId, config::ObjectName> enrolled;
+  // Changes with what the kernel's policy denies a client; the kernel checks connects alone.
+  std::map<WorkloadId, std::string> denials;
 };
 using ConfigurationPtr = std::shared_ptr<const Configuration>;
 
@@ -108,6 +110,7 @@ class Client {
   std::uint32_t requests = 0;  // in flight
 
   void adopt(const View& view);
+  void adopt_denials(const Configuration& configuration);
   void housekeeping();
   // Ends everything: connections first. Await it before destruction.
   net::Task<> close();
@@ -119,10 +122,13 @@ class Client {
   std::vector<PoolInfo> pools() const;
 
  private:
+  bool is_current(const View& view, const cluster::Cluster& cluster) const;
+
   Worker& worker_;
   const WorkloadId id_;
   const bool shared_;
   config::WorkloadPtr workload_;
+  std::optional<std::string> denials_;
   net::Scope scope_;
   net::Group connections_;
   net::WaitQueue known_;
