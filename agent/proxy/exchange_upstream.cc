@@ -42,6 +42,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
       pool.put_back(std::move(connection));
       co_return Refusal{.reason = Reason::kOverflow};
     }
+    if (worker_.logs_access()) upstream_local_ = connection->local_address();
     Refused refused;
     Next next = Next::kDone;
     {

@@ -89,6 +89,7 @@ class UpstreamConnection : private net::ListNode {
   Expiry expiry_;
   net::Clock::time_point opened_;
   std::uint32_t requests_ = 0;
+  std::optional<SocketAddress> local_;
   std::uint32_t generation_ = 0;  // of the pool when it was opened
 };
 using UpstreamConnectionPtr = std::unique_ptr<UpstreamConnection>;
