@@ -14,7 +14,7 @@ namespace {
 
 namespace asio = boost::asio;
 
-constexpr std::chrono::milliseconds kRedial{100};
+constexpr std::chrono::milliseconds kRedial{20};
 
 Logger log() {
   static const Logger made = logger("control");

@@ -138,8 +138,7 @@ Result<bool> Workloads::on_hold_message(const HoldMessage& message, feed::Fds fd
                   enrolment.reason);
       return true;
     }
-    const bool changed =
-        enrolment.state != Enrolment::State::kHeld || enrolment.cookie != message.netns_cookie;
+    const bool changed = enrolment.cookie != message.netns_cookie;
     enrolment.state = Enrolment::State::kHeld;
     enrolment.cookie = message.netns_cookie;
     enrolment.families = message.families;

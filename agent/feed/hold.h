@@ -29,7 +29,9 @@
 //                              family, ip, port) is the same socket: keep either, close the other.
 //                              Accept only once meshd's `enrolled` list names the workload.
 //     kSockets{workload, family, count, status} + count unconnected non-blocking TCP sockets; fewer
-//                              than asked, or none with a status, when they could not be made
+//                              than asked, or none with a status, when they could not be made.
+//                              Until the first kSync of a new meshhold, a request for a workload
+//                              that meshd has not named yet waits
 //     kRevoke{workload}        close its listeners and stock, end its connections
 //     kRevokeListener{workload, kind, family, ip, port}
 //     kSync                    what was not named on this connection is revoked

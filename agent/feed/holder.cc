@@ -20,7 +20,7 @@ Logger log() {
   return made;
 }
 
-constexpr std::chrono::milliseconds kRedial{50};
+constexpr std::chrono::milliseconds kRedial{20};
 constexpr std::chrono::milliseconds kPortTakenPatience{2000};
 constexpr std::size_t kMaxWants = 4096;
 
@@ -148,6 +148,7 @@ void Holder::lose_proxy(const Error& why) {
   log()->warn("meshproxy is gone reason={}", why.message);
   proxy_.reset();
   wants_.clear();
+  parked_.clear();
   proxy_lost_at_ = Clock::now();
   HoldMessage state = message_of(HoldType::kProxyState, 0);
   state.status = HoldStatus::kUnavailable;
@@ -212,7 +213,10 @@ Result<> Holder::from_meshd(const HoldMessage& message, Fds fds) {
 void Holder::enrol(const HoldMessage& message, Fds fds, Clock::time_point until) {
   const Refusal refusal = hold(message, fds);
   if (refusal.status == HoldStatus::kPortTaken && try_again_later(message, fds, until)) return;
-  if (refusal.status == HoldStatus::kOk) offer(message.workload, workloads_.at(message.workload));
+  if (refusal.status == HoldStatus::kOk) {
+    offer(message.workload, workloads_.at(message.workload));
+    unpark_wants();
+  }
   answer_enrolled(message.workload, refusal);
 }
 
@@ -333,7 +337,8 @@ void Holder::end(std::uint32_t id) {
   std::erase_if(retries_, [id](const Retry& retry) {
     return retry.message.type == HoldType::kEnrol && retry.message.workload == id;
   });
-  std::erase_if(wants_, [id](const HoldMessage& want) { return want.workload == id; });
+  for (auto* wants : {&wants_, &parked_})
+    std::erase_if(*wants, [id](const HoldMessage& want) { return want.workload == id; });
   if (workloads_.erase(id) == 0) return;
   to_proxy(message_of(HoldType::kRevoke, id));
 }
@@ -357,6 +362,7 @@ void Holder::sync() {
     if (!listener.named) unnamed_listeners.push_back(key);
   for (const HostKey& key : unnamed_listeners) end_host_listener(key);
   synced_ = true;
+  unpark_wants();
   to_proxy(message_of(HoldType::kSync, 0));
 }
 
@@ -419,7 +425,7 @@ void Holder::offer(std::uint32_t id, const Workload& workload) {
 Result<> Holder::from_proxy(const HoldMessage& message) {
   if (message.type != HoldType::kWantSockets)
     return Error{Errc::permission, "meshproxy sent a message that is not its to send"};
-  if (wants_.size() >= kMaxWants)
+  if (wants_.size() + parked_.size() >= kMaxWants)
     return Error{Errc::exhausted, "meshproxy asks for more sockets than it takes"};
   wants_.push_back(message);
   return success();
@@ -431,6 +437,10 @@ void Holder::serve_wants() {
        ++rounds) {
     HoldMessage answer = wants_.front();
     wants_.pop_front();
+    if (!synced_ && !workloads_.contains(answer.workload)) {
+      parked_.push_back(answer);  // we just started, and meshd has not named all of them yet
+      continue;
+    }
     answer.type = HoldType::kSockets;
     Fds fds;
     if (const auto held = workloads_.find(answer.workload); held == workloads_.end()) {
@@ -444,6 +454,10 @@ void Holder::serve_wants() {
     answer.count = static_cast<std::uint32_t>(fds.size());
     to_proxy(answer, std::move(fds));  // our copies close as they are sent: else no FIN goes out
   }
+}
+
+void Holder::unpark_wants() {
+  for (const HoldMessage& want : std::exchange(parked_, {})) wants_.push_back(want);
 }
 
 void Holder::to_proxy(const HoldMessage& message, Fds fds) {

@@ -68,6 +68,7 @@ class Holder {
   void read_meshd();
   void read_proxy();
   void serve_wants();
+  void unpark_wants();
   void retry_taken_ports();
   void refuse_after_grace();
   int poll_timeout() const;
@@ -97,6 +98,7 @@ class Holder {
   std::map<std::uint32_t, Workload> workloads_;
   std::map<HostKey, HostListener> host_listeners_;
   std::deque<HoldMessage> wants_;
+  std::deque<HoldMessage> parked_;  // of workloads that a restarted meshd or meshhold will name
   std::vector<Retry> retries_;
   Clock::time_point proxy_lost_at_ = Clock::now();
   bool refusing_ = false;

@@ -89,8 +89,6 @@ Refusal make_listener(const SocketAddress& address, bool v6, bool only_loopback_
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&raw.storage), raw.size) != 0 ||
       ::listen(fd.get(), kBacklog) != 0)
     return errno == EADDRINUSE ? Refusal{HoldStatus::kPortTaken, errno} : failed(errno);
-  // Reuse was for the TIME_WAITs of before; while connections are refused nobody may bind here.
-  if (!set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 0)) return failed(errno);
   made = std::move(fd);
   return kFine;
 }
@@ -206,11 +204,18 @@ std::optional<ListenerIdentity> identify_listener(int fd) {
   return identity;
 }
 
+// SO_REUSEADDR is on while it listens: accepted sockets inherit it, so that their TIME_WAITs do not
+// keep the next listener from the port. It is off while connections are refused: nobody else may
+// bind there then.
 Result<> accept_connections(int listener) {
-  if (::listen(listener, kBacklog) != 0) return errno_error(errno, "listen");
+  if (!set_option(listener, SOL_SOCKET, SO_REUSEADDR, 1) || ::listen(listener, kBacklog) != 0)
+    return errno_error(errno, "listen");
   return success();
 }
 
-void refuse_connections(int listener) { ::shutdown(listener, SHUT_RDWR); }
+void refuse_connections(int listener) {
+  set_option(listener, SOL_SOCKET, SO_REUSEADDR, 0);
+  ::shutdown(listener, SHUT_RDWR);
+}
 
 }  // namespace mesh::feed

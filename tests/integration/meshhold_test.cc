@@ -242,6 +242,8 @@ TEST_F(MeshHold, HandsOutUnconnectedSocketsOfTheNamespaceAndKeepsNone) {
   Peer meshd = connect_meshd();
   Peer proxy = accept_proxy();
   ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  meshd.send(of_type(HoldType::kSync));
+  ASSERT_TRUE(proxy.next(HoldType::kSync));
   proxy.send(want(8, kFamily4, 3));  // answered after the listeners' duplicates are closed
   ASSERT_TRUE(proxy.next(HoldType::kSockets));
   const std::size_t before = open_files();
@@ -268,6 +270,24 @@ TEST_F(MeshHold, HandsOutUnconnectedSocketsOfTheNamespaceAndKeepsNone) {
   EXPECT_EQ(unknown->message.status, HoldStatus::kUnknown);
   EXPECT_EQ(unknown->fds.size(), 0U);
   expect_open_files(before);
+}
+
+TEST_F(MeshHold, ARequestWaitsUntilMeshdHasNamedAllWorkloads) {
+  const NetNs ns = NetNs::create();
+  Peer proxy = accept_proxy();
+  proxy.send(want(7, kFamily4, 2));
+  proxy.send(want(8, kFamily4, 2));
+  Peer meshd = connect_meshd();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  auto sockets = proxy.next(HoldType::kSockets);
+  ASSERT_TRUE(sockets);
+  EXPECT_EQ(sockets->fds.size(), 2U);
+  EXPECT_FALSE(proxy.next(HoldType::kSockets, std::chrono::milliseconds(50)));
+  meshd.send(of_type(HoldType::kSync));
+  auto unknown = proxy.next(HoldType::kSockets);
+  ASSERT_TRUE(unknown);
+  EXPECT_EQ(unknown->message.workload, 8U);
+  EXPECT_EQ(unknown->message.status, HoldStatus::kUnknown);
 }
 
 TEST_F(MeshHold, RefusesANamespaceByName) {
@@ -382,6 +402,11 @@ TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsRevokedThereFirst) {
     (void)enrolled(meshd, 7, ns.fd());
     held_by_proxy = proxy.next(HoldType::kListener);
     ASSERT_TRUE(held_by_proxy);
+    // What the proxy served leaves a TIME_WAIT on the port.
+    const UniqueFd client(ns.run([] { return test::dial("127.0.0.1:15001"); }));
+    test::accept_within(held_by_proxy->fds.at(0).get()).reset();
+    char byte = 0;
+    EXPECT_EQ(::read(client.get(), &byte, 1), 0);
     kill();  // and meshd with it: nobody has a duplicate to give back
   }
   start();
