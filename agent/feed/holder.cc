@@ -324,13 +324,21 @@ bool Holder::try_again_later(const HoldMessage& message, Fds& fds, Clock::time_p
   return true;
 }
 
+bool Holder::is_retried(std::uint32_t id) const {
+  return std::ranges::any_of(retries_, [id](const Retry& retry) {
+    return retry.message.type == HoldType::kEnrol && retry.message.workload == id;
+  });
+}
+
 void Holder::retry_taken_ports() {
+  if (retries_.empty()) return;
   for (Retry& retry : std::exchange(retries_, {})) {
     if (retry.message.type == HoldType::kEnrol)
       enrol(retry.message, std::move(retry.fds), retry.until);
     else
       listen_on_host(retry.message, std::move(retry.fds), retry.until);
   }
+  unpark_wants();
 }
 
 void Holder::end(std::uint32_t id) {
@@ -437,7 +445,7 @@ void Holder::serve_wants() {
        ++rounds) {
     HoldMessage answer = wants_.front();
     wants_.pop_front();
-    if (!synced_ && !workloads_.contains(answer.workload)) {
+    if (!workloads_.contains(answer.workload) && (!synced_ || is_retried(answer.workload))) {
       parked_.push_back(answer);  // we just started, and meshd has not named all of them yet
       continue;
     }

@@ -70,6 +70,7 @@ class Holder {
   void serve_wants();
   void unpark_wants();
   void retry_taken_ports();
+  bool is_retried(std::uint32_t id) const;
   void refuse_after_grace();
   int poll_timeout() const;
 
