@@ -15,8 +15,8 @@ void free_frame(void* frame, std::size_t size) noexcept { ::operator delete(fram
 
 namespace {
 
-constexpr std::size_t kStep = 128;
-constexpr std::size_t kClasses = 64;         // up to 8 KB; larger frames go to the heap
+constexpr std::size_t kStep = 64;
+constexpr std::size_t kClasses = 128;        // up to 8 KB; larger frames go to the heap
 constexpr std::size_t kKeepPerClass = 1024;  // what a burst leaves behind is given back
 
 struct FreeFrame {

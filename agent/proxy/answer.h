@@ -32,8 +32,9 @@ enum class Reason : std::uint8_t {
 struct Refusal {
   Reason reason = Reason::kUpstreamClosed;
   int status = 0;
-  std::string_view detail;     // static text
-  std::optional<Error> cause;  // of a failed connect
+  std::string_view detail;       // static text
+  std::optional<Error> cause;    // of a failed connect
+  bool endpoint_failed = false;  // its connect was tried and failed: outlier detection counts it
 };
 
 struct Answer {

@@ -33,7 +33,7 @@ struct Downstream {
   Client& client;
   const ListenerId& via;
   std::unique_ptr<net::TcpStream> stream;
-  net::Scope scope;
+  net::Scope& scope;  // the client's: ends with it
   ReadBuffer in;
   SocketAddress destination;  // where the client wanted to go; a gateway's own address
   bool linger = false;        // the client may still be sending: let it read the answer

@@ -31,7 +31,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
     if (!connection) {
       auto obtained = co_await pool.obtain(*endpoint_, scope);
       if (obtained.refusal) {
-        if (obtained.refusal->reason == Reason::kConnectFailed) report(Outcome::connect_failed());
+        if (obtained.refusal->endpoint_failed) report(Outcome::connect_failed());
         co_return std::move(obtained.refusal);
       }
       connection = std::move(obtained.connection);

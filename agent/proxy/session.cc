@@ -14,27 +14,22 @@ namespace {
 
 enum class Head : std::uint8_t { kParsed, kClosed, kRefused };
 
-// Waits for the first bytes of a request. While it waits the connection holds no buffer.
-net::Task<bool> wait_for_request(Downstream& down) {
-  while (down.in.is_empty()) {
-    down.in.release();
-    if (!co_await down.stream->readable(down.scope, down.worker.limits().idle_timeout)) {
-      co_return false;
-    }
-    down.in.acquire(down.worker.buffers());
-    const auto read = down.stream->try_read(down.in.space());
-    if (read.would_block()) continue;
-    if (read.error != 0 || read.bytes == 0) co_return false;
-    down.in.filled(read.bytes);
-  }
-  co_return true;
+enum class First : std::uint8_t { kBytes, kNothing, kEnd };
+
+// What woke an idle connection.
+First read_first_bytes(Downstream& down) {
+  down.in.acquire(down.worker.buffers());
+  const auto read = down.stream->try_read(down.in.space());
+  if (read.would_block()) return First::kNothing;
+  if (read.error != 0 || read.bytes == 0) return First::kEnd;
+  down.in.filled(read.bytes);
+  return First::kBytes;
 }
 
 // The rest of the head. `refusal` says what to answer where that is not to be.
 net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal) {
   http::RequestParser parser;
-  net::Scope scope(down.scope);
-  bool waited = false;
+  const auto deadline = down.worker.reactor().now() + down.worker.limits().head_timeout;
   exchange.head().clear();
   while (true) {
     switch (parser.parse(down.in.unread(), exchange.head())) {
@@ -50,14 +45,14 @@ net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal
       case http::Parse::need_more:
         break;
     }
-    if (!std::exchange(waited, true)) scope.expires_after(down.worker.limits().head_timeout);
     const auto space = down.in.space();
     if (space.empty()) {
       refusal = {.reason = Reason::kBadRequest, .status = 431, .detail = "head too large"};
       co_return Head::kRefused;
     }
-    auto read = co_await down.stream->read_some(space, scope);
-    if (!read && scope.cancelled() == Errc::timed_out) {
+    auto read =
+        co_await down.stream->read_some(space, down.scope, deadline - down.worker.reactor().now());
+    if (!read && !down.scope.is_cancelled() && read.error().code == Errc::timed_out) {
       refusal = {.reason = Reason::kHeadTimeout};
       co_return Head::kRefused;
     }
@@ -124,7 +119,15 @@ net::Task<> serve_connection(Worker& worker, Client& client, ListenerId via, Uni
   worker.counters().connections_active.add();
   Downstream down(worker, client, via, std::move(stream).value());
   if (find_destination(down)) {
-    while (co_await wait_for_request(down)) {
+    // Between requests the connection holds no buffer and no frame but this.
+    while (true) {
+      if (down.in.is_empty()) {
+        down.in.release();
+        if (!co_await down.stream->readable(down.scope, worker.limits().idle_timeout)) break;
+        const First first = read_first_bytes(down);
+        if (first == First::kNothing) continue;
+        if (first == First::kEnd) break;
+      }
       if (!co_await serve_request(down)) break;
     }
     if (down.linger) co_await linger(down);

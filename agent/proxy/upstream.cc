@@ -301,7 +301,11 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::open(EndpointPool& endpoint,
     if (stream.error().code == Errc::timed_out) {
       cluster_->counters().upstream_cx_connect_timeout.add();
     }
-    co_return failed(std::move(stream).error());
+    // Refused by the kernel's policy for this client: the endpoint is not to blame.
+    const bool endpoint_failed = stream.error().code != Errc::permission;
+    auto result = failed(std::move(stream).error());
+    result.refusal->endpoint_failed = endpoint_failed;
+    co_return result;
   }
   auto connection = std::make_unique<UpstreamConnection>(endpoint, std::move(stream).value(),
                                                          std::move(slot), reactor_.now());
