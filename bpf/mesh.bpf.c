@@ -9,6 +9,7 @@
 #include <bpf/bpf_endian.h>
 // clang-format on
 
+#define EACCES 13
 #define ECONNREFUSED 111
 #define AF_INET 2
 #define AF_INET6 10
@@ -20,10 +21,14 @@
 #define SO_ORIGINAL_DST 80  // and IP6T_SO_ORIGINAL_DST
 #define LOOPBACK_IFINDEX 1
 
-static __always_inline int um_refuse(__u32 counter) {
+static __always_inline int um_refuse_as(__u32 counter, int error) {
   if (counter != UM_NO_COUNTER) um_count(counter);
-  bpf_set_retval(-ECONNREFUSED);
+  bpf_set_retval(-error);
   return 0;
+}
+
+static __always_inline int um_refuse(__u32 counter) {
+  return um_refuse_as(counter, ECONNREFUSED);
 }
 
 static __always_inline void um_mapped(struct um_address* address, __u32 v4 /* be32 */) {
@@ -39,7 +44,9 @@ static __always_inline int um_connect_mesh(const struct um_connect* in) {
   struct um_decision decision = {};
   um_decide_mesh(in, &decision);
   if (decision.policed) um_count_policy(decision.policy, decision.action != UM_REFUSE);
-  if (decision.action == UM_REFUSE) return um_refuse(decision.counter);
+  // Not ECONNREFUSED: the proxy must not take its client's lack of a permission for an endpoint's
+  // failure, which would eject it for every other client.
+  if (decision.action == UM_REFUSE) return um_refuse_as(decision.counter, EACCES);
   if (decision.counter != UM_NO_COUNTER) um_count(decision.counter);
   return 1;
 }

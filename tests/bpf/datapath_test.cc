@@ -29,6 +29,7 @@ constexpr datapath::WorkloadId kApp = 7;
 constexpr const char* kProxy4 = "127.0.0.1:15001";
 constexpr const char* kProxy6 = "[::1]:15001";
 constexpr int kRefused = ECONNREFUSED;
+constexpr int kDenied = EACCES;  // one of the mesh's own sockets
 
 SocketAddress at(const std::string& text) { return test::endpoint(text); }
 IpAddress ip(const std::string& text) { return IpAddress::parse(text).value(); }
@@ -487,17 +488,17 @@ TEST_F(DatapathTest, TheMeshIsPolicedButNeverRedirected) {
   state_.verdicts[{kApp, 3, 0, 0}] = {false, 9};
   apply_all();
   proxy_lives();
-  EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kRefused);
+  EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kDenied);
   EXPECT_EQ(connect_from_mesh("10.9.0.3:8080"), 0);
   EXPECT_TRUE(test::accept_within(second_.get(), 1000));
   for (const char* forbidden :
        {"127.0.0.1:15001", "[::1]:15001", "169.254.169.254:80", "[fe80::1]:80", "0.0.0.0:80",
         "[::]:80", "224.0.0.1:80", "[ff02::1]:80", "255.255.255.255:80"})
-    EXPECT_EQ(connect_from_mesh(forbidden), kRefused) << forbidden;
+    EXPECT_EQ(connect_from_mesh(forbidden), kDenied) << forbidden;
   EXPECT_EQ(count("mesh_connects_refused_address"), 9);
   EXPECT_EQ(count("mesh_connects_denied_policy"), 1);
   EXPECT_EQ(must(datapath_->counters()).denied_by_policy[9], 1);
-  EXPECT_EQ(server_->run([] { return test::try_connect("10.9.0.1:1"); }), kRefused);
+  EXPECT_EQ(server_->run([] { return test::try_connect("10.9.0.1:1"); }), kDenied);
   EXPECT_EQ(count("mesh_connects_denied_unknown_workload"), 1);
 }
 
@@ -820,7 +821,7 @@ TEST_F(DatapathTest, AFullMapOfDestinationsRefusesWhatItDoesNotHold) {
   state_.endpoints[ip("10.250.0.1")] = 3;
   EXPECT_TRUE(apply().contains(0));
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
-  EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kRefused);
+  EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kDenied);
   EXPECT_EQ(count("connects_denied_map_full"), 1);
   EXPECT_EQ(count("mesh_connects_denied_map_full"), 1);
   state_.endpoints.clear();
