@@ -170,7 +170,7 @@ Result<std::string> Client::request(std::string_view method, std::string_view ta
   return std::move(parser.get().body());
 }
 
-Result<> Client::stream(std::string_view target,
+Result<> Client::stream(std::string_view target, const std::function<void()>& on_start,
                         const std::function<bool(std::string_view)>& on_line) const {
   MESH_TRY(auto fd, dial(run_dir_ + "/" + std::string(api::kSocketName)));
   UnixStream stream(std::move(fd), Clock::time_point::max());
@@ -183,6 +183,7 @@ Result<> Client::stream(std::string_view target,
   parser.body_limit(boost::none);
   http::read_header(stream, buffer, parser, ec);
   if (ec) return broken(ec, target);
+  if (parser.get().result_int() == 200) on_start();
   std::string pending;
   char chunk[16384];
   while (!parser.is_done()) {

@@ -31,8 +31,9 @@ class Client {
              request("POST", target, boost::json::serialize(api::to_json(message)), within));
     return api::from_text<T>(body);
   }
-  // Each line of a reply without end, until `on_line` returns false or meshd ends it.
-  Result<> stream(std::string_view target,
+  // Each line of a reply without end, until `on_line` returns false or meshd ends it; `on_start`
+  // once meshd has agreed.
+  Result<> stream(std::string_view target, const std::function<void()>& on_start,
                   const std::function<bool(std::string_view)>& on_line) const;
 
  private:

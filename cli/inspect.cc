@@ -158,7 +158,11 @@ Result<int> tap(const Environment& environment, const TapOptions& options, Forma
                  "STATUS", "FLAGS", "LATENCY"});
   std::uint64_t seen = 0;
   Result<> problem = success();
-  MESH_TRY(Client(environment.run_dir).stream(target, [&](std::string_view line) {
+  // On stderr: what reads the events need not care, and who starts requests may wait for it.
+  auto on_start = [] {
+    std::fputs("The tap is on: requests show as they end; Ctrl-C ends it\n", stderr);
+  };
+  MESH_TRY(Client(environment.run_dir).stream(target, on_start, [&](std::string_view line) {
     auto event = api::from_text<api::TapEvent>(line);
     if (!event) {
       problem = std::move(event).error();

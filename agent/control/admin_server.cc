@@ -244,15 +244,10 @@ asio::awaitable<void> write_tap(Stream& stream, const std::shared_ptr<Tap>& tap)
   }
 }
 
+// The head of the answer says that requests are shown from now on: every worker of the proxy has
+// answered a question that it got after the tap.
 asio::awaitable<void> serve_tap(Stream& stream, Node& node, const Request& request,
                                 api::Target target) {
-  http::response<http::empty_body> response(http::status::ok, request.version());
-  response.set(http::field::content_type, "application/x-ndjson");
-  response.chunked(true);
-  http::response_serializer<http::empty_body> serializer(response);
-  auto [error, size] = co_await http::async_write_header(stream, serializer, use_result);
-  if (error) co_return;
-  stream.expires_never();
   auto tap = std::make_shared<Tap>(stream.get_executor());
   const std::uint64_t id = node.add_tap([tap, target](const api::TapEvent& event) {
     if (!passes(target, event)) return;
@@ -263,6 +258,17 @@ asio::awaitable<void> serve_tap(Stream& stream, Node& node, const Request& reque
     tap->lines.push_back(json::serialize(api::to_json(event)));
     tap->wake.cancel();
   });
+  co_await proxy_view(node, "clusters");
+  http::response<http::empty_body> response(http::status::ok, request.version());
+  response.set(http::field::content_type, "application/x-ndjson");
+  response.chunked(true);
+  http::response_serializer<http::empty_body> serializer(response);
+  auto [error, size] = co_await http::async_write_header(stream, serializer, use_result);
+  if (error) {
+    node.remove_tap(id);
+    co_return;
+  }
+  stream.expires_never();
   // It ends when the socket closes, which is at the latest when this coroutine returns.
   asio::co_spawn(stream.get_executor(), watch_for_close(stream, tap), asio::detached);
   co_await write_tap(stream, tap);

@@ -297,9 +297,11 @@ def tap(count, *options):
     """meshctl tap while the block runs; the list that it yields holds the events afterwards."""
     events = []
     process = subprocess.Popen([str(MESHCTL), "tap", "--count", str(count), "-o", "json", *options],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        time.sleep(0.5)  # no answer tells when a tap has begun
+        line = process.stderr.readline()
+        if not line.startswith("The tap is on"):
+            raise CommandFailed(f"meshctl tap: {line.strip() or 'it ended'}")
         yield events
         output, _ = process.communicate(timeout=15)
     except subprocess.TimeoutExpired:

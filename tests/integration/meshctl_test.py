@@ -376,7 +376,9 @@ class Objects(MeshctlCase):
         self.assertIn("state: degraded", self.meshctl("status", "-o", "yaml").stdout)
 
     def test_tap_prints_a_table_or_lines_of_json(self):
-        self.assertEqual(len(self.ok("tap", "--count", "3").splitlines()), 4)
+        done = self.meshctl("tap", "--count", "3")
+        self.assertEqual((done.returncode, len(done.stdout.splitlines())), (0, 4))
+        self.assertTrue(done.stderr.startswith("The tap is on"), done.stderr)  # tests wait for this line
         events = [json.loads(line) for line in self.ok("tap", "--count", "5", "-o", "json", "--destination", "a/b&c").splitlines()]
         self.assertEqual([e["path"] for e in events], ["/0", "/1", "/2", "/3", "/4"])
         self.assertEqual(events[0]["route"], "a/b&c")
