@@ -601,6 +601,9 @@ def main():
     if os.geteuid() != 0:
         parser.error("needs root (BPF programs and network namespaces)")
     if not mesh.MESHCTL.exists():
+        if arguments.run is down and not STARTED.exists() and not os.path.exists(leftovers.OUR_FILES[0]):
+            print("Nothing runs: this clone was never built.")
+            return 0
         parser.error(f"{mesh.MESHCTL} is missing: run ./dev build")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -1,8 +1,10 @@
 #!/usr/bin/python3
 """The lab's commands after a kill -9 in the middle, and twice in a row: they work, and leave nothing behind."""
 
+import os
 import pathlib
 import subprocess
+import tempfile
 import unittest
 
 import leftovers
@@ -11,8 +13,9 @@ import mesh
 LAB = ["/usr/bin/python3", str(pathlib.Path(__file__).with_name("lab.py"))]
 
 
-def lab(*arguments):
-    return subprocess.run([*LAB, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def lab(*arguments, **environment):
+    return subprocess.run([*LAB, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+                          env={**os.environ, **environment})
 
 
 class RecoveryTest(unittest.TestCase):
@@ -20,6 +23,14 @@ class RecoveryTest(unittest.TestCase):
         done = lab(*arguments)
         self.assertEqual(done.returncode, 0, f"lab.py {' '.join(arguments)}:\n{done.stdout}")
         return done.stdout
+
+    def test_down_in_a_clone_that_was_never_built_says_that_nothing_runs(self):
+        with tempfile.TemporaryDirectory() as empty:
+            done = lab("down", MESH_BIN_DIR=f"{empty}/bin", UNDERMESH_LAB_DIR=f"{empty}/lab", UNDERMESH_RUN_DIR=f"{empty}/run")
+            self.assertEqual((done.returncode, os.listdir(empty)), (0, []), done.stdout)
+            self.assertIn("Nothing runs", done.stdout)
+            os.mkdir(f"{empty}/run")  # something may run after all
+            self.assertEqual(lab("down", MESH_BIN_DIR=f"{empty}/bin", UNDERMESH_RUN_DIR=f"{empty}/run").returncode, 2)
 
     def kill_during(self, *arguments, when):
         process = subprocess.Popen([*LAB, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
