@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import time
 
@@ -12,6 +13,14 @@ PROGRAMS = pathlib.Path(os.environ.get("MESH_BIN_DIR", bookinfo.ROOT / "build" /
 CGROUP = os.environ.get("UNDERMESH_CGROUP", "undermesh")  # the name that meshctl reads from there too
 OUR_FILES = (os.environ.get("UNDERMESH_RUN_DIR", "/run/undermesh"), "/var/lib/undermesh", "/etc/undermesh", "/var/log/undermesh", "/sys/fs/bpf/undermesh")
 WATCHED_DIRECTORIES = ("/run", "/tmp", "/etc", "/var/lib", "/var/log", "/dev/shm")
+# What the rest of a Debian system makes in those at any time: sessions and services that start, rotated logs,
+# accounts' backups, apt and its lock, a shell's here documents, directories that a program names by a random UUID.
+OTHERS_FILES = re.compile(
+    r"/tmp/(systemd-private-.*|snap-private-tmp|\.X\d+-lock|\.(X11|ICE|font|XIM)-unix|ssh-\w+|tmux-\d+|sh-thd[.\w-]*"
+    r"|\w*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"|/run/(user|sudo|screen|motd.*|utmp|netns|lock|log|.*\.pid|.*\.lock|apt\..*|reboot-required.*)"
+    r"|/var/log/.*\.(\d+|gz|xz|old)|/var/lib/(apt|dpkg|systemd|logrotate|private)"
+    r"|/etc/(\.pwd\.lock|(passwd|group|shadow|gshadow|subuid|subgid)-|ld\.so\.cache|mtab|resolv\.conf|\..*\.sw\w)")
 # Settings that the kernel itself keeps changing.
 LIVELY_SYSCTLS = ("/proc/sys/fs/", "/proc/sys/kernel/random/", "/proc/sys/kernel/ns_last_pid",
                   "/proc/sys/kernel/pty/nr", "/proc/sys/kernel/keys/", "/proc/sys/net/netfilter/nf_conntrack_count",
@@ -125,7 +134,7 @@ def sysctls():
 def files():
     ours = {f"file {path}" for path in OUR_FILES if os.path.exists(path)}
     return ours | {f"file {name}" for directory in WATCHED_DIRECTORIES for name in _names(directory)
-                   if "mesh" in os.path.basename(name)}
+                   if not OTHERS_FILES.fullmatch(name)}
 
 
 CHECKS = {"processes": processes, "cgroups": cgroups, "namespaces": namespaces, "BPF programs, maps and links": bpf,
