@@ -86,7 +86,7 @@ Answer to_answer(const Refusal& refusal) {
               .details = "response_timeout",
               .body = "upstream request timeout"};
     case Reason::kStreamIdle:
-      return {.status = 504,
+      return {.status = refusal.status,
               .flags = ResponseFlag::kStreamIdleTimeout,
               .details = "stream_idle_timeout",
               .body = "stream timeout",

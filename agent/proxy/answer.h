@@ -24,7 +24,7 @@ enum class Reason : std::uint8_t {
   kUpstreamReset,      // 503 UR
   kUpstreamProtocol,   // 502 UPE: what came is no HTTP response
   kTimeout,            // 504 UT: the route's time-out
-  kStreamIdle,         // 504 SI: nothing moved for too long
+  kStreamIdle,         // `status` SI: nothing moved for too long: 504, or 408 of the client's body
   kFault,              // `status` FI
   kClientGone,         // no answer, DC
 };

@@ -73,7 +73,7 @@ void Exchange::begin(Downstream& down) {
   decision_ = {};
   has_body_ = head_.body.has_body();
   request_body_ = http::BodyDecoder(head_.body);
-  upgrade_ = sent_any_ = keep_ = upstream_done_ = retried_ = false;
+  sent_any_ = keep_ = upstream_done_ = retried_ = false;
   upload_end_.reset();
   service_time_ms_ = -1;
   status_ = 0;
@@ -216,9 +216,9 @@ void Exchange::edit_request() {
     scratch_ = down_->service != nullptr ? down_->service->host : down_->destination.to_string();
     rewrite.authority = scratch_;
   }
-  upgrade_ = !head_.upgrade.empty() && is(head_.upgrade, "websocket") &&
-             head_.method == http::Method::get && !has_body_;
-  rewrite.keep_upgrade = upgrade_;
+  // Other protocols are not offered to the endpoint: it answers in HTTP/1.1 (RFC 9110 7.8).
+  rewrite.keep_upgrade = !head_.upgrade.empty() && is(head_.upgrade, "websocket") &&
+                         head_.method == http::Method::get && !has_body_;
   out_.clear();
   http::write_request_head(head_, rewrite, out_);
 }

@@ -122,7 +122,6 @@ class Exchange {
   UpstreamPool::User pool_;
   EndpointPool* endpoint_ = nullptr;
   bool has_body_ = false;
-  bool upgrade_ = false;
   bool sent_any_ = false;       // a byte of the request went to the endpoint
   bool keep_ = false;           // the downstream connection
   bool upstream_done_ = false;  // the whole response was relayed, and the connection may go on

@@ -114,6 +114,7 @@ telemetry::WorkerMetrics::Edge* Exchange::make_edge(std::string_view reporter,
   const config::Workload& source = *down_->client.workload();
   telemetry::EdgeLabels labels;
   labels.reporter = reporter;
+  if (reporter == "destination") labels.connection_security_policy = "none";
   const std::string source_principal = "spiffe://" + source.principal();
   labels.source = peer_labels(source, source_principal);
   std::string destination_principal;

@@ -40,6 +40,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
     auto slot = pool.limits().try_request();
     if (!slot) {
       pool.put_back(std::move(connection));
+      endpoint_ = nullptr;
       co_return Refusal{.reason = Reason::kOverflow};
     }
     if (worker_.logs_access()) upstream_local_ = connection->local_address();
@@ -144,9 +145,11 @@ net::Task<> Exchange::upload(net::Scope& scope) {
 // Why a wait of this request was cancelled.
 Exchange::Next Exchange::cancelled(const net::Scope& scope, Refused& refused) {
   const auto why = scope.cancelled();
-  if (!why || *why == Errc::exhausted) {
+  if (!why) {
     report(Outcome::timeout());
-    refused = Refusal{.reason = Reason::kStreamIdle};
+    refused = Refusal{.reason = Reason::kStreamIdle, .status = 504};
+  } else if (*why == Errc::exhausted) {  // the client's own body did not come: upload()
+    refused = Refusal{.reason = Reason::kStreamIdle, .status = 408};
   } else if (*why == Errc::timed_out) {
     report(Outcome::timeout());
     refused = Refusal{.reason = Reason::kTimeout};
@@ -201,7 +204,7 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
       // No buffer is held while the endpoint thinks.
       auto ready = co_await stream.readable(scope, stall);
       if (!ready) co_return cancelled(scope, refused);
-      up_.acquire(worker_.buffers());
+      up_.acquire(worker_.buffers(), down_->client.buffers);
     }
     const auto space = up_.space();
     auto io_result = stream.try_read(space);

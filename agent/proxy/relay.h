@@ -19,10 +19,20 @@ class ReadBuffer {
  public:
   static constexpr std::size_t kRead = 64 * 1024;
 
-  void acquire(net::BufferPool& pool) {
-    if (!lease_) lease_ = pool.take();
+  ReadBuffer() = default;
+  ReadBuffer(const ReadBuffer&) = delete;
+  ReadBuffer& operator=(const ReadBuffer&) = delete;
+  ~ReadBuffer() { release(); }
+
+  // `account` counts the buffers that somebody holds.
+  void acquire(net::BufferPool& pool, std::size_t& account) {
+    if (lease_) return;
+    lease_ = pool.take();
+    account_ = &account;
+    ++account;
   }
   void release() {
+    if (lease_) --*account_;
     lease_.release();
     begin_ = end_ = floor_ = 0;
   }
@@ -42,6 +52,7 @@ class ReadBuffer {
 
  private:
   net::BufferPool::Lease lease_;
+  std::size_t* account_ = nullptr;
   std::size_t begin_ = 0, end_ = 0, floor_ = 0;
 };
 

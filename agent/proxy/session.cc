@@ -18,7 +18,7 @@ enum class First : std::uint8_t { kBytes, kNothing, kEnd };
 
 // What woke an idle connection.
 First read_first_bytes(Downstream& down) {
-  down.in.acquire(down.worker.buffers());
+  down.in.acquire(down.worker.buffers(), down.client.buffers);
   const auto read = down.stream->try_read(down.in.space());
   if (read.would_block()) return First::kNothing;
   if (read.error != 0 || read.bytes == 0) return First::kEnd;
@@ -67,7 +67,7 @@ net::Task<> linger(Downstream& down) {
   net::Scope scope(down.worker.reactor());
   scope.expires_after(down.worker.limits().linger);
   down.stream->shutdown_write();
-  down.in.acquire(down.worker.buffers());
+  down.in.acquire(down.worker.buffers(), down.client.buffers);
   std::size_t dropped = 0;
   while (dropped < down.worker.limits().linger_bytes) {
     down.in.consume(down.in.unread().size());

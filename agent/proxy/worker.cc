@@ -56,8 +56,7 @@ Client::Client(Worker& worker, WorkloadId id, bool shared)
 
 bool Client::has_room() const {
   const Limits& limits = worker_.limits();
-  return requests < limits.requests &&
-         worker_.buffers().in_use() * sizeof(net::BufferBlock) < limits.buffer_bytes;
+  return requests < limits.requests && buffers * sizeof(net::BufferBlock) < limits.buffer_bytes;
 }
 
 UpstreamPool::User Client::use_pool(const cluster::ClusterPtr& cluster) {

@@ -108,6 +108,7 @@ class Client {
   // A request may begin: its slot, unless a limit of the workload is reached.
   bool has_room() const;
   std::uint32_t requests = 0;  // in flight
+  std::size_t buffers = 0;     // held by its connections and requests
 
   void adopt(const View& view);
   void adopt_denials(const Configuration& configuration);

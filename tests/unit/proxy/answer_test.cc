@@ -55,7 +55,7 @@ TEST(Answer, EveryReasonHasItsStatusAndFlag) {
        "UPE",
        "upstream connect error or disconnect/reset before headers. reset reason: protocol error"},
       {{.reason = Reason::kTimeout}, 504, "UT", "upstream request timeout"},
-      {{.reason = Reason::kStreamIdle}, 504, "SI", "stream timeout"},
+      {{.reason = Reason::kStreamIdle, .status = 504}, 504, "SI", "stream timeout"},
       {{.reason = Reason::kFault, .status = 555}, 555, "FI", "fault filter abort"},
       {{.reason = Reason::kClientGone}, 0, "DC", ""},
   };

@@ -24,8 +24,9 @@ class RelayTest : public testing::Test {
 
   net::Task<> relay(net::Stream& from, http::Framing in, net::Stream& to, http::BodyKind out,
                     std::string prefix, net::Scope& scope, Ran* ran) {
+    std::size_t held = 0;
     ReadBuffer buffer;
-    buffer.acquire(pool);
+    buffer.acquire(pool, held);
     http::BodyDecoder decoder(in);
     Relay relay{.from = from,
                 .buffer = buffer,
