@@ -3,6 +3,7 @@
 
 client.py load URL [-n N] [-c CLIENTS] [-H 'name: value']...   keep-alive requests; the clients of a round start together
 client.py connect HOST:PORT...                                 one TCP connect each: errno and milliseconds
+client.py ask URL                                              one request for each line on stdin, all on one connection
 """
 
 import argparse
@@ -11,6 +12,7 @@ import errno
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
 import urllib.parse
@@ -87,6 +89,25 @@ def connect(arguments):
     return results
 
 
+def ask(arguments):
+    """Prints a line of JSON for each answer; the local port tells whether it is still the same connection."""
+    url = urllib.parse.urlsplit(arguments.url)
+    connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT_SECONDS)
+    answers = 0
+    for _ in sys.stdin:
+        try:
+            connection.request("GET", url.path or "/")
+            port = connection.sock.getsockname()[1]
+            response = connection.getresponse()
+            response.read()
+            print(json.dumps({"status": response.status, "port": port}), flush=True)
+            answers += 1
+        except (OSError, http.client.HTTPException) as error:
+            print(json.dumps({"status": repr(error), "port": 0}), flush=True)
+            connection.close()
+    return {"answers": answers}
+
+
 def main():
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
@@ -99,6 +120,9 @@ def main():
     command = commands.add_parser("connect")
     command.add_argument("targets", nargs="+")
     command.set_defaults(run=connect)
+    command = commands.add_parser("ask")
+    command.add_argument("url")
+    command.set_defaults(run=ask)
     arguments = parser.parse_args()
     print(json.dumps(arguments.run(arguments)))
 

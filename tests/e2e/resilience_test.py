@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """What survives which death: each program of the mesh is killed or stopped under load, as a user's kernel would see it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,11 +12,26 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import leftovers  # noqa: E402
 import mesh  # noqa: E402
 
 WORK = mesh.ROOT / "build" / "resilience"
 ORIGIN = mesh.MESHCTL.with_name("bench_origin")
 STEADY = ["/usr/bin/python3", str(pathlib.Path(__file__).with_name("steady.py"))]
+
+# Answers GET /N after N seconds, and writes down what it was asked at once.
+SLOW = """
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        with open(sys.argv[1], "a") as log: log.write(self.path + "\\n")
+        time.sleep(float(self.path[1:]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
+"""
 
 CONFIG = """
 apiVersion: v1
@@ -30,6 +46,13 @@ kind: Service
 metadata: {name: guarded}
 spec:
   selector: {app: guarded}
+  ports: [{name: http, port: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: slow}
+spec:
+  selector: {app: slow}
   ports: [{name: http, port: 8080}]
 ---
 apiVersion: networking.istio.io/v1
@@ -59,6 +82,17 @@ spec:
 """
 
 
+NOBODY_TO_ORIGIN = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: origin}
+spec:
+  selector: {matchLabels: {app: origin}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/nobody]}}]}]
+"""
+
+
 def apply(text):
     path = WORK / "apply.yaml"
     path.write_text(text)
@@ -68,10 +102,12 @@ def apply(text):
 
 def programs():
     """{name: pid} of the mesh's own cgroup; the supervisor is the meshctl in it."""
-    root = next(line.split()[1] for line in open("/proc/mounts") if line.split()[2] == "cgroup2")
+    mounts = pathlib.Path("/proc/mounts").read_text().splitlines()
+    root = next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
     found = {}
-    for pid in pathlib.Path(root, "undermesh/mesh/cgroup.procs").read_text().split():
-        found[os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")] = int(pid)
+    for pid in pathlib.Path(root, leftovers.CGROUP, "mesh/cgroup.procs").read_text().split():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found[os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")] = int(pid)
     return found
 
 
@@ -110,19 +146,29 @@ class Resilience(unittest.TestCase):
         cls.addClassCleanup(mesh.end_own, WORK)
         for name in ("origin", "guarded"):
             mesh.meshctl("sandbox", "run", name, "-l", f"app={name}", "--detach", "--", ORIGIN, "8080")
+        mesh.meshctl("sandbox", "run", "slow", "-l", "app=slow", "--detach", "--", "/usr/bin/python3", "-c", SLOW, WORK / "slow.log")
         mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
         apply(CONFIG)
         mesh.eventually("the origin answers through the mesh",
                         lambda: mesh.load_from("client", "http://origin:8080/10", 1)["statuses"] == {"200": 1}, 60)
+        mesh.eventually("so does the slow one",
+                        lambda: mesh.load_from("client", "http://slow:8080/0", 1)["statuses"] == {"200": 1}, 60)
 
     def setUp(self):
         mesh.meshctl("up", "--state-dir", WORK / "state")  # adopts what runs, restarts what does not
         wait_ready()
 
+    def forbidden(self):
+        """A client that dials all the time what its policy forbids."""
+        return Steady("client", "connect", f"{mesh.workload_addresses('guarded')[0]}:8080")
+
+    def assert_always_refused(self, forbidden):
+        self.assertEqual(set(forbidden.result["errors"]), {"ECONNREFUSED"}, forbidden.result)
+        self.assertEqual(forbidden.result["ok"], 0)
+        self.assertGreater(forbidden.result["errors"]["ECONNREFUSED"], 100)
+
     def test_meshd_killed_and_restarted_loses_no_request_and_no_policy(self):
-        guarded = mesh.workload_addresses("guarded")[0]
-        with Steady("client", "load", "http://origin:8080/100", 4) as load, \
-                Steady("client", "connect", f"{guarded}:8080") as forbidden:
+        with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
             for _ in range(3):
                 old = programs()["meshd"]
                 os.kill(old, signal.SIGKILL)
@@ -130,14 +176,13 @@ class Resilience(unittest.TestCase):
                 wait_ready()
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
         self.assertGreater(load.result["ok"], 100)
-        self.assertEqual(set(forbidden.result["errors"]), {"ECONNREFUSED"})
-        self.assertGreater(forbidden.result["errors"]["ECONNREFUSED"], 100)
+        self.assert_always_refused(forbidden)
 
     def test_meshd_stopped_for_30_s_with_a_new_upstream_connection_for_every_request(self):
         apply(ONE_REQUEST_A_CONNECTION)
         self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
         meshd = programs()["meshd"]
-        with Steady("client", "load", "http://origin:8080/100", 4) as load:
+        with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
             os.kill(meshd, signal.SIGSTOP)
             try:
                 time.sleep(30)  # the issue's own figure: what is tested is that half a minute passes
@@ -145,11 +190,12 @@ class Resilience(unittest.TestCase):
                 os.kill(meshd, signal.SIGCONT)
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
         self.assertGreater(load.result["ok"], 300)
+        self.assert_always_refused(forbidden)
 
     def test_meshhold_killed_fails_nothing(self):
         apply(ONE_REQUEST_A_CONNECTION)
         self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
-        with Steady("client", "load", "http://origin:8080/100", 4) as load:
+        with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
             for _ in range(3):
                 old = programs()["meshhold"]
                 os.kill(old, signal.SIGKILL)
@@ -157,14 +203,61 @@ class Resilience(unittest.TestCase):
                 wait_ready()
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
         self.assertGreater(load.result["ok"], 100)
+        self.assert_always_refused(forbidden)
 
     def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
-        for _ in range(3):
-            old = programs()["meshproxy"]
-            os.kill(old, signal.SIGKILL)
-            answer = mesh.load_from("client", "http://origin:8080/10", 8, clients=8)
-            self.assertEqual(answer["statuses"], {"200": 8}, answer)
-            wait_ready()
+        with self.forbidden() as forbidden:
+            for _ in range(3):
+                old = programs()["meshproxy"]
+                os.kill(old, signal.SIGKILL)
+                answer = mesh.load_from("client", "http://origin:8080/10", 8, clients=8)
+                self.assertEqual(answer["statuses"], {"200": 8}, answer)
+                wait_ready()
+        self.assert_always_refused(forbidden)
+
+    def test_a_request_in_flight_when_meshproxy_is_killed_fails_and_the_next_one_works(self):
+        log = WORK / "slow.log"
+        log.unlink()
+        in_flight = subprocess.Popen([str(mesh.MESHCTL), "sandbox", "exec", "client", "--", *mesh.CLIENT, "load",
+                                      "http://slow:8080/5"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        mesh.eventually("the slow service has the request", log.exists)
+        os.kill(programs()["meshproxy"], signal.SIGKILL)
+        output, _ = in_flight.communicate(timeout=60)
+        answer = json.loads(output)
+        self.assertEqual((answer["statuses"], sum(answer["errors"].values())), ({}, 1), answer)
+        self.assertLess(answer["seconds"], 5, "the failure is told at once")
+        self.assertEqual(mesh.load_from("client", "http://slow:8080/0", 1)["statuses"], {"200": 1})
+        self.assertEqual(log.read_text().splitlines(), ["/5", "/0"], "nothing is sent twice")
+
+    def test_a_policy_holds_for_the_next_request_of_a_connection_that_is_open(self):
+        asking = subprocess.Popen([str(mesh.MESHCTL), "sandbox", "exec", "client", "--", *mesh.CLIENT, "ask", "http://origin:8080/10"],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        def end():
+            asking.communicate(timeout=60)
+
+        self.addCleanup(end)
+
+        def ask():
+            asking.stdin.write("\n")
+            asking.stdin.flush()
+            return json.loads(asking.stdout.readline())
+
+        def refused():
+            return mesh.counter("istio_requests_total", reporter="source", source_workload="client", response_flags="UF",
+                                response_code="503")
+
+        answers, before = [ask(), ask()], refused()
+        apply(NOBODY_TO_ORIGIN)
+        try:
+            answers += [ask(), ask()]
+            mesh.eventually("both are counted, with the flag UF", lambda: refused() - before == 2)
+        finally:
+            mesh.meshctl("delete", "AuthorizationPolicy", "origin")
+        mesh.wait_published()
+        answers += [ask(), ask()]
+        self.assertEqual([answer["status"] for answer in answers], [200, 200, 503, 503, 200, 200])
+        self.assertEqual(len({answer["port"] for answer in answers}), 1, "one connection all the while")
 
     def test_meshproxy_killed_and_not_restarted_is_refused_after_2_s(self):
         running = programs()
