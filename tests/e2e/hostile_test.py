@@ -125,11 +125,15 @@ class Hostile(unittest.TestCase):
         print(f"{len(requests)} requests, answers: {dict(collections.Counter(answers))}; the service saw {len(seen)} heads")
 
         self.assertEqual([head for head in seen if head.startswith(b"FAULT")], [])
+        # A client that ends within its body, or errs in a chunk after the head went on, is cut off there and gets no 200.
+        cut = sum(head.startswith(b"CUT") for head in seen)
+        self.assertLessEqual(answers.count("200"), len(seen) - 2 * cut)
         # A hidden request of ours may arrive only as what it was: plain pipelining behind a request whose end is agreed on.
         smuggled = [head for head in seen if head.split(b" ")[1:2] == [b"/smuggled"]]
         agreed = [r for r, a in zip(requests, answers) if SMUGGLED in r and a == "200"]
         self.assertLessEqual(len(smuggled), len(agreed))
-        pairs = [a for r, a in zip(requests, answers) if r.split(b" ")[1:2] == [b"/pair"] and a == "200" and
+        framed_twice = set(smuggling())  # not their mutations, which may be harmless
+        pairs = [r for r, a in zip(requests, answers) if r in framed_twice and r.split(b" ")[1] == b"/pair" and a == "200" and
                  b"Transfer_Encoding" not in r]
         self.assertEqual(pairs, [], "a request with two framings was accepted")
         self.assertEqual(programs()["meshproxy"], proxy, "the proxy died")
