@@ -2,6 +2,7 @@
 """1,000 workloads come and go, 100 of them by kill -9, at most 50 at once: nothing is left of them."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -21,12 +22,21 @@ AT_ONCE = 50
 KILLED_EACH = 10  # of every 100, each way: the command, and `sandbox run` itself
 
 
-def bpf_map_entries():
-    """{map name: number of entries} of the hash maps: what workloads write."""
+def bpf_ids(kind, pid):
+    """The ids of the maps or links that a process has open."""
+    found = set()
+    for entry in pathlib.Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            found |= {int(line.split()[1]) for line in entry.read_text().splitlines() if line.startswith(f"{kind}_id:")}
+    return found
+
+
+def bpf_map_entries(meshd):
+    """{map name: number of entries} of this mesh's hash maps: what workloads write."""
     maps = json.loads(subprocess.run(["bpftool", "-j", "map", "show"], capture_output=True, text=True, check=True).stdout)
-    counts = {}
+    ours, counts = bpf_ids("map", meshd), {}
     for entry in maps:
-        if not entry.get("name", "").startswith("um_") or "hash" not in entry["type"]:
+        if entry["id"] not in ours or "hash" not in entry["type"]:
             continue
         dump = subprocess.run(["bpftool", "-j", "map", "dump", "id", str(entry["id"])], capture_output=True, text=True, check=True)
         counts[entry["name"]] = len(json.loads(dump.stdout or "[]"))
@@ -34,10 +44,12 @@ def bpf_map_entries():
 
 
 def held():
-    """Everything that could leak, by number."""
-    fds = {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in programs().items() if name != "meshproxy"}
-    return {"fds": fds, "maps": bpf_map_entries(), "links": len(leftovers.bpf()),
-            "cgroups": len(leftovers.cgroups()), "namespaces": len(leftovers.namespaces()),
+    """Everything of this mesh that could leak, by number; another mesh of this machine does not count."""
+    running = programs()
+    fds = {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in running.items() if name != "meshproxy"}
+    pins = sum(len(files) for _, _, files in os.walk("/sys/fs/bpf/undermesh"))
+    return {"fds": fds, "maps": bpf_map_entries(running["meshd"]), "links": len(bpf_ids("link", running["meshd"])), "pins": pins,
+            "cgroups": len(leftovers.cgroups()), "namespaces": len(leftovers.own_namespaces()),
             "interfaces": len(leftovers.interfaces()), "mounts": len(leftovers.mounts())}
 
 
@@ -76,7 +88,11 @@ class Churn(unittest.TestCase):
             for _ in pool.map(one_life, range(100, 100 + TOTAL)):
                 pass
         mesh.eventually("status names no workload any more", lambda: len(mesh.status()["workloads"]) <= 1, 60)
-        mesh.eventually(f"all is as before: {before}", lambda: held() == before and proxy_fds() <= before_proxy, 60)
+        try:
+            mesh.eventually("all is as before", lambda: held() == before and proxy_fds() <= before_proxy, 60)
+        except TimeoutError:
+            self.assertEqual((held(), proxy_fds()), (before, before_proxy))
+            raise
 
 
 if __name__ == "__main__":
