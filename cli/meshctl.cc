@@ -78,6 +78,7 @@ class CommandLine {
     app_.add_option("--cgroup-name", environment_.cgroup_name)
         ->envname("UNDERMESH_CGROUP")
         ->group("");
+    app_.add_flag_callback("--version", [] {}, "Print the versions, as `meshctl version` does");
     add_mesh_commands();
     add_configuration_commands();
     add_sandbox_commands();
@@ -92,6 +93,7 @@ class CommandLine {
       has_command_ = true;
       arguments.erase(dashes, arguments.end());
     }
+    if (!arguments.empty() && arguments.front() == "--version") arguments.front() = "version";
     auto word = std::find_if(arguments.begin(), arguments.end(),
                              [](const std::string& a) { return !a.starts_with('-'); });
     std::string first_word = word == arguments.begin() && word != arguments.end() ? *word : "";
