@@ -7,6 +7,8 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <memory>
+#include <set>
 #include <utility>
 
 #include "api/messages.h"
@@ -299,23 +301,25 @@ Result<int> describe(const Environment& environment, const Selection& given) {
   return kOk;
 }
 
+// Together, as meshd would: some errors are between objects, and what a policy may say depends on
+// the services of what it selects. What is stored in a mesh that runs takes no part.
 Result<int> validate(const std::vector<std::string>& files) {
   MESH_TRY(auto loaded, load(files));
   print_errors(loaded.errors);
-  std::size_t refused = 0;
-  for (const auto& object : loaded.objects) {
-    bool has_error = false;
-    for (const auto& problem : config::validate(object)) {
-      bool is_error = problem.severity == config::Problem::Severity::kError;
-      has_error |= is_error;
-      std::fprintf(stderr, "%s: %s\n", is_error ? "error" : "warning", problem.to_string().c_str());
-    }
-    refused += has_error;
-    std::printf("%s %s\n",
-                display_name(object.key.kind, object.api_version, object.key.name).c_str(),
-                has_error ? "refused" : "valid");
+  std::vector<config::ObjectPtr> objects;
+  for (auto& object : loaded.objects)
+    objects.push_back(std::make_shared<config::Object>(std::move(object)));
+  auto compiled = config::compile(objects, 1, {});
+  for (const auto& problem : compiled.problems) {
+    bool is_error = problem.severity == config::Problem::Severity::kError;
+    std::fprintf(stderr, "%s: %s\n", is_error ? "error" : "warning", problem.to_string().c_str());
   }
-  return refused == 0 && loaded.errors.empty() ? kOk : kFailed;
+  const std::set<config::ObjectKey> refused(compiled.refused.begin(), compiled.refused.end());
+  for (const auto& object : objects)
+    std::printf("%s %s\n",
+                display_name(object->key.kind, object->api_version, object->key.name).c_str(),
+                refused.contains(object->key) ? "refused" : "valid");
+  return refused.empty() && loaded.errors.empty() ? kOk : kFailed;
 }
 
 }  // namespace mesh::cli

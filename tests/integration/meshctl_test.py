@@ -339,6 +339,26 @@ spec:
   - route:
     - destination: {host: reviews}
 """
+METHODS_ON_TCP = """apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec:
+  selector: {app: db}
+  ports: [{name: tcp, port: 3306}]
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: db}
+spec: {address: 10.1.2.3, labels: {app: db}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: get}
+spec:
+  selector: {matchLabels: {app: db}}
+  action: ALLOW
+  rules: [{to: [{operation: {methods: [GET]}}]}]
+"""
 BAD = GOOD.replace("name: reviews", "name: bad").replace("  hosts", "  unsupported: 1\n  hosts")
 
 
@@ -367,6 +387,30 @@ class Objects(MeshctlCase):
         self.assertIn("virtualservice.networking.istio.io/reviews created", done.stdout)
         self.assertRegex(done.stderr, r"bad\.yml:6: spec\.unsupported: not supported")
         self.assertIn("broken.json", done.stderr)
+
+    def test_validate_judges_the_objects_together(self):
+        good = self.file("good.yaml", GOOD)
+        name = "virtualservice.networking.istio.io/reviews"
+        self.assertEqual(self.ok("validate", "-f", good), f"{name} valid\n")
+        again = self.file("again.yaml", GOOD)
+        done = self.meshctl("validate", "-f", good, "-f", again)
+        self.assertEqual((done.returncode, done.stdout), (1, f"{name} refused\n" * 2))
+        self.assertIn("again.yaml", done.stderr)
+        self.assertIn("good.yaml", done.stderr)
+
+    def test_validate_takes_a_policy_as_apply_would_with_the_same_objects(self):
+        tcp = self.file("tcp.yaml", METHODS_ON_TCP)
+        self.assertIn("authorizationpolicy.security.istio.io/get valid\n", self.ok("validate", "-f", tcp))
+        http = self.file("http.yaml", METHODS_ON_TCP.replace("{name: tcp,", "{name: http,"))
+        done = self.meshctl("validate", "-f", http)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("authorizationpolicy.security.istio.io/get refused\n", done.stdout)
+        self.assertIn("methods", done.stderr)
+
+    def test_version_is_a_command_and_an_option(self):
+        self.assertIn("meshctl", self.ok("version"))
+        self.assertEqual(self.ok("--version"), self.ok("version"))
+        self.assertEqual(self.ok("--version", "-o", "json"), self.ok("version", "-o", "json"))
 
     def test_status_is_degraded_with_5_and_reads_as_json_and_yaml(self):
         self.assertIn("The mesh is ready", self.ok("status"))
