@@ -10,7 +10,9 @@
 #include <sstream>
 
 #include "api/messages.h"
+#include "cgroup.h"
 #include "client.h"
+#include "lifecycle.h"
 #include "output.h"
 #include "supervisor.h"
 
@@ -112,13 +114,40 @@ std::vector<std::string> cells_of(const api::TapEvent& event) {
           event.flags,  latency};
 }
 
-// A supervisor without a meshd is busy starting it, or meshd does not stay.
+constexpr const char* kDetached =
+    "no connection is captured or policed: `meshctl disable --all` has detached everything; "
+    "`meshctl up` attaches it again, `meshctl down` ends the rest";
+
+bool is_detached(const Environment& environment) {
+  auto cgroups = find_cgroups(environment.cgroup_name);
+  return cgroups && running_programs(cgroups.value().mesh()).contains("meshd") &&
+         is_attached(environment) == false;
+}
+
+// Without meshd the rest goes on: what still runs, what is still captured, and what to do.
 Error unreachable(Error error, const Environment& environment) {
-  auto supervisor = running_supervisor(environment);
-  if (error.code == Errc::unavailable && supervisor)
+  if (error.code != Errc::unavailable) return error;
+  if (auto supervisor = running_supervisor(environment))
     error.message += "\nThe supervisor (pid " + std::to_string(*supervisor) +
                      ") runs and starts it again and again: " + environment.log_of("meshd") +
                      " says why it does not stay";
+  auto cgroups = find_cgroups(environment.cgroup_name);
+  std::vector<std::string> running;
+  if (cgroups)
+    for (const auto& [name, pid] : running_programs(cgroups.value().mesh()))
+      running.push_back(name + " (pid " + std::to_string(pid) + ")");
+  auto attached = is_attached(environment);
+  if (running.empty() && attached == false) return error;
+  error.message += "\n" + (running.empty() ? "Its other programs do not run either"
+                                           : "Still running: " + join(running, ", "));
+  if (!attached)
+    error.message += "; only root sees whether workloads are still captured and policed";
+  else if (*attached)
+    error.message +=
+        "; its BPF programs are pinned: workloads are still captured, and policed by the last "
+        "configuration. `meshctl up` brings meshd back; `meshctl disable --all` detaches them";
+  else
+    error.message += "; no BPF program is pinned: nothing is captured or policed";
   return error;
 }
 
@@ -128,6 +157,10 @@ Result<int> status(const Environment& environment, Format format) {
   auto answer = Client(environment.run_dir).get<api::Status>("/v1/status");
   if (!answer) return unreachable(std::move(answer).error(), environment);
   api::Status now = std::move(answer).value();
+  if (is_detached(environment)) {
+    now.state = "degraded";
+    now.reasons.insert(now.reasons.begin(), kDetached);
+  }
   int code = now.state == "ready" ? kOk : kDegraded;
   if (format != Format::kTable) {
     json::object out = api::to_json(now);

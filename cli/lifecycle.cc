@@ -291,7 +291,33 @@ void warn_left(const std::string& directory, const std::vector<std::string>& lef
                  join(left, ", ").c_str());
 }
 
+// A meshd whose programs were detached under it attaches them only when it starts: the supervisor
+// starts it again. One that does not answer yet is on its way.
+Result<> restart_detached(const Environment& environment, const Cgroups& cgroups) {
+  if (!Client(environment.run_dir).get<api::Version>("/v1/version", seconds(5))) return success();
+  if (is_attached(environment) != false) return success();
+  auto running = running_programs(cgroups.mesh());
+  auto meshd = running.find("meshd");
+  if (meshd == running.end()) return success();
+  std::fputs("Nothing is attached (`meshctl disable --all`): meshd starts again\n", stderr);
+  ::kill(meshd->second, SIGKILL);
+  auto deadline = Clock::now() + seconds(5);
+  while (::kill(meshd->second, 0) == 0 && Clock::now() < deadline)
+    std::this_thread::sleep_for(milliseconds(5));
+  return success();
+}
+
 }  // namespace
+
+std::optional<bool> is_attached(const Environment& environment) {
+  std::error_code ec;
+  const std::string links = environment.pin_dir + "/links";
+  if (!fs::exists(links, ec) && !ec) return false;
+  for (fs::recursive_directory_iterator it(links, ec), end; !ec && it != end; it.increment(ec))
+    if (!it->is_directory(ec)) return true;
+  if (ec == std::errc::permission_denied) return std::nullopt;
+  return false;
+}
 
 Result<int> bring_up(Environment environment, ProgramOptions options) {
   MESH_TRY(require_root("meshctl up"));
@@ -308,6 +334,7 @@ Result<int> bring_up(Environment environment, ProgramOptions options) {
   MESH_TRY(make_cgroup(cgroups.value().workloads()));
   MESH_TRY(mount_bpffs(environment));
   bool was_running = running_programs(cgroups.value().mesh()).size() == std::size(kPrograms);
+  MESH_TRY(restart_detached(environment, cgroups.value()));
   auto supervisor = running_supervisor(environment);
   if (!supervisor) {
     MESH_TRY(supervisor, start_supervisor(environment, options));
@@ -389,8 +416,8 @@ Result<int> disable_everything(const Environment& environment) {
   auto cgroups = find_cgroups(environment.cgroup_name);
   if (cgroups && is_populated(cgroups.value().mesh()))
     std::puts(
-        "The mesh's programs still run; `meshctl down` ends them, and `meshctl down`, then "
-        "`meshctl up`, starts afresh.");
+        "The mesh's programs still run: `meshctl down` ends them, with their sandboxes; `meshctl "
+        "up` attaches everything again.");
   return kOk;
 }
 

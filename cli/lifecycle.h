@@ -2,6 +2,7 @@
 // a kill -9 of anything at any moment.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -14,6 +15,9 @@ Result<int> bring_up(Environment environment, ProgramOptions options);
 Result<int> bring_down(Environment environment, bool purge);
 Result<int> check(const Environment& environment, Format format);
 Result<int> disable_everything(const Environment& environment);
+// Whether anything of the mesh is attached in the kernel, meshd alive or dead; nothing where the
+// caller may not look.
+std::optional<bool> is_attached(const Environment& environment);
 // Takes one workload out of the mesh: its WorkloadEntry keeps everything but its netns annotation.
 Result<int> disable_workload(const Environment& environment, const std::string& ns,
                              const std::string& name);

@@ -132,6 +132,34 @@ class Cli(unittest.TestCase):
         self.assertEqual(pins(), [])
         self.assertEqual(mesh.meshctl("disable", "--all").returncode, 0)
 
+    def test_status_without_meshd_says_what_still_runs_and_captures(self):
+        self.start_pair()
+        running = programs()
+        for name in ("meshctl", "meshd"):  # the supervisor first: nothing comes back
+            os.kill(running[name], signal.SIGKILL)
+        mesh.eventually("meshd is dead", lambda: "meshd" not in programs())
+        done = mesh.meshctl("status", check=False)
+        self.assertEqual(done.returncode, 3)
+        for words in ("Still running: meshhold", f"meshproxy (pid {running['meshproxy']})", "still captured, and policed",
+                      "meshctl up", "meshctl disable --all"):
+            self.assertIn(words, done.stderr)
+        self.assertEqual(status_of(), "200", "and that is so")
+        mesh.meshctl("disable", "--all")
+        self.assertIn("nothing is captured or policed", mesh.meshctl("status", check=False).stderr)
+
+    def test_after_disable_all_status_says_so_and_up_attaches_again(self):
+        self.start_pair()
+        said = mesh.meshctl("disable", "--all").stdout
+        self.assertIn("`meshctl down`", said)
+        self.assertIn("`meshctl up` attaches everything again", said)
+        done = mesh.meshctl("status", check=False)
+        self.assertEqual(done.returncode, 5)
+        self.assertIn("no connection is captured or policed", done.stdout)
+        self.assertNotEqual(status_of(), "200")
+        mesh.meshctl("up")
+        self.assertEqual(mesh.meshctl("status", check=False).returncode, 0)
+        mesh.eventually("the service answers through the mesh", lambda: status_of() == "200", 30)
+
     def test_disable_takes_one_workload_out(self):
         self.start_pair()
         direct = f"http://{mesh.workload_addresses('web')[0]}:8080/"
