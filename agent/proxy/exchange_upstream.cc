@@ -32,6 +32,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
       auto obtained = co_await pool.obtain(*endpoint_, scope);
       if (obtained.refusal) {
         if (obtained.refusal->endpoint_failed) report(Outcome::connect_failed());
+        if (obtained.refusal->reason != Reason::kConnectFailed) endpoint_ = nullptr;  // none tried
         co_return std::move(obtained.refusal);
       }
       connection = std::move(obtained.connection);
