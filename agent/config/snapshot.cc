@@ -21,6 +21,7 @@ bool equal_ignoring_case(std::string_view a, std::string_view b) {
 class KeyText {
  public:
   KeyText& operator<<(std::string_view part) {
+    if (part.empty()) return *this;  // it may point nowhere, which memcpy must not be given
     if (spilled_.empty() && size_ + part.size() <= small_.size()) {
       std::memcpy(small_.data() + size_, part.data(), part.size());
       size_ += part.size();

@@ -479,5 +479,9 @@ TEST(Compile, TakesAThousandServicesWithTenThousandEndpoints) {
   EXPECT_EQ(first.snapshot->clusters, second.snapshot->clusters) << "all shared";
 }
 
+TEST(ClusterName, TakesATextThatPointsNowhere) {
+  EXPECT_EQ(cluster_name("reviews", 80, std::string_view()), "outbound|80||reviews");
+}
+
 }  // namespace
 }  // namespace mesh::config
