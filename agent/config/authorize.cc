@@ -10,15 +10,23 @@ namespace {
 struct Connection {
   std::string principal;
   std::string_view ns;
-  std::string account;  // "ns/sa"
-  IpAddress source;
+  std::string account;              // "ns/sa"
+  std::optional<IpAddress> source;  // none: not known
   std::uint16_t port;
+  bool is_denying = false;  // the policy that is asked; so what is not known does not open it
 };
 
 template <class List, class Is>
 bool passes(const List& wanted, const List& unwanted, Is is) {
   return (wanted.empty() || std::any_of(wanted.begin(), wanted.end(), is)) &&
          std::none_of(unwanted.begin(), unwanted.end(), is);
+}
+
+bool matches_source(const SourceMatch& match, const Connection& connection) {
+  if (match.ip_blocks.empty() && match.not_ip_blocks.empty()) return true;
+  if (!connection.source) return connection.is_denying;
+  return passes(match.ip_blocks, match.not_ip_blocks,
+                [&](const auto& block) { return block.contains(*connection.source); });
 }
 
 bool matches(const SourceMatch& match, const Connection& connection) {
@@ -28,8 +36,7 @@ bool matches(const SourceMatch& match, const Connection& connection) {
                 [&](const auto& m) { return m.matches(connection.ns); }) &&
          passes(match.service_accounts, match.not_service_accounts,
                 [&](const auto& account) { return account == connection.account; }) &&
-         passes(match.ip_blocks, match.not_ip_blocks,
-                [&](const auto& block) { return block.contains(connection.source); });
+         matches_source(match, connection);
 }
 
 bool matches(const PortMatch& match, const Connection& connection) {
@@ -62,11 +69,16 @@ bool AuthorizationPolicy::selects(const Workload& workload) const {
   });
 }
 
-Verdict authorize(const Snapshot& snapshot, const Workload& client, const IpAddress& source,
-                  const Workload& server, std::uint16_t port) {
+Verdict authorize(const Snapshot& snapshot, const Workload& client,
+                  const std::optional<IpAddress>& source, const Workload& server,
+                  std::uint16_t port) {
   if (client.name == server.name) return {};
-  Connection connection{client.principal(), client.name.ns,
-                        client.name.ns + "/" + client.service_account, source, port};
+  Connection connection{client.principal(),
+                        client.name.ns,
+                        client.name.ns + "/" + client.service_account,
+                        source,
+                        port,
+                        false};
   using Action = AuthorizationPolicy::Action;
   const AuthorizationPolicy* first_allow = nullptr;
   std::optional<Verdict> denied;
@@ -77,6 +89,7 @@ Verdict authorize(const Snapshot& snapshot, const Workload& client, const IpAddr
     if (policy->action == Action::kAllow && !first_allow) first_allow = policy.get();
     std::optional<Verdict>& outcome = policy->action == Action::kDeny ? denied : allowed;
     if (outcome) continue;
+    connection.is_denying = policy->action == Action::kDeny;
     int rule = matching_rule(*policy, connection);
     if (rule >= 0)
       outcome = Verdict{policy->action == Action::kAllow, policy->name.to_string(), rule};
@@ -88,9 +101,15 @@ Verdict authorize(const Snapshot& snapshot, const Workload& client, const IpAddr
 }
 
 Verdict authorize(const Snapshot& snapshot, const Workload& client, const Workload& server,
-                  std::uint16_t port) {
-  IpAddress source = client.addresses.empty() ? IpAddress() : client.addresses.front();
-  return authorize(snapshot, client, source, server, port);
+                  const SocketAddress& to) {
+  std::optional<Verdict> allowed;
+  for (const IpAddress& source : client.addresses) {
+    if (source.is_v4() != to.ip.is_v4()) continue;
+    Verdict verdict = authorize(snapshot, client, source, server, to.port);
+    if (!verdict.allowed) return verdict;
+    if (!allowed) allowed = std::move(verdict);
+  }
+  return allowed ? *std::move(allowed) : authorize(snapshot, client, std::nullopt, server, to.port);
 }
 
 }  // namespace mesh::config

@@ -328,10 +328,14 @@ std::string cluster_name(std::string_view host, std::uint16_t port, std::string_
 
 // The L4 verdict for a connection of `client`, from its address `source`, to port `port` of
 // `server`: refused policies first, then DENY, then ALLOW as Istio combines them. A workload may
-// always talk to itself. Without `source`: the client's first address.
-Verdict authorize(const Snapshot& snapshot, const Workload& client, const IpAddress& source,
-                  const Workload& server, std::uint16_t port);
-Verdict authorize(const Snapshot& snapshot, const Workload& client, const Workload& server,
+// always talk to itself. Where the source is not known, what asks for it matches in a DENY policy
+// and does not in an ALLOW policy.
+Verdict authorize(const Snapshot& snapshot, const Workload& client,
+                  const std::optional<IpAddress>& source, const Workload& server,
                   std::uint16_t port);
+// The same for a connection to that address of `server`, from whichever of its own the client may
+// use: those of the same family, and all must be allowed. With none (the gateway): not known.
+Verdict authorize(const Snapshot& snapshot, const Workload& client, const Workload& server,
+                  const SocketAddress& to);
 
 }  // namespace mesh::config

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <numeric>
 #include <set>
 
 #include "routing/route_table.h"
@@ -16,11 +17,18 @@ using datapath::State;
 using datapath::VerdictEntry;
 using datapath::VerdictKey;
 
-// The destinations that the same policies select.
+constexpr std::uint32_t kMaxShare = 64;  // of one endpoint among the backends of a service
+
+// The destinations that the same policies select; of one family, where these ask for the client's
+// address.
 struct Group {
+  struct Member {
+    const Workload* workload;
+    IpAddress ip;
+  };
   std::uint32_t id = 0;
   std::vector<const config::AuthorizationPolicy*> policies;
-  std::vector<const Workload*> members;
+  std::vector<Member> members;
 };
 
 std::uint32_t policy_number(const config::Verdict& verdict, Numbers& numbers) {
@@ -28,20 +36,46 @@ std::uint32_t policy_number(const config::Verdict& verdict, Numbers& numbers) {
   return numbers.number(Space::kPolicy, verdict.policy + "#" + std::to_string(verdict.rule));
 }
 
+bool asks_for_address(const config::AuthorizationPolicy& policy) {
+  const auto asks = [](const config::SourceMatch& match) {
+    return !match.ip_blocks.empty() || !match.not_ip_blocks.empty();
+  };
+  return std::ranges::any_of(policy.rules, [&](const config::L4Rule& rule) {
+    return std::ranges::any_of(rule.from, asks) || std::ranges::any_of(rule.when, asks);
+  });
+}
+
+// Of a policy that is in several files, each version has a name of its own.
+std::vector<std::string> policy_keys(const Snapshot& snapshot) {
+  std::map<config::ObjectName, int> versions;
+  std::vector<std::string> keys;
+  for (const auto& policy : snapshot.policies) {
+    const int version = versions[policy->name]++;
+    keys.push_back(policy->name.to_string() + (version ? "#" + std::to_string(version) : "") + ",");
+  }
+  return keys;
+}
+
 std::vector<Group> groups_of(const Snapshot& snapshot, Numbers& numbers) {
   std::map<std::string, Group> by_policies;
+  const std::vector<std::string> keys = policy_keys(snapshot);
   for (const auto& [name, workload] : snapshot.workloads) {
     std::string key;
     std::vector<const config::AuthorizationPolicy*> selecting;
-    for (const auto& policy : snapshot.policies) {
+    bool by_family = false;
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      const auto& policy = snapshot.policies[i];
       if (!policy->selects(*workload)) continue;
-      key += policy->name.to_string() + ",";
+      key += keys[i];
       selecting.push_back(policy.get());
+      by_family = by_family || asks_for_address(*policy);
     }
     if (selecting.empty()) continue;
-    Group& group = by_policies[key];
-    group.policies = std::move(selecting);
-    group.members.push_back(workload.get());
+    for (const IpAddress& ip : workload->addresses) {
+      Group& group = by_policies[by_family && !ip.is_v4() ? key + "ipv6" : key];
+      group.policies = selecting;
+      group.members.push_back({workload.get(), ip});
+    }
   }
   std::vector<Group> groups;
   for (auto& [key, group] : by_policies) {
@@ -79,14 +113,16 @@ std::uint16_t port_not_in(const std::set<std::uint16_t>& ports) {
 void add_verdicts(const Snapshot& snapshot, const Client& client, const Group& group,
                   Numbers& numbers, State& state) {
   // A workload may always talk to itself; the group's verdict is that for the others in it.
-  const auto other = std::ranges::find_if(
-      group.members, [&](const Workload* member) { return member->name != client.workload->name; });
-  const Workload& server = other == group.members.end() ? *group.members.front() : **other;
+  const auto other = std::ranges::find_if(group.members, [&](const Group::Member& member) {
+    return member.workload->name != client.workload->name;
+  });
+  const Group::Member& server = other == group.members.end() ? group.members.front() : *other;
   std::set<std::uint16_t> ports = named_ports(group);
   const std::uint16_t any_other = port_not_in(ports);
   ports.insert(any_other);
   for (const std::uint16_t port : ports) {
-    const config::Verdict verdict = config::authorize(snapshot, *client.workload, server, port);
+    const config::Verdict verdict =
+        config::authorize(snapshot, *client.workload, *server.workload, {server.ip, port});
     const std::uint16_t key_port = port == any_other ? std::uint16_t{0} : port;
     state.verdicts[{client.kernel.id, group.id, 0, key_port}] = {verdict.allowed,
                                                                  policy_number(verdict, numbers)};
@@ -101,7 +137,7 @@ std::optional<config::Verdict> refusal_of_all(const Snapshot& snapshot, const Wo
     for (const config::Endpoint& endpoint : cluster->endpoints) {
       if (!endpoint.workload) return std::nullopt;
       config::Verdict verdict =
-          config::authorize(snapshot, client, *endpoint.workload, endpoint.address.port);
+          config::authorize(snapshot, client, *endpoint.workload, endpoint.address);
       if (verdict.allowed) return std::nullopt;
       if (!refusal) refusal = std::move(verdict);
     }
@@ -116,12 +152,33 @@ bool is_proxied_by(const Snapshot* acked, const SocketAddress& address, const st
   return port && port->protocol == config::Protocol::kHttp;
 }
 
+// How often each endpoint is among the backends, of which the kernel takes any with equal chance:
+// by weight, exactly where the reduced weights are small, else as near as kMaxShare allows.
+std::vector<std::uint32_t> shares_of(const std::vector<config::Endpoint>& endpoints) {
+  std::uint32_t divisor = 0, greatest = 1;
+  for (const config::Endpoint& endpoint : endpoints) {
+    divisor = std::gcd(divisor, endpoint.weight);
+    greatest = std::max(greatest, endpoint.weight);
+  }
+  divisor = std::max(divisor, 1U);
+  std::vector<std::uint32_t> shares;
+  for (const config::Endpoint& endpoint : endpoints) {
+    std::uint64_t share = endpoint.weight / divisor;
+    if (greatest / divisor > kMaxShare)
+      share = (std::uint64_t{endpoint.weight} * kMaxShare + greatest / 2) / greatest;
+    shares.push_back(static_cast<std::uint32_t>(std::max<std::uint64_t>(share, 1)));
+  }
+  return shares;
+}
+
 ServiceEntry balanced(const Snapshot& snapshot, const config::Service& service, std::uint16_t port,
                       std::uint32_t id) {
   ServiceEntry entry{id, ServiceEntry::Kind::kBalance, {}};
-  if (const auto cluster = snapshot.find_cluster(service.name.ns, service.host, port, ""))
-    for (const config::Endpoint& endpoint : cluster->endpoints)
-      entry.endpoints.push_back(endpoint.address);
+  const auto cluster = snapshot.find_cluster(service.name.ns, service.host, port, "");
+  if (!cluster) return entry;
+  const std::vector<std::uint32_t> shares = shares_of(cluster->endpoints);
+  for (std::size_t i = 0; i < shares.size(); ++i)
+    entry.endpoints.insert(entry.endpoints.end(), shares[i], cluster->endpoints[i].address);
   return entry;
 }
 
@@ -142,8 +199,11 @@ void add_service(const KernelInput& input, const config::Service& service,
     if (is_there || is_proxied_by(input.acked, address, service.host)) {
       state.services[address] = {id, ServiceEntry::Kind::kProxy, {}};
       is_proxied = true;
-    } else if (has_entry) {
-      state.services[address] = now->second;
+    } else {
+      // Without an entry a connect would leave for an address that is nobody's, and hang; without
+      // endpoints it is refused at once.
+      state.services[address] =
+          has_entry ? now->second : ServiceEntry{id, ServiceEntry::Kind::kBalance, {}};
     }
   }
   if (!is_proxied) return;
@@ -158,8 +218,7 @@ datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
   State state;
   for (const Client& client : input.clients) state.workloads[client.kernel.id] = client.kernel;
   for (const Group& group : groups_of(input.snapshot, numbers)) {
-    for (const Workload* member : group.members)
-      for (const IpAddress& address : member->addresses) state.endpoints[address] = group.id;
+    for (const Group::Member& member : group.members) state.endpoints[member.ip] = group.id;
     for (const Client& client : input.clients)
       add_verdicts(input.snapshot, client, group, numbers, state);
   }

@@ -29,7 +29,8 @@ struct KernelInput {
 
 // A proxied service is pointed at the proxy once the proxy has it (or where it is already pointed
 // there: a meshd that restarted knows no acknowledgement); until then the address keeps what it
-// has. Everything else, all removals among it, holds at once: the proxy is told afterwards.
+// has, or refuses when that is nothing. Everything else, all removals among it, holds at once: the
+// proxy is told afterwards.
 datapath::State kernel_state(const KernelInput& input, Numbers& numbers);
 
 // A short text for each client that changes when the set of destinations that it is denied does.

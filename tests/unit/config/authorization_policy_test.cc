@@ -58,8 +58,8 @@ spec: {address: 10.77.0.5, labels: {app: shop}}
 std::string verdict(const Compiled& compiled, ObjectName client, ObjectName server,
                     std::uint16_t port = 9080) {
   const auto& workloads = compiled.snapshot->workloads;
-  Verdict result =
-      authorize(*compiled.snapshot, *workloads.at(client), *workloads.at(server), port);
+  Verdict result = authorize(*compiled.snapshot, *workloads.at(client), *workloads.at(server),
+                             {workloads.at(server)->addresses.front(), port});
   return (result.allowed ? "allowed " : "denied ") + result.policy +
          (result.policy.empty() ? "" : "[" + std::to_string(result.rule) + "]");
 }
@@ -114,9 +114,48 @@ TEST(Authorization, TakesTheAddressThatTheClientUses) {
   const Snapshot& snapshot = *compiled.snapshot;
   const Workload& page = *snapshot.workloads.at(books(kPage));
   const Workload& reviews = *snapshot.workloads.at(books("reviews"));
-  EXPECT_TRUE(authorize(snapshot, page, reviews, 1).allowed);
+  EXPECT_TRUE(authorize(snapshot, page, reviews, {reviews.addresses[0], 1}).allowed);
   EXPECT_FALSE(authorize(snapshot, page, IpAddress::parse("fd77::3").value(), reviews, 1).allowed);
-  EXPECT_FALSE(authorize(snapshot, *snapshot.workloads.at(books("ratings")), reviews, 1).allowed);
+  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")), "denied books/p[-1]");
+}
+
+TEST(Authorization, AsksForEveryAddressThatTheClientMayUse) {
+  auto compiled = compile_text(kBooks + policy("action: DENY, rules: [{from: [{source: {ipBlocks: "
+                                               "[10.77.1.4, 'fd77::4']}}]}]"));
+  const Snapshot& snapshot = *compiled.snapshot;
+  const Workload& reviews = *snapshot.workloads.at(books("reviews"));
+  Workload client;
+  client.name = {"books", "client"};
+  const auto allowed = [&](std::vector<const char*> addresses, const char* to) {
+    client.addresses.clear();
+    for (const char* text : addresses) client.addresses.push_back(IpAddress::parse(text).value());
+    return authorize(snapshot, client, reviews, {IpAddress::parse(to).value(), 1}).allowed;
+  };
+  EXPECT_TRUE(allowed({"10.77.1.3"}, "10.77.0.1"));
+  EXPECT_FALSE(allowed({"10.77.1.3", "10.77.1.4"}, "10.77.0.1")) << "not only the first";
+  EXPECT_FALSE(allowed({"10.77.1.3", "fd77::4"}, "fd77::1")) << "the family that is used";
+  EXPECT_TRUE(allowed({"10.77.1.3", "fd77::4"}, "10.77.0.1"));
+}
+
+TEST(Authorization, AnAddressThatIsNotKnownOpensNothing) {
+  const Workload gateway{.name = {"istio-system", "gateway"}};
+  const std::pair<const char*, bool> cases[] = {
+      {"action: DENY, rules: [{from: [{source: {ipBlocks: [192.0.2.1]}}]}]", false},
+      {"action: DENY, rules: [{from: [{source: {notIpBlocks: [192.0.2.1]}}]}]", false},
+      {"action: DENY, rules: [{when: [{key: source.ip, values: [192.0.2.1]}]}]", false},
+      {"action: DENY, rules: [{from: [{source: {ipBlocks: [192.0.2.1], namespaces: [x]}}]}]", true},
+      {"rules: [{from: [{source: {ipBlocks: ['::/0']}}]}]", false},
+      {"rules: [{from: [{source: {notIpBlocks: [192.0.2.1]}}]}]", false},
+      {"rules: [{from: [{source: {namespaces: [istio-system]}}]}]", true},
+  };
+  for (const auto& [spec, expected] : cases) {
+    auto compiled = compile_text(kBooks + policy(spec));
+    EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
+    const Workload& reviews = *compiled.snapshot->workloads.at(books("reviews"));
+    EXPECT_EQ(authorize(*compiled.snapshot, gateway, reviews, {reviews.addresses[0], 9080}).allowed,
+              expected)
+        << spec;
+  }
 }
 
 TEST(Authorization, ConditionsAreAnded) {
@@ -509,8 +548,8 @@ TEST(Authorization, AgreesWithTheReferenceOnGeneratedPolicies) {
       server.name = {"books", "reviews"};
       server.labels = {{"app", "reviews"}};
       bool expected = !deny && (allow || !has_allow);
-      Verdict got =
-          authorize(*compiled.snapshot, client, server, static_cast<std::uint16_t>(who.port));
+      Verdict got = authorize(*compiled.snapshot, client, server,
+                              {client.addresses[0], static_cast<std::uint16_t>(who.port)});
       ASSERT_EQ(got.allowed, expected)
           << "seed " << seed << " " << json::serialize(json::value_from(specs));
       denied += expected ? 0 : 1;

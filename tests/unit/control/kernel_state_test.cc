@@ -13,13 +13,15 @@ namespace {
 using datapath::ServiceEntry;
 using datapath::State;
 
-config::SnapshotPtr snapshot_of(const std::string& text) {
+config::SnapshotPtr snapshot_of(const std::string& text, config::WorkloadPtr gateway = nullptr) {
   std::vector<config::ObjectPtr> objects;
   auto parsed = config::parse_objects(text, "test.yaml");
   EXPECT_TRUE(parsed) << parsed.error().message;
   for (auto& object : parsed.value())
     objects.push_back(std::make_shared<const config::Object>(std::move(object)));
-  const auto compiled = config::compile(objects, 1, {});
+  config::CompileOptions options;
+  options.gateway_workload = std::move(gateway);
+  const auto compiled = config::compile(objects, 1, options);
   for (const auto& problem : compiled.problems)
     if (problem.severity == config::Problem::Severity::kError &&
         problem.object.kind != "AuthorizationPolicy")
@@ -31,6 +33,11 @@ std::string entry(const std::string& name, const std::string& address, const std
   return "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: " + name +
          "}\nspec: {address: " + address + ", serviceAccount: " + app + ", labels: {app: " + app +
          ", version: " + name + "}}\n";
+}
+std::string weighted(const std::string& name, const std::string& address, std::uint32_t weight) {
+  return "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: " + name +
+         "}\nspec: {address: " + address + ", weight: " + std::to_string(weight) +
+         ", labels: {app: weighted}}\n";
 }
 std::string service(const std::string& app, const std::string& ip, const std::string& port) {
   return "---\napiVersion: v1\nkind: Service\nmetadata: {name: " + app +
@@ -55,7 +62,7 @@ SocketAddress at(const char* text) { return SocketAddress::parse(text).value(); 
 class KernelState : public testing::Test {
  protected:
   State build(const std::string& text, const config::Snapshot* acked = nullptr) {
-    snapshot_ = snapshot_of(kWorkloads + text);
+    snapshot_ = snapshot_of(kWorkloads + text, gateway_);
     std::vector<Client> clients;
     std::uint32_t id = 10;
     for (const auto& [name, workload] : snapshot_->workloads) {
@@ -74,13 +81,19 @@ class KernelState : public testing::Test {
 
   test::MemoryFiles files_;
   Numbers numbers_{files_, "/ids.json", IpBlock::parse("10.78.0.0/16").value()};
+  config::WorkloadPtr gateway_;
   config::SnapshotPtr snapshot_;
   State current_;
   std::map<std::string, std::uint32_t> ids_;
 };
 
 TEST_F(KernelState, AProxiedServiceIsPointedAtTheProxyOnceItHasIt) {
-  EXPECT_TRUE(build(kHttp).services.empty());
+  const State before = build(kHttp);
+  ASSERT_EQ(before.services.size(), 1U);
+  EXPECT_EQ(before.services.at(at("10.78.0.1:9080")).kind, ServiceEntry::Kind::kBalance);
+  EXPECT_TRUE(before.services.at(at("10.78.0.1:9080")).endpoints.empty()) << "refuses at once";
+  current_ = before;
+  EXPECT_EQ(build(kHttp).services, before.services);
   const auto acked = snapshot_of(kWorkloads + kHttp);
   const State state = build(kHttp, acked.get());
   ASSERT_EQ(state.services.size(), 1U);
@@ -103,6 +116,22 @@ TEST_F(KernelState, ATcpServiceIsBalancedAtOnceAndKeepsThatUntilTheProxyHasIt) {
   const auto acked = snapshot_of(kWorkloads + kHttp);
   current_ = build(kHttp, acked.get());
   EXPECT_EQ(build(kTcp, acked.get()).services, tcp.services) << "and back at once";
+}
+
+TEST_F(KernelState, BackendsOfTcpAreRepeatedByTheirReducedWeights) {
+  const auto count = [&](std::uint32_t v1, std::uint32_t v2) {
+    const State state =
+        build(kTcp + weighted("v3", "10.77.1.1", v1) + weighted("v4", "10.77.1.2", v2) +
+              service("weighted", "10.78.0.2", "{name: tcp, port: 9080}"));
+    std::map<SocketAddress, std::size_t> counts;
+    for (const auto& backend : state.services.at(at("10.78.0.2:9080")).endpoints) ++counts[backend];
+    return std::pair(counts[at("10.77.1.1:9080")], counts[at("10.77.1.2:9080")]);
+  };
+  EXPECT_EQ(count(0, 0), std::pair(1UL, 1UL));
+  EXPECT_EQ(count(80, 20), std::pair(4UL, 1UL));
+  EXPECT_EQ(count(50, 75), std::pair(2UL, 3UL));
+  EXPECT_EQ(count(100, 33), std::pair(64UL, 21UL)) << "at most 64";
+  EXPECT_EQ(count(1'000'000, 1), std::pair(64UL, 1UL));
 }
 
 TEST_F(KernelState, ARemovedServiceIsGoneAtOnce) {
@@ -157,6 +186,35 @@ TEST_F(KernelState, ARefusedPolicyDeniesWhatItSelects) {
       build(policy("broken", "{selector: {matchLabels: {app: reviews}}, action: AUDIT}"));
   ASSERT_NE(verdict(state, "productpage", "10.77.0.2"), nullptr);
   EXPECT_FALSE(verdict(state, "productpage", "10.77.0.2")->allowed);
+}
+
+TEST_F(KernelState, EachVersionOfAPolicyThatIsThereTwiceHoldsForWhatItSelects) {
+  const State state =
+      build(policy("p", "{selector: {matchLabels: {app: reviews}}, action: ALLOW, rules: [{}]}") +
+            policy("p", "{selector: {matchLabels: {app: ratings}}, action: ALLOW, rules: [{}]}"));
+  EXPECT_TRUE(verdict(state, "productpage", "10.77.0.2")->allowed);
+  EXPECT_FALSE(verdict(state, "productpage", "10.77.0.4")->allowed) << "the refused one";
+}
+
+TEST_F(KernelState, APolicyOnAddressesIsJudgedInEachFamilyAndForTheGateway) {
+  const auto dual = [](const std::string& name, const std::string& n) {
+    return "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: " +
+           name + ", annotations: {undermesh.io/addresses: 'fd77::" + n +
+           "'}}\nspec: {address: 10.77.1." + n + ", labels: {app: " + name + "}}\n";
+  };
+  config::Workload gateway;
+  gateway.name = {"default", "gateway"};
+  gateway_ = std::make_shared<const config::Workload>(gateway);
+  const State state = build(
+      dual("server", "1") + dual("client", "2") +
+      policy("p",
+             "{selector: {matchLabels: {app: server}}, action: DENY, rules: [{from: [{source: "
+             "{ipBlocks: ['fd77::2']}}]}]}"));
+  EXPECT_TRUE(verdict(state, "client", "10.77.1.1")->allowed);
+  EXPECT_FALSE(verdict(state, "client", "fd77::1")->allowed) << "not its first address";
+  EXPECT_TRUE(verdict(state, "ratings", "10.77.1.1")->allowed);
+  EXPECT_FALSE(verdict(state, "ratings", "fd77::1")->allowed) << "an address that nobody told us";
+  EXPECT_FALSE(verdict(state, "gateway", "10.77.1.1")->allowed);
 }
 
 TEST_F(KernelState, DestinationsWithOtherPoliciesAreAnotherGroupAndKeepTheirNumbers) {
