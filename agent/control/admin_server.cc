@@ -101,8 +101,9 @@ asio::awaitable<Response> change(Node& node, const Request& request, const std::
   if (path == "/v1/delete") {
     auto wanted = api::from_text<api::DeleteRequest>(request.body());
     if (!wanted) co_return refuse(request, wanted.error());
-    const api::ApplyReply reply = node.remove(wanted.value(), Node::Clock::now());
+    api::ApplyReply reply = node.remove(wanted.value(), Node::Clock::now());
     co_await wait_until([&node] { return node.is_settled(); }, kSettleTime);
+    node.add_what_is_due(reply);
     co_return respond(request, reply);
   }
   auto wanted = api::from_text<api::ApplyRequest>(request.body());
@@ -112,6 +113,7 @@ asio::awaitable<Response> change(Node& node, const Request& request, const std::
   if (wanted.value().dry_run) co_return respond(request, reply);
   co_await wait_until([&node] { return node.is_settled(); }, kSettleTime);
   node.add_refusals_of_proxy(reply);
+  node.add_what_is_due(reply);
   co_return respond(request, reply);
 }
 

@@ -136,6 +136,19 @@ api::Dump dump_routes(const Snapshot& snapshot) {
                            {"destinations", destinations_of(route)},
                            {"options", extras_of(route)}});
   }
+  for (const auto& [host, service] : snapshot.services) {
+    if (snapshot.find_mesh_routes(host)) continue;
+    for (const auto& port : service->ports)
+      if (port.protocol == config::Protocol::kHttp)
+        dump.rows.push_back({{"virtual_service", ""},
+                             {"hosts", host},
+                             {"gateways", "mesh"},
+                             {"rule", "default"},
+                             {"index", 0},
+                             {"match", "*"},
+                             {"destinations", host + ":" + std::to_string(port.port)},
+                             {"options", ""}});
+  }
   return dump;
 }
 

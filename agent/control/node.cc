@@ -112,14 +112,14 @@ Result<> Node::start(Clock::time_point now) {
 void Node::recompile(Clock::time_point now) {
   const config::SnapshotPtr before = compilation_.snapshot;
   compilation_ = sources_.compile(publisher_.next_version(), before.get());
-  const std::string hosts = hosts_text(*compilation_.snapshot);
-  if (!options_.hosts_file.empty() && hosts != hosts_written_) {
-    auto written = write_in_place(options_.hosts_file, hosts);
-    hosts_error_ = written ? std::string() : written.error().message;
-    if (written) hosts_written_ = hosts;
-  }
   workloads_.reconcile(compilation_.snapshot->workloads, gateway_);
   publish(now);
+  // A name is known only once the kernel knows its address.
+  const std::string hosts = hosts_text(*compilation_.snapshot);
+  if (options_.hosts_file.empty() || hosts == hosts_written_) return;
+  auto written = write_in_place(options_.hosts_file, hosts);
+  hosts_error_ = written ? std::string() : written.error().message;
+  if (written) hosts_written_ = hosts;
 }
 
 void Node::publish(Clock::time_point now) {
@@ -138,7 +138,6 @@ void Node::on_store_changed(Clock::time_point now) {
   if (changed && changed.value()) recompile(now);
 }
 
-// The gateway and the workloads for which the outcome of this event matters are in status().
 void Node::on_cgroups_changed(Clock::time_point now) { end_workloads(now); }
 
 void Node::end_workloads(Clock::time_point now) {
@@ -201,6 +200,7 @@ void Node::sync_hold() {
   parts_.hold.send(feed::as_bytes(message), {});
 }
 
+// What became of an enrolment, the gateway's among them, is seen in status().
 Result<> Node::on_hold_frame(std::string_view payload, feed::Fds fds) {
   MESH_TRY(auto message, feed::parse_hold_message(payload));
   if (message.type == feed::HoldType::kHostListening) {

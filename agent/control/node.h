@@ -73,6 +73,8 @@ class Node {
   bool is_settled() const;
   // What the proxy refused of the objects of a reply.
   void add_refusals_of_proxy(api::ApplyReply& reply) const;
+  // A warning where what a reply says is stored, but the proxy does not have it.
+  void add_what_is_due(api::ApplyReply& reply) const;
   const std::string& program_version() const { return options_.version; }
 
   std::uint64_t add_tap(TapSink sink);

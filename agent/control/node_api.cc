@@ -171,6 +171,19 @@ void Node::add_refusals_of_proxy(api::ApplyReply& reply) const {
     }
 }
 
+void Node::add_what_is_due(api::ApplyReply& reply) const {
+  const bool is_away = !parts_.proxy.is_connected();
+  if (!is_away && !publisher_.is_in_flight()) return;
+  const auto last = std::find_if(reply.results.rbegin(), reply.results.rend(), [](const auto& r) {
+    return r.outcome != "refused" && r.outcome != "not_found";
+  });
+  if (last == reply.results.rend()) return;
+  last->problems.push_back(
+      std::string("stored; not in force yet: ") +
+      (is_away ? "meshproxy is away" : "meshproxy has not acknowledged it") +
+      "; policies and TCP services hold already; see `meshctl status` and logs/meshproxy.log");
+}
+
 api::ApplyReply Node::remove(const api::DeleteRequest& request, Clock::time_point now) {
   api::ApplyReply reply;
   for (const api::ObjectRef& ref : request.objects) {

@@ -109,11 +109,19 @@ Compilation Sources::compile_objects(const std::vector<ObjectPtr>& stored, std::
 }
 
 Compilation Sources::compile_with(const std::vector<ObjectPtr>& changed, std::uint64_t version) {
-  std::map<ObjectKey, ObjectPtr> all;
-  for (const ObjectPtr& object : store_.objects()) all[object->key] = object;
-  for (const ObjectPtr& object : changed) all[object->key] = object;
+  std::map<ObjectKey, std::vector<ObjectPtr>> all;
+  for (const ObjectPtr& object : store_.objects()) all[object->key].push_back(object);
+  for (const ObjectPtr& object : changed) {
+    std::vector<ObjectPtr>& versions = all[object->key];
+    const std::string path = store_.object_path(object->key);
+    std::erase_if(versions, [&](const ObjectPtr& version) {
+      return versions.size() == 1 || version->file == path;
+    });
+    versions.push_back(object);
+  }
   std::vector<ObjectPtr> objects;
-  for (auto& [key, object] : all) objects.push_back(std::move(object));
+  for (const auto& [key, versions] : all)
+    objects.insert(objects.end(), versions.begin(), versions.end());
   return compile_objects(objects, version, nullptr);
 }
 
@@ -133,6 +141,7 @@ Compilation Sources::compile(std::uint64_t version, const config::Snapshot* prev
   note(numbers_.save());
   for (const ObjectPtr& object : store_.objects())
     if (!result.refused.contains(object->key)) note(store_.accept(object));
+  note(store_.remember_policies());
   note(store_.forget_accepted_but(store_.objects()));
   return result;
 }

@@ -55,6 +55,37 @@ config::Problem problem_of(const ObjectKey& key, const std::string& file, std::s
   return problem;
 }
 
+// Its denials outlive what a file becomes, so all that is known of it counts.
+bool is_policy(const ObjectKey& key) { return key.kind == "AuthorizationPolicy"; }
+
+json::object wrapped(const ObjectPtr& object) {
+  return {{"file", object->file}, {"object", object->tree}};
+}
+
+// Of one file of accepted/ (a wrapped object) or parsed/ (a list of them).
+Result<std::vector<ObjectPtr>> kept_objects(Files& files, const std::string& path) {
+  MESH_TRY(auto text, files.read(path));
+  json::error_code error;
+  json::value value = json::parse(text, error);
+  if (error) return Error{Errc::invalid_argument, "not JSON: " + error.message()};
+  const json::array items = value.is_array() ? value.get_array() : json::array{value};
+  std::vector<ObjectPtr> objects;
+  for (const json::value& item : items) {
+    const json::object* wrapper = item.if_object();
+    const json::value* tree = wrapper ? wrapper->if_contains("object") : nullptr;
+    if (!tree || !tree->is_object()) return Error{Errc::invalid_argument, "no object in it"};
+    MESH_TRY(auto object, config::make_object(tree->get_object(), text_field(wrapper, "file")));
+    objects.push_back(std::make_shared<const Object>(std::move(object)));
+  }
+  return objects;
+}
+
+bool same_trees(const std::vector<ObjectPtr>& a, const std::vector<ObjectPtr>& b) {
+  return std::ranges::equal(a, b, [](const ObjectPtr& x, const ObjectPtr& y) {
+    return x == y || (x->file == y->file && x->tree == y->tree);
+  });
+}
+
 bool same(const std::vector<config::Problem>& a, const std::vector<config::Problem>& b) {
   return std::ranges::equal(a, b, {}, &config::Problem::to_string, &config::Problem::to_string);
 }
@@ -74,7 +105,12 @@ Store::Store(Files& files, std::string directory, Random random, std::function<s
 Result<> Store::open() {
   MESH_TRY(files_.make_directories(objects_directory()));
   MESH_TRY(files_.make_directories(directory_ + "/accepted"));
-  MESH_TRY(read_accepted());
+  MESH_TRY(files_.make_directories(directory_ + "/parsed"));
+  MESH_TRY(read_kept(directory_ + "/accepted", [this](ObjectPtr object) {
+    accepted_[object->key] = {object->file, object};
+  }));
+  MESH_TRY(read_kept(directory_ + "/parsed",
+                     [this](ObjectPtr object) { parsed_[object->key].push_back(object); }));
   MESH_TRY(read_changed_files());
   assemble();
   return success();
@@ -96,20 +132,16 @@ ObjectPtr Store::find(const ObjectKey& key) const {
 
 // --- reading
 
-Result<> Store::read_accepted() {
-  MESH_TRY(auto entries, files_.list(directory_ + "/accepted"));
+// One damaged file is no reason not to start: what it held is not known, and that is told.
+Result<> Store::read_kept(const std::string& directory, const Keep& keep) {
+  MESH_TRY(auto entries, files_.list(directory));
   for (const Files::Entry& entry : entries) {
-    MESH_TRY(auto text, files_.read(entry.path));
-    json::error_code error;
-    const json::value value = json::parse(text, error);
-    const json::object* wrapper = value.if_object();
-    const json::value* tree = wrapper ? wrapper->if_contains("object") : nullptr;
-    if (error || !tree || !tree->is_object())
-      return Error{Errc::internal, entry.path + ": damaged; remove it and start again"};
-    MESH_TRY(auto object, config::make_object(tree->get_object(), entry.path));
-    object.file = text_field(wrapper, "file");
-    const ObjectKey key = object.key;
-    accepted_[key] = {object.file, std::make_shared<const Object>(std::move(object))};
+    auto objects = kept_objects(files_, entry.path);
+    if (!objects) {
+      damaged_[entry.path] = objects.error().message;
+      continue;
+    }
+    for (ObjectPtr& object : objects.value()) keep(std::move(object));
   }
   return success();
 }
@@ -153,44 +185,69 @@ Store::SourceFile Store::read_file(const Files::Entry& entry) {
 void Store::assemble() {
   problems_.clear();
   owners_.clear();
-  std::map<ObjectKey, ObjectPtr> chosen;
-  std::map<ObjectKey, std::vector<ObjectPtr>> all;
+  Versions all;
   for (const auto& [path, file] : sources_)
     for (const ObjectPtr& object : file.objects) all[object->key].push_back(object);
+  for (const auto& [path, file] : sources_)
+    if (!file.error.empty()) add_from_unreadable(path, file, all);
+  objects_.clear();
   for (const auto& [key, versions] : all) {
     owners_[key] = versions.front()->file;
-    if (versions.size() == 1) {
-      chosen[key] = versions.front();
-      continue;
-    }
-    const std::string& other = versions[1]->file;
-    problems_.push_back(problem_of(
-        key, versions.front()->file,
-        other == versions.front()->file
-            ? "is in this file twice; remove one of them"
-            : "is also in " + other + "; an object has one owner: remove it from one of them"));
-    const auto accepted = accepted_.find(key);
-    // A policy that people rely on is rather enforced as one of the files says than not at all.
-    chosen[key] = accepted != accepted_.end() ? accepted->second.object : versions.front();
+    if (versions.size() == 1 || is_policy(key))
+      objects_.insert(objects_.end(), versions.begin(), versions.end());
+    else
+      objects_.push_back(choose(key, versions));
   }
-  for (const auto& [path, file] : sources_)
-    if (!file.error.empty()) add_from_unreadable(path, file, chosen);
-  objects_.clear();
-  for (auto& [key, object] : chosen) objects_.push_back(std::move(object));
+  add_damaged();
 }
 
-void Store::add_from_unreadable(const std::string& path, const SourceFile& file,
-                                std::map<ObjectKey, ObjectPtr>& chosen) {
+// Of an object that is there several times.
+ObjectPtr Store::choose(const ObjectKey& key, const std::vector<ObjectPtr>& versions) {
+  const std::string& file = versions.front()->file;
+  const std::string& other = versions[1]->file;
+  problems_.push_back(problem_of(
+      key, file,
+      other == file
+          ? "is in this file twice; remove one of them"
+          : "is also in " + other + "; an object has one owner: remove it from one of them"));
+  const auto accepted = accepted_.find(key);
+  return accepted != accepted_.end() ? accepted->second.object : versions.front();
+}
+
+void Store::add_from_unreadable(const std::string& path, const SourceFile& file, Versions& all) {
   std::string kept;
-  for (const auto& [key, accepted] : accepted_) {
-    if (accepted.file != path || !chosen.emplace(key, accepted.object).second) continue;
-    owners_[key] = path;
-    kept += (kept.empty() ? "" : ", ") + key.to_string();
-  }
+  const auto add = [&](const ObjectPtr& object) {
+    // In the order of the files, so that it does not matter to the compiler which can be read.
+    std::vector<ObjectPtr>& versions = all[object->key];
+    versions.insert(std::ranges::upper_bound(versions, path, {}, &Object::file), object);
+    kept += (kept.empty() ? "" : ", ") + object->key.to_string();
+  };
+  std::set<ObjectKey> parsed;
+  for (const auto& [key, versions] : parsed_)
+    for (const ObjectPtr& version : versions)
+      if (version->file == path) {
+        add(version);
+        parsed.insert(key);
+      }
+  for (const auto& [key, accepted] : accepted_)
+    if (accepted.file == path && !parsed.contains(key) && (is_policy(key) || !all.contains(key)))
+      add(accepted.object);
   problems_.push_back(
       problem_of({"File", "", path}, "",
                  file.error + (kept.empty() ? "; nothing of it is known from before"
-                                            : "; the last accepted version stays: " + kept)));
+                                            : "; what was last known of it stays: " + kept)));
+}
+
+void Store::add_damaged() {
+  std::erase_if(damaged_, [this](const auto& item) {
+    const auto text = files_.read(item.first);
+    return !text && text.error().code == Errc::not_found;
+  });
+  for (const auto& [path, why] : damaged_)
+    problems_.push_back(problem_of({"File", "", path}, "",
+                                   "damaged (" + why +
+                                       "): the version that it kept is lost; check the object "
+                                       "that it is named after, and remove this file"));
 }
 
 // --- metadata
@@ -246,6 +303,11 @@ std::string Store::accepted_path(const ObjectKey& key) const {
          key.name + ".json";
 }
 
+std::string Store::parsed_path(const ObjectKey& key) const {
+  return directory_ + "/parsed/" + key.kind + "/" + (key.ns.empty() ? "_" : key.ns) + "." +
+         key.name + ".json";
+}
+
 std::optional<std::string> Store::foreign_file(const ObjectKey& key) const {
   const auto owner = owners_.find(key);
   if (owner == owners_.end() || owner->second == object_path(key)) return std::nullopt;
@@ -263,8 +325,9 @@ Result<> Store::accept(const ObjectPtr& object) {
   if (known != accepted_.end() && known->second.file == object->file &&
       (known->second.object == object || known->second.object->tree == object->tree))
     return success();
-  const json::object wrapper = {{"file", object->file}, {"object", object->tree}};
-  MESH_TRY(replace_file(files_, accepted_path(object->key), json::serialize(wrapper)));
+  const std::string path = accepted_path(object->key);
+  MESH_TRY(replace_file(files_, path, json::serialize(wrapped(object))));
+  damaged_.erase(path);
   accepted_[object->key] = {object->file, object};
   return success();
 }
@@ -284,6 +347,34 @@ Result<> Store::forget_accepted_but(const std::vector<ObjectPtr>& present) {
     }
     MESH_TRY(remove_file(files_, accepted_path(at->first)));
     at = accepted_.erase(at);
+  }
+  return success();
+}
+
+Result<> Store::remember_policies() {
+  Versions now;
+  for (const ObjectPtr& object : objects_)
+    if (is_policy(object->key)) now[object->key].push_back(object);
+  for (const auto& [key, versions] : now)
+    if (const auto known = parsed_.find(key);
+        known == parsed_.end() || !same_trees(known->second, versions))
+      unsaved_.insert(key);
+  for (const auto& [key, versions] : parsed_)
+    if (!now.contains(key)) unsaved_.insert(key);
+  parsed_ = std::move(now);  // also where it cannot be written
+  while (!unsaved_.empty()) {
+    const ObjectKey key = *unsaved_.begin();
+    const std::string path = parsed_path(key);
+    if (const auto known = parsed_.find(key); known == parsed_.end()) {
+      MESH_TRY(files_.make_directories(directory_of(path)));
+      MESH_TRY(remove_file(files_, path));
+    } else {
+      json::array items;
+      for (const ObjectPtr& version : known->second) items.push_back(wrapped(version));
+      MESH_TRY(replace_file(files_, path, json::serialize(items)));
+    }
+    damaged_.erase(path);
+    unsaved_.erase(key);
   }
   return success();
 }

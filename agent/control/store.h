@@ -4,17 +4,22 @@
 //   <dir>/objects/**                               files that people put there: any name that ends
 //                                                  in .yaml, .yml or .json, one object or several
 //   <dir>/accepted/<Kind>/<namespace>.<name>.json  {"file", "object"}: the last accepted version
+//   <dir>/parsed/<Kind>/<namespace>.<name>.json    a list of such, for policies: the last version
+//                                                  that could be read of each file, accepted or not
 //
 // Writes are atomic and fsynced. What cannot be read leaves the last accepted version of every
 // object that came from that file; the same object in two files leaves its last accepted version
-// too; both are problems. uid, creationTimestamp and generation are set when an object is first
-// seen and kept from then on. A resource; one thread at a time.
+// too; both are problems. Not so an AuthorizationPolicy, since what it denies must not lapse: of it
+// the last version that could be read stays, accepted or not, and all versions of several files are
+// passed on for the compiler to refuse. uid, creationTimestamp and generation are set when an
+// object is first seen and kept from then on. A resource; one thread at a time.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,11 +40,12 @@ class Store {
   // Reads what changed on disk; true when the objects or problems are others than before.
   Result<bool> rescan();
 
-  // What acts, before compilation: one version of each object.
+  // What acts, before compilation: one version of each object (of a policy: of each file), sorted.
   const std::vector<config::ObjectPtr>& objects() const { return objects_; }
   const std::vector<config::Problem>& problems() const { return problems_; }
   config::ObjectPtr find(const config::ObjectKey& key) const;
   std::string objects_directory() const { return directory_ + "/objects"; }
+  std::string object_path(const config::ObjectKey& key) const;  // where put() writes it
 
   // The object as it would be stored: with its uid, creationTimestamp and generation.
   config::Object prepare(config::Object object);
@@ -52,6 +58,8 @@ class Store {
   Result<> accept(const config::ObjectPtr& object);
   config::ObjectPtr last_accepted(const config::ObjectKey& key) const;
   Result<> forget_accepted_but(const std::vector<config::ObjectPtr>& present);
+  // Keeps what is known of policies now: of each file, the last version that could be read.
+  Result<> remember_policies();
 
  private:
   struct SourceFile {
@@ -64,15 +72,20 @@ class Store {
     config::ObjectPtr object;
   };
 
-  Result<> read_accepted();
+  using Versions = std::map<config::ObjectKey, std::vector<config::ObjectPtr>>;
+  using Keep = std::function<void(config::ObjectPtr)>;
+
+  Result<> read_kept(const std::string& directory, const Keep& keep);
   Result<bool> read_changed_files();
   SourceFile read_file(const Files::Entry& entry);
   void assemble();
-  void add_from_unreadable(const std::string& path, const SourceFile& file,
-                           std::map<config::ObjectKey, config::ObjectPtr>& chosen);
+  void add_from_unreadable(const std::string& path, const SourceFile& file, Versions& all);
+  config::ObjectPtr choose(const config::ObjectKey& key,
+                           const std::vector<config::ObjectPtr>& versions);
+  void add_damaged();
   config::Object with_metadata(config::Object object, bool trust_own);
-  std::string object_path(const config::ObjectKey& key) const;
   std::string accepted_path(const config::ObjectKey& key) const;
+  std::string parsed_path(const config::ObjectKey& key) const;
   std::string new_uid();
 
   Files& files_;
@@ -81,6 +94,9 @@ class Store {
   std::function<std::string()> now_;
   std::map<std::string, SourceFile> sources_;
   std::map<config::ObjectKey, Accepted> accepted_;
+  Versions parsed_;                                  // of policies: one of each file
+  std::set<config::ObjectKey> unsaved_;              // of parsed_
+  std::map<std::string, std::string> damaged_;       // files of accepted/ and parsed/ -> why
   std::map<config::ObjectKey, std::string> owners_;  // the file each object comes from
   std::vector<config::ObjectPtr> objects_;
   std::vector<config::Problem> problems_;

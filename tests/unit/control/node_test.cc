@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "control/dumps.h"
 #include "feed/messages.h"
 #include "tests/support/fake_datapath.h"
 #include "tests/support/memory_files.h"
@@ -181,6 +182,17 @@ class NodeTest : public testing::Test {
     const auto entry = datapath_.state.services.find(kVip);
     return entry != datapath_.state.services.end() &&
            entry->second.kind == datapath::ServiceEntry::Kind::kProxy;
+  }
+  void add_file(const std::string& name, const std::string& text) {
+    files_.set("/s/objects/" + name, text);
+    node_->on_store_changed(now_);
+  }
+  bool may_reach(const std::string& client, const std::string& server) const {
+    const auto& workloads = node_->snapshot()->workloads;
+    const config::Workload& to = *workloads.at({"default", server});
+    return config::authorize(*node_->snapshot(), *workloads.at({"default", client}), to,
+                             {to.addresses.front(), 9080})
+        .allowed;
   }
   std::uint32_t id_of(const std::string& name) const {
     for (const auto& w : node_->workloads().workloads)
@@ -447,6 +459,112 @@ TEST_F(NodeTest, DryRunAndValidateChangeNothing) {
   EXPECT_EQ(node_->apply(request, now_).results.at(0).outcome, "created");
   EXPECT_TRUE(node_->objects("", "", "").objects.empty());
   for (const auto& [path, text] : files_.texts) EXPECT_EQ(path, "/s/ids.json");
+}
+
+const std::string kBroken = "kind: [";
+std::string policy_text(const std::string& app, const std::string& spec) {
+  return "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n"
+         "spec: {selector: {matchLabels: {app: " +
+         app + "}}, " + spec + "}\n";
+}
+
+TEST_F(NodeTest, WhatARefusedPolicyDeniesStaysDeniedWhenItsFileBreaks) {
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  add_file("p.yaml", policy_text("b", "rules: [{}]"));
+  EXPECT_TRUE(may_reach("a", "b"));
+  add_file("p.yaml", policy_text("b", "action: AUDIT, rules: [{}]"));
+  EXPECT_FALSE(may_reach("a", "b"));
+  add_file("p.yaml", kBroken);
+  EXPECT_FALSE(may_reach("a", "b")) << "not the version that was accepted before";
+  restart();
+  EXPECT_FALSE(may_reach("a", "b"));
+  EXPECT_EQ(node_->status(now_ + std::chrono::minutes(1)).state, "degraded");
+  add_file("p.yaml", policy_text("b", "rules: [{}]"));
+  EXPECT_TRUE(may_reach("a", "b"));
+}
+
+TEST_F(NodeTest, APolicyThatWasNeverAcceptedDeniesOnWhenItsFileBreaks) {
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  add_file("p.yaml", policy_text("b", "action: AUDIT"));
+  add_file("p.yaml", kBroken);
+  EXPECT_FALSE(may_reach("a", "b"));
+  restart();
+  EXPECT_FALSE(may_reach("a", "b"));
+  add_file("p.yaml", "");
+  EXPECT_TRUE(may_reach("a", "b"));
+  add_file("p.yaml", kBroken);
+  restart();
+  EXPECT_TRUE(may_reach("a", "b")) << "it was deleted";
+}
+
+TEST_F(NodeTest, APolicyInTwoFilesDeniesWhatBothSelect) {
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  outcome(workload("c", "10.77.0.3"));
+  add_file("1.yaml", policy_text("b", ""));
+  add_file("2.yaml", policy_text("c", "rules: [{}]"));
+  EXPECT_FALSE(may_reach("a", "b"));
+  EXPECT_FALSE(may_reach("a", "c"));
+  EXPECT_THAT(node_->status(now_).reasons,
+              testing::Contains(testing::AllOf(HasSubstr("1.yaml"), HasSubstr("2.yaml"))));
+  add_file("1.yaml", kBroken);
+  EXPECT_FALSE(may_reach("a", "b")) << "also when one of them can no longer be read";
+  restart();
+  EXPECT_FALSE(may_reach("a", "b"));
+  EXPECT_FALSE(may_reach("a", "c"));
+  add_file("1.yaml", "");
+  EXPECT_TRUE(may_reach("a", "b"));
+  EXPECT_TRUE(may_reach("a", "c"));
+}
+
+TEST_F(NodeTest, ADamagedFileOfTheStoreIsToldAndNothingElse) {
+  outcome(service("reviews"));
+  outcome(service("ratings"));
+  files_.set("/s/accepted/Service/default.ratings.json", "{");
+  files_.set("/s/parsed/AuthorizationPolicy/default.p.json", "[1]");
+  restart();
+  EXPECT_EQ(node_->snapshot()->services.size(), 2U);
+  const auto status = node_->status(now_ + std::chrono::minutes(1));
+  EXPECT_EQ(status.state, "degraded");
+  EXPECT_THAT(status.reasons, testing::Contains(HasSubstr("default.ratings.json")));
+  EXPECT_THAT(status.reasons, testing::Contains(HasSubstr("default.p.json")));
+  files_.texts.erase("/s/parsed/AuthorizationPolicy/default.p.json");
+  outcome(service("details"));
+  EXPECT_THAT(node_->status(now_).reasons, testing::Not(testing::Contains(HasSubstr(".json"))))
+      << "one was written anew, the other is gone";
+}
+
+TEST_F(NodeTest, AReplySaysWhatIsNotInForceYet) {
+  const auto warnings = [this] {
+    api::ApplyReply reply;
+    reply.results = {{{"Service", "default", "reviews"}, "v1", "created", {}},
+                     {{"Service", "default", "ratings"}, "v1", "refused", {}}};
+    node_->add_what_is_due(reply);
+    EXPECT_THAT(reply.results[1].problems, testing::IsEmpty());
+    return reply.results[0].problems;
+  };
+  EXPECT_THAT(warnings(), ElementsAre(HasSubstr("not in force yet: meshproxy is away")));
+  connect();
+  EXPECT_THAT(warnings(), testing::IsEmpty());
+  outcome(service("reviews"));
+  EXPECT_THAT(warnings(), ElementsAre(HasSubstr("meshproxy has not acknowledged it")));
+  acknowledge();
+  EXPECT_THAT(warnings(), testing::IsEmpty());
+}
+
+TEST_F(NodeTest, TheDumpOfRoutesHasTheDefaultRoutesOfHttpServices) {
+  outcome(service("reviews"));
+  outcome(service("ratings"));
+  outcome(service("db", "tcp"));
+  outcome(virtual_service("reviews", route_to("reviews")));
+  const auto rows = dump_routes(*node_->snapshot()).rows;
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0].at("virtual_service").as_string(), "default/reviews");
+  EXPECT_EQ(rows[1].at("hosts").as_string(), "ratings.default.svc.cluster.local");
+  EXPECT_EQ(rows[1].at("rule").as_string(), "default");
+  EXPECT_EQ(rows[1].at("destinations").as_string(), "ratings.default.svc.cluster.local:9080");
 }
 
 TEST_F(NodeTest, TheTapIsOnOnlyWhileSomebodyListens) {
