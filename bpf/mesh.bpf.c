@@ -27,9 +27,7 @@ static __always_inline int um_refuse_as(__u32 counter, int error) {
   return 0;
 }
 
-static __always_inline int um_refuse(__u32 counter) {
-  return um_refuse_as(counter, ECONNREFUSED);
-}
+static __always_inline int um_refuse(__u32 counter) { return um_refuse_as(counter, ECONNREFUSED); }
 
 static __always_inline void um_mapped(struct um_address* address, __u32 v4 /* be32 */) {
   address->word[0] = 0;
