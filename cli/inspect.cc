@@ -118,12 +118,6 @@ constexpr const char* kDetached =
     "no connection is captured or policed: `meshctl disable --all` has detached everything; "
     "`meshctl up` attaches it again, `meshctl down` ends the rest";
 
-bool is_detached(const Environment& environment) {
-  auto cgroups = find_cgroups(environment.cgroup_name);
-  return cgroups && running_programs(cgroups.value().mesh()).contains("meshd") &&
-         is_attached(environment) == false;
-}
-
 // Without meshd the rest goes on: what still runs, what is still captured, and what to do.
 Error unreachable(Error error, const Environment& environment) {
   if (error.code != Errc::unavailable) return error;
@@ -157,7 +151,7 @@ Result<int> status(const Environment& environment, Format format) {
   auto answer = Client(environment.run_dir).get<api::Status>("/v1/status");
   if (!answer) return unreachable(std::move(answer).error(), environment);
   api::Status now = std::move(answer).value();
-  if (is_detached(environment)) {
+  if (detached_meshd(environment)) {
     now.state = "degraded";
     now.reasons.insert(now.reasons.begin(), kDetached);
   }

@@ -291,20 +291,28 @@ void warn_left(const std::string& directory, const std::vector<std::string>& lef
                  join(left, ", ").c_str());
 }
 
-// A meshd whose programs were detached under it attaches them only when it starts: the supervisor
-// starts it again. One that does not answer yet is on its way.
-Result<> restart_detached(const Environment& environment, const Cgroups& cgroups) {
+// meshd attaches only when it starts: the supervisor starts it again. One that does not answer yet
+// is on its way.
+Result<> restart_detached(const Environment& environment) {
   if (!Client(environment.run_dir).get<api::Version>("/v1/version", seconds(5))) return success();
-  if (is_attached(environment) != false) return success();
-  auto running = running_programs(cgroups.mesh());
-  auto meshd = running.find("meshd");
-  if (meshd == running.end()) return success();
+  auto meshd = detached_meshd(environment);
+  if (!meshd) return success();
   std::fputs("Nothing is attached (`meshctl disable --all`): meshd starts again\n", stderr);
-  ::kill(meshd->second, SIGKILL);
+  ::kill(*meshd, SIGKILL);
   auto deadline = Clock::now() + seconds(5);
-  while (::kill(meshd->second, 0) == 0 && Clock::now() < deadline)
+  while (::kill(*meshd, 0) == 0 && Clock::now() < deadline)
     std::this_thread::sleep_for(milliseconds(5));
   return success();
+}
+
+bool has_bpf_maps(pid_t pid) {
+  std::error_code ec;
+  const std::string fds = "/proc/" + std::to_string(pid) + "/fd";
+  for (fs::directory_iterator it(fs::path(fds), ec), end; !ec && it != end; it.increment(ec)) {
+    std::error_code closed;
+    if (fs::read_symlink(it->path(), closed) == "anon_inode:bpf-map") return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -317,6 +325,15 @@ std::optional<bool> is_attached(const Environment& environment) {
     if (!it->is_directory(ec)) return true;
   if (ec == std::errc::permission_denied) return std::nullopt;
   return false;
+}
+
+std::optional<pid_t> detached_meshd(const Environment& environment) {
+  auto cgroups = find_cgroups(environment.cgroup_name);
+  if (!cgroups || is_attached(environment) != false) return std::nullopt;
+  auto running = running_programs(cgroups.value().mesh());
+  auto meshd = running.find("meshd");
+  if (meshd == running.end() || !has_bpf_maps(meshd->second)) return std::nullopt;
+  return meshd->second;
 }
 
 Result<int> bring_up(Environment environment, ProgramOptions options) {
@@ -334,7 +351,7 @@ Result<int> bring_up(Environment environment, ProgramOptions options) {
   MESH_TRY(make_cgroup(cgroups.value().workloads()));
   MESH_TRY(mount_bpffs(environment));
   bool was_running = running_programs(cgroups.value().mesh()).size() == std::size(kPrograms);
-  MESH_TRY(restart_detached(environment, cgroups.value()));
+  MESH_TRY(restart_detached(environment));
   auto supervisor = running_supervisor(environment);
   if (!supervisor) {
     MESH_TRY(supervisor, start_supervisor(environment, options));

@@ -2,6 +2,8 @@
 // a kill -9 of anything at any moment.
 #pragma once
 
+#include <sys/types.h>
+
 #include <optional>
 #include <string>
 
@@ -18,6 +20,9 @@ Result<int> disable_everything(const Environment& environment);
 // Whether anything of the mesh is attached in the kernel, meshd alive or dead; nothing where the
 // caller may not look.
 std::optional<bool> is_attached(const Environment& environment);
+// The meshd under which `disable --all` detached everything: it has its maps, and nothing is
+// pinned.
+std::optional<pid_t> detached_meshd(const Environment& environment);
 // Takes one workload out of the mesh: its WorkloadEntry keeps everything but its netns annotation.
 Result<int> disable_workload(const Environment& environment, const std::string& ns,
                              const std::string& name);
