@@ -15,13 +15,15 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BIN = ROOT / "build" / "bin"
+BIN = pathlib.Path(os.environ.get("MESH_BIN_DIR", ROOT / "build" / "bin"))
+CGROUP = os.environ.get("UNDERMESH_CGROUP", "undermesh")  # the name that meshctl reads from there too
 WORK_DIR = ROOT / "build" / "bench"
 STARTED = WORK_DIR / "started"  # there while the mesh is ours
 CPU = "0"
@@ -71,7 +73,7 @@ def cgroup2():
 
 
 def pids_of(cgroup):
-    return [int(p) for p in (cgroup2() / "undermesh" / cgroup / "cgroup.procs").read_text().split()]
+    return [int(p) for p in (cgroup2() / CGROUP / cgroup / "cgroup.procs").read_text().split()]
 
 
 def wait_for(what, condition):
@@ -98,7 +100,15 @@ class Plain:
 
     def __enter__(self):
         self.children = []
-        self.remove()
+        self.remove()  # what an earlier run left that was killed
+        try:
+            self.make()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def make(self):
         for index, (name, address) in enumerate(self.names.items()):
             sh("ip", "netns", "add", name)
             sh("ip", "link", "add", f"umb{index}", "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -112,7 +122,6 @@ class Plain:
         self.haproxy = self.start("um-bench-client", "haproxy", "-db", "-f", ROOT / "bench/haproxy.cfg")
         wait_for("the origin listens", lambda: listening(self.origin.pid, 8080))
         wait_for("haproxy listens", lambda: listening(self.haproxy.pid, 15080))
-        return self
 
     def start(self, netns, *command):
         log = open(WORK_DIR / f"{pathlib.Path(command[0]).name}.log", "w")
@@ -122,10 +131,17 @@ class Plain:
         return child  # ip and taskset exec, so the pid is the program's
 
     def remove(self):
-        known = sh("ip", "netns", "list")
-        for name in self.names:
-            if name in known:
-                sh("ip", "netns", "del", name)
+        """The namespaces with whatever runs in them, which would keep them and their links alive."""
+        known = sh("ip", "netns", "list").split()
+        for index, name in enumerate(self.names):
+            if name not in known:
+                continue
+            for pid in sh("ip", "netns", "pids", name).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            if f"umb{index}" in (link for _, link in socket.if_nameindex()):
+                sh("ip", "link", "del", f"umb{index}")  # by itself it goes only some time after the namespace
+            sh("ip", "netns", "del", name)
 
     def __exit__(self, *_):
         for child in self.children:
@@ -181,15 +197,17 @@ def load(prefix, address, port, work, requests):
 
 
 def measure(client, proxy_pids, origin_pids):
-    if client.stdout.readline().strip() != "ready":
-        client.kill()
-        raise SystemExit("bench: the client failed while warming up")
-    before = cpu_us(proxy_pids), cpu_us(origin_pids)
-    client.stdin.write("go\n")
-    client.stdin.flush()
-    answer = json.loads(client.stdout.readline())
-    proxy, origin = cpu_us(proxy_pids) - before[0], cpu_us(origin_pids) - before[1]
-    client.wait(timeout=DEADLINE)
+    try:
+        if client.stdout.readline().strip() != "ready":
+            raise SystemExit("bench: the client failed while warming up")
+        before = cpu_us(proxy_pids), cpu_us(origin_pids)
+        client.stdin.write("go\n")
+        client.stdin.flush()
+        answer = json.loads(client.stdout.readline())
+        proxy, origin = cpu_us(proxy_pids) - before[0], cpu_us(origin_pids) - before[1]
+        client.wait(timeout=DEADLINE)
+    finally:
+        client.kill()  # nothing, once it has ended
     if answer["errors"]:
         raise SystemExit(f"bench: {answer['errors']} of the answers were not 200")
     n = answer["requests"]
@@ -240,6 +258,8 @@ def main():
         raise SystemExit(f"bench: no work '{what}'; there are: {', '.join(WORKS)}, smoke")
     works = [what] if what in WORKS else list(WORKS)
     WORK_DIR.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # an exception, so that everything is taken down
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     rows = []
     with Mesh() as mesh, Plain() as plain:
         for work in works:
