@@ -126,6 +126,7 @@ class Exchange {
   bool keep_ = false;           // the downstream connection
   bool upstream_done_ = false;  // the whole response was relayed, and the connection may go on
   bool retried_ = false;
+  bool response_began_ = false;  // a byte came, be it of a 1xx
   std::optional<RelayEnd> upload_end_;
   std::optional<Relay> upload_;
   net::Group uploads_;

@@ -67,7 +67,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
 net::Task<Exchange::Next> Exchange::attempt(UpstreamConnection& connection,
                                             net::Scope& request_scope, Refused& refused) {
   net::Scope scope(request_scope);
-  sent_any_ = false;
+  sent_any_ = response_began_ = false;
   response_parser_.reset();
   const std::size_t body_at = down_->in.position();
   const http::BodyDecoder body_before = request_body_;
@@ -81,14 +81,14 @@ net::Task<Exchange::Next> Exchange::attempt(UpstreamConnection& connection,
     }
   }
   up_.release();
-  if (uploads_.size() > 0) {  // the answer came before the end of the request
-    down_->linger = true;
+  if (uploads_.size() > 0) {  // the answer (or the end) came before the end of the request
+    if (next != Next::kRetry) down_->linger = true;
     scope.cancel();
     co_await uploads_.wait();
   }
   if (upload_) bytes_received_ += upload_->body_bytes;
   upload_.reset();
-  if (next == Next::kRetry && has_body_) {  // nothing of it was sent: as it was
+  if (next == Next::kRetry && has_body_) {  // nothing of the body was sent: as it was
     down_->in.rewind(body_at);
     request_body_ = body_before;
     upload_end_.reset();
@@ -166,9 +166,10 @@ Exchange::Next Exchange::cancelled(const net::Scope& scope, Refused& refused) {
 }
 
 bool Exchange::may_retry(const UpstreamConnection& connection) const {
-  if (retried_ || !connection.is_reused() || !response_parser_.is_idle()) return false;
+  if (retried_ || !connection.is_reused() || response_began_) return false;
   const bool sent_any = sent_any_ || uploads_.size() > 0;  // a write that waits has sent some
-  return !sent_any || (!has_body_ && http::is_idempotent(head_.method));
+  const bool took_body = upload_ && upload_->took;
+  return !sent_any || (!took_body && http::is_idempotent(head_.method));
 }
 
 // The connection ended before a response head.
@@ -219,6 +220,7 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
       io_result = read ? net::Io{read.value(), 0} : net::Io{0, ECONNRESET};
     }
     if (io_result.error != 0 || io_result.bytes == 0) co_return lost(connection, refused);
+    response_began_ = true;
     up_.filled(io_result.bytes);
   }
   service_time_ms_ =

@@ -56,6 +56,7 @@ Gathered gather(Relay& relay, Batch& batch) {
   for (std::size_t pieces = 0; pieces < kMaxPieces;) {
     const auto step = relay.decoder.next(relay.buffer.unread());
     relay.buffer.consume(step.consumed);
+    relay.took = relay.took || step.consumed > 0;
     if (step.event == http::BodyDecoder::Event::data) {
       batch.add(step.data);
       bytes += step.data.size();

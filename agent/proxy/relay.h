@@ -75,6 +75,7 @@ struct Relay {
   // Results:
   std::uint64_t body_bytes = 0;
   bool wrote = false;  // at least one byte was taken by `to`
+  bool took = false;   // at least one byte of the body or its framing was taken from `buffer`
 };
 
 // Until the body ends. The prefix goes out at once, with what is already in the buffer.

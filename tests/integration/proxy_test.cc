@@ -459,6 +459,62 @@ TEST_F(ProxyTest, APostWhoseConnectionDiesIsNotSentTwice) {
   EXPECT_EQ(posts, 1);
 }
 
+TEST_F(ProxyTest, ARequestIsNotSentTwiceAfterAnInterimResponse) {
+  std::atomic<int> seen{0};
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) {
+    if (!connection.read()) return;
+    connection.send(FakeUpstream::ok("x"));
+    if (!connection.read()) return;
+    ++seen;
+    connection.send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+    std::this_thread::sleep_for(50ms);  // the interim response is through before the end
+  });
+  serve({&upstream});
+  auto socket = dial();
+  socket.send(get("/"));
+  ASSERT_EQ(socket.read()->status(), 200);
+  socket.send(get("/"));
+  const auto response = socket.read();
+  ASSERT_TRUE(response);
+  EXPECT_EQ(response->interim.size(), 1u);
+  EXPECT_EQ(response->status(), 503);
+  EXPECT_EQ(seen, 1);
+  EXPECT_EQ(upstream.connections(), 1);
+}
+
+TEST_F(ProxyTest, AnIdempotentRequestWhoseBodyWasNotTakenIsSentAgain) {
+  std::atomic<int> heads{0};
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) {
+    if (heads == 0) {
+      connection.read();
+      connection.send(FakeUpstream::ok("x"));
+      if (connection.read_head()) ++heads;
+      return;  // dies with the head of the PUT read
+    }
+    if (!connection.read_head()) return;
+    ++heads;
+    connection.send("HTTP/1.1 100 Continue\r\n\r\n");
+    std::string body;
+    connection.take(5, body);
+    connection.send(FakeUpstream::ok(body));
+    connection.read();
+  });
+  serve({&upstream});
+  auto socket = dial();
+  socket.send(get("/"));
+  ASSERT_EQ(socket.read()->status(), 200);
+  socket.send(
+      "PUT / HTTP/1.1\r\nHost: reviews\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+  const auto head = socket.read_head();
+  ASSERT_TRUE(head);
+  EXPECT_THAT(*head, testing::StartsWith("HTTP/1.1 100 "));
+  socket.send("hello");
+  const auto response = socket.read();
+  ASSERT_TRUE(response);
+  EXPECT_EQ(response->body, "hello");
+  EXPECT_EQ(heads, 2);
+}
+
 TEST_F(ProxyTest, AFreshConnectionThatDiesIsA503WithFlagUC) {
   auto upstream = FakeUpstream::raw([](HttpSocket& connection) { connection.read(); });
   serve({&upstream});
