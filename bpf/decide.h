@@ -215,7 +215,9 @@ static __always_inline void um_decide_mesh(const struct um_connect* in, struct u
     um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
     return;
   }
-  if (um_may_reach(client->id, &in->to, 1, out)) um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
+  // A workload may always talk to itself, also through one of its services.
+  if (um_is_own_address(client->id, &in->to.address) || um_may_reach(client->id, &in->to, 1, out))
+    um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
 }
 
 #endif

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <future>
@@ -74,6 +75,7 @@ class ProxyFixture : public testing::Test {
     enrolled_[id] = {"default", name};
     std::uint16_t port = 0;
     UniqueFd fd = listen_on_loopback(&port);
+    listeners_[port].reset(::dup(fd.get()));
     {
       std::lock_guard lock(mutex());
       destinations()[port] = destination;
@@ -81,6 +83,15 @@ class ProxyFixture : public testing::Test {
     add_listener({id, feed::ListenerKind::kOutbound, 4, {IpAddress::v4(127, 0, 0, 1), port}},
                  std::move(fd));
     return port;
+  }
+  // Removes the client's listener and adds it anew, before the proxy's worker can look.
+  void listen_again(const std::string& name, std::uint16_t port) {
+    const proxy::ListenerId id{
+        ids_[name], feed::ListenerKind::kOutbound, 4, {IpAddress::v4(127, 0, 0, 1), port}};
+    on_main([&] {
+      proxy_->remove_listener(id);
+      proxy_->add_listener(id, UniqueFd(::dup(listeners_.at(port).get())));
+    });
   }
   std::uint16_t gateway() {
     start();
@@ -178,13 +189,15 @@ class ProxyFixture : public testing::Test {
   }
 
   // Endpoints may not be loopback addresses, and the fake ones are: a test writes 10.77.1.n, and
-  // every endpoint is reached on 127.0.0.1 at its port.
+  // every IPv4 endpoint is reached on 127.0.0.1 at its port.
   static config::SnapshotPtr on_loopback(const config::Snapshot& compiled) {
     auto snapshot = std::make_shared<config::Snapshot>(compiled);
     const auto move_all = [](auto& clusters) {
       for (auto& [name, cluster] : clusters) {
         auto moved = std::make_shared<config::Cluster>(*cluster);
-        for (auto& endpoint : moved->endpoints) endpoint.address.ip = IpAddress::v4(127, 0, 0, 1);
+        for (auto& endpoint : moved->endpoints) {
+          if (endpoint.address.ip.is_v4()) endpoint.address.ip = IpAddress::v4(127, 0, 0, 1);
+        }
         cluster = std::move(moved);
       }
     };
@@ -197,6 +210,9 @@ class ProxyFixture : public testing::Test {
   proxy::WorkerOptions options_;
   std::atomic<bool> sockets_stopped_{false};  // meshhold is away
   std::atomic<int> sockets_given_{0};
+  std::atomic<int> v6_sockets_wanted_{0};
+  std::atomic<bool> keep_sockets_{false};
+  std::vector<UniqueFd> kept_sockets_;  // second descriptors of those given; under mutex()
   SocketAddress gateway_;
   std::vector<proxy::TapEvent> taps_;
   std::unique_ptr<proxy::Proxy> proxy_;
@@ -220,11 +236,15 @@ class ProxyFixture : public testing::Test {
     return found->second;
   }
   void give_sockets(proxy::WorkloadId id, proxy::Family family, std::uint32_t count) {
+    if (family == proxy::Family::kV6) v6_sockets_wanted_ += static_cast<int>(count);
     if (sockets_stopped_) return;
     std::vector<UniqueFd> sockets;
     const int domain = family == proxy::Family::kV4 ? AF_INET : AF_INET6;
     for (std::uint32_t i = 0; i < count; ++i) {
       sockets.emplace_back(::socket(domain, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      if (!keep_sockets_) continue;
+      std::lock_guard lock(mutex());
+      kept_sockets_.emplace_back(::dup(sockets.back().get()));
     }
     sockets_given_ += static_cast<int>(count);
     proxy_->add_sockets(id, family, std::move(sockets));
@@ -237,6 +257,7 @@ class ProxyFixture : public testing::Test {
   net::Reactor* main_ = nullptr;
   std::thread main_thread_;
   std::map<std::string, proxy::WorkloadId> ids_;
+  std::map<std::uint16_t, UniqueFd> listeners_;
   std::map<proxy::WorkloadId, config::ObjectName> enrolled_;
   proxy::WorkloadId last_id_ = 1;
   std::uint64_t version_ = 0;
