@@ -72,6 +72,8 @@ spec:
   rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/nobody]}}]}]
 """
 
+# A new upstream connection for every request: at full speed they would use up the client's ports, which wait for 60 s.
+PAUSE_MS = 20
 ONE_REQUEST_A_CONNECTION = """
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -182,7 +184,7 @@ class Resilience(unittest.TestCase):
         apply(ONE_REQUEST_A_CONNECTION)
         self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
         meshd = programs()["meshd"]
-        with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
+        with Steady("client", "load", "http://origin:8080/100", 4, PAUSE_MS) as load, self.forbidden() as forbidden:
             os.kill(meshd, signal.SIGSTOP)
             try:
                 time.sleep(30)  # the issue's own figure: what is tested is that half a minute passes
@@ -195,7 +197,7 @@ class Resilience(unittest.TestCase):
     def test_meshhold_killed_fails_nothing(self):
         apply(ONE_REQUEST_A_CONNECTION)
         self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
-        with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
+        with Steady("client", "load", "http://origin:8080/100", 4, PAUSE_MS) as load, self.forbidden() as forbidden:
             for _ in range(3):
                 old = programs()["meshhold"]
                 os.kill(old, signal.SIGKILL)

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """A client inside a workload that goes on until its stdin ends, and then prints what happened as JSON.
 
-steady.py load URL CLIENTS      keep-alive GETs, one after the other, in each of CLIENTS threads
+steady.py load URL CLIENTS [PAUSE_MS]
+                                keep-alive GETs, one after the other, in each of CLIENTS threads
 steady.py connect HOST:PORT     one TCP connect after the other, each closed at once
 
 Prints "started" after the first answer. The result: {"ok", "errors": {what: count}, "first_errors": [..]}.
@@ -35,7 +36,7 @@ class Tally:
         self.started.set()
 
 
-def one_client(url, tally, stop):
+def one_client(url, pause, tally, stop):
     connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT_SECONDS)
     while not stop.is_set():
         try:
@@ -43,6 +44,7 @@ def one_client(url, tally, stop):
             response = connection.getresponse()
             response.read()
             tally.add("ok" if response.status == 200 else f"status {response.status}")
+            time.sleep(pause)
         except (OSError, http.client.HTTPException) as error:
             tally.add(repr(error))
             connection.close()
@@ -67,7 +69,8 @@ def main():
     tally, stop = Tally(), threading.Event()
     if sys.argv[1] == "load":
         url = urllib.parse.urlsplit(sys.argv[2])
-        threads = [threading.Thread(target=one_client, args=(url, tally, stop)) for _ in range(int(sys.argv[3]))]
+        pause = float(sys.argv[4]) / 1000 if len(sys.argv) > 4 else 0
+        threads = [threading.Thread(target=one_client, args=(url, pause, tally, stop)) for _ in range(int(sys.argv[3]))]
     else:
         threads = [threading.Thread(target=one_dialler, args=(sys.argv[2], tally, stop))]
     for thread in threads:
