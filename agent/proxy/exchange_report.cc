@@ -157,7 +157,6 @@ void Exchange::count(nanoseconds duration) {
 void Exchange::write_access_log(nanoseconds duration) {
   telemetry::AccessLogEntry entry;
   entry.start = system_clock::now() - duration_cast<system_clock::duration>(duration);
-  std::string path;
   entry.method = head_.method_text;
   entry.path = head_.target;
   entry.protocol = http::to_string(head_.version);
@@ -169,7 +168,8 @@ void Exchange::write_access_log(nanoseconds duration) {
   entry.bytes_sent = bytes_sent_;
   entry.duration = duration_cast<milliseconds>(duration);
   entry.upstream_service_time_ms = service_time_ms_;
-  entry.x_forwarded_for = x_forwarded_for_;
+  // At the edge: what was sent on.
+  entry.x_forwarded_for = forwarded_for_.empty() ? x_forwarded_for_ : forwarded_for_;
   entry.user_agent = user_agent_;
   if (trace_) entry.request_id = trace_->request_id();
   entry.authority = head_.authority;
@@ -177,7 +177,13 @@ void Exchange::write_access_log(nanoseconds duration) {
   if (cluster_) entry.upstream_cluster = cluster_->config().name;
   if (upstream_local_) entry.upstream_local_address = &*upstream_local_;
   entry.downstream_local_address = &down_->destination;
-  entry.downstream_remote_address = &down_->peer();
+  // A workload of the mesh is known by its own address; its connection was redirected on the node.
+  SocketAddress remote = down_->peer();
+  const config::Workload* client = down_->client.workload();
+  if (!down_->is_gateway() && client != nullptr && !client->addresses.empty()) {
+    remote.ip = client->addresses.front();
+  }
+  entry.downstream_remote_address = &remote;
   entry.route_name = decision_.route_name;
   entry.match_name = decision_.match_name;
   std::string line;
