@@ -47,6 +47,7 @@ void set_keepalive(int fd, const config::ConnectionPool::Keepalive& keepalive) {
 // SocketStock
 
 void SocketStock::refill() {
+  used_ = true;
   if (sockets_.size() * 2 > target_) return;
   const auto now = reactor_.now();
   if (asked_ > 0 && now - asked_at_ < kAskAgain) return;
@@ -56,6 +57,7 @@ void SocketStock::refill() {
 }
 
 void SocketStock::ask_again() {
+  if (!used_) return;
   asked_ = 0;
   refill();
 }

@@ -51,6 +51,7 @@ class SocketStock {
   Want want_;
   std::vector<UniqueFd> sockets_;
   std::uint32_t target_;
+  bool used_ = false;  // sockets were asked for before
   std::uint32_t asked_ = 0;
   net::Clock::time_point asked_at_{};
   std::uint64_t refusals_ = 0;

@@ -187,7 +187,7 @@ void Worker::stop() {
 }
 
 net::Task<> Worker::drain() {
-  for (auto& [id, source] : sources_) source->scope.cancel();
+  while (!sources_.empty()) end_source(sources_.begin());
   const auto give_up = reactor_.now() + limits().drain;
   net::Scope scope(reactor_);
   const auto busy = [this] {
@@ -201,7 +201,6 @@ net::Task<> Worker::drain() {
   }
   scope_.cancel();
   co_await tasks_.wait();
-  sources_.clear();
   housekeeping_.disarm();
   if (!log_.empty()) sinks_.log_lines(std::move(log_));
   reactor_.stop();
@@ -269,11 +268,21 @@ net::Task<> Worker::accept_all(Source& source) {
     }
     client.connections().spawn(serve_connection(*this, client, id, std::move(fd).value()));
   }
-  sources_.erase(id);  // destroys `source`
+  if (const auto found = sources_.find(id);
+      found != sources_.end() && found->second.get() == &source) {
+    end_source(found);  // its workload's, or the worker's end
+  }
+  std::erase_if(ending_sources_, [&](auto& ending) { return ending.get() == &source; });
+}
+
+void Worker::end_source(std::map<ListenerId, std::unique_ptr<Source>>::iterator source) {
+  source->second->scope.cancel();
+  ending_sources_.push_back(std::move(source->second));
+  sources_.erase(source);
 }
 
 void Worker::remove_listener(const ListenerId& id) {
-  if (const auto found = sources_.find(id); found != sources_.end()) found->second->scope.cancel();
+  if (const auto found = sources_.find(id); found != sources_.end()) end_source(found);
 }
 
 void Worker::add_sockets(WorkloadId workload, Family family, std::vector<UniqueFd> sockets) {
@@ -284,12 +293,17 @@ void Worker::add_sockets(WorkloadId workload, Family family, std::vector<UniqueF
 }
 
 void Worker::ask_again() {
-  for (auto& [id, client] : clients_) client->stock(Family::kV4).ask_again();
+  for (auto& [id, client] : clients_) {
+    client->stock(Family::kV4).ask_again();
+    client->stock(Family::kV6).ask_again();
+  }
 }
 
 void Worker::revoke(WorkloadId workload) {
-  for (auto& [id, source] : sources_) {
-    if (id.workload == workload) source->scope.cancel();
+  for (auto source = sources_.begin(); source != sources_.end();) {
+    const auto next = std::next(source);
+    if (source->first.workload == workload) end_source(source);
+    source = next;
   }
   const auto found = clients_.find(workload);
   if (found == clients_.end()) return;
@@ -304,7 +318,7 @@ net::Task<> Worker::end_client(std::unique_ptr<Client> client) {
   // Its listeners' loops, cancelled before, still name it: they end in this turn or the next.
   net::Scope scope(reactor_);
   while (
-      std::ranges::any_of(sources_, [&](auto& s) { return &s.second->client == client.get(); })) {
+      std::ranges::any_of(ending_sources_, [&](auto& s) { return &s->client == client.get(); })) {
     (void)co_await net::yield(scope);
   }
   client.reset();

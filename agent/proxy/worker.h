@@ -221,6 +221,7 @@ class Worker {
   };
   void run();
   net::Task<> accept_all(Source& source);
+  void end_source(std::map<ListenerId, std::unique_ptr<Source>>::iterator source);
   net::Task<> end_client(std::unique_ptr<Client> client);
   net::Task<> drain();
   void housekeeping();
@@ -251,6 +252,8 @@ class Worker {
   net::Group last_;   // drain(), which waits for tasks_
   std::map<WorkloadId, std::unique_ptr<Client>> clients_;
   std::map<ListenerId, std::unique_ptr<Source>> sources_;
+  // Cancelled; each ends with its accept loop. The same listener may be added anew meanwhile.
+  std::vector<std::unique_ptr<Source>> ending_sources_;
   Housekeeping housekeeping_;
   std::thread thread_;
 };
