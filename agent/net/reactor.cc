@@ -117,6 +117,7 @@ void IoHandle::detach(int remove_fd) {
   // Waits on a handle that ends see it when they try again.
   if (reader != nullptr) reactor_->wake(*reader);
   if (writer != nullptr) reactor_->wake(*writer);
+  if (failure != nullptr) reactor_->wake(*failure);
   reactor_ = nullptr;
 }
 
@@ -161,7 +162,10 @@ void Reactor::dispatch(const epoll_event& event) {
   if (slot.handle == nullptr || slot.generation != event.data.u64 >> 32) return;
   IoHandle& handle = *slot.handle;
   const bool broken = (event.events & (EPOLLERR | EPOLLHUP)) != 0;
-  if (broken) handle.failed = true;
+  if (broken) {
+    handle.failed = true;
+    if (handle.failure != nullptr) wake(*handle.failure);
+  }
   if ((event.events & EPOLLRDHUP) != 0) handle.peer_closed = true;
   if (broken || (event.events & (EPOLLIN | EPOLLRDHUP)) != 0) {
     handle.readable = true;

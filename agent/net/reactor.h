@@ -122,6 +122,7 @@ class IoHandle {
   bool failed = false;       // EPOLLERR or EPOLLHUP
   Waiter* reader = nullptr;
   Waiter* writer = nullptr;
+  Waiter* failure = nullptr;  // of `failed`
 
  private:
   friend class Reactor;

@@ -28,6 +28,8 @@ class TcpStream final : public Stream {
   void wait_readable(Waiter& waiter) override;
   void wait_writable(Waiter& waiter) override;
   bool is_broken() const override { return io_.failed || !fd_; }
+  // Runs `waiter` when the stream breaks (is_broken()), whoever reads or writes.
+  void wait_broken(Waiter& waiter) { waiter.wait_at(io_.failure); }
   void shutdown_write() override;
   void close() override;
 

@@ -84,6 +84,7 @@ void Exchange::begin(Downstream& down) {
   upstream_local_.reset();
   trace_.reset();
   user_agent_ = x_forwarded_for_ = {};
+  forwarded_for_.clear();
 }
 
 Exchange::Refused Exchange::admit() const {
@@ -142,10 +143,11 @@ Exchange::Refused Exchange::route() {
 
 net::Task<Exchange::Refused> Exchange::inject_fault() {
   flags_.set(ResponseFlag::kDelayInjected);
-  if (!co_await net::sleep_for(down_->scope, decision_.delay)) {
+  net::Scope scope(down_->scope);
+  ClientWatch watch(*down_, scope);
+  if (!co_await net::sleep_for(scope, decision_.delay)) {
     co_return Refusal{.reason = Reason::kClientGone};
   }
-  if (down_->stream->is_broken()) co_return Refusal{.reason = Reason::kClientGone};
   co_return std::nullopt;
 }
 

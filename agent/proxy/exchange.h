@@ -48,6 +48,23 @@ struct Downstream {
   std::optional<SocketAddress> peer_;
 };
 
+// Cancels a scope (Errc::reset) when the client's connection breaks, so that nothing is held for a
+// client that is gone. A client that has ended its side in good order still waits for its answer.
+class ClientWatch : public net::Waiter {
+ public:
+  ClientWatch(Downstream& down, net::Scope& scope) : Waiter(&run), scope_(scope) {
+    if (down.stream->is_broken()) {
+      scope.cancel(Errc::reset);
+    } else {
+      down.stream->wait_broken(*this);
+    }
+  }
+
+ private:
+  static void run(Waiter& waiter) { static_cast<ClientWatch&>(waiter).scope_.cancel(Errc::reset); }
+  net::Scope& scope_;
+};
+
 class Exchange {
  public:
   explicit Exchange(Worker& worker);
@@ -85,6 +102,7 @@ class Exchange {
   net::Task<> tunnel(UpstreamConnection& connection);
   Next lost(UpstreamConnection& connection, Refused& refused);
   Next cancelled(const net::Scope& scope, Refused& refused);
+  void flag_cancelled(const net::Scope& scope);
   void write_response_head();
   bool may_retry(const UpstreamConnection& connection) const;
   bool upload_is_done() const { return !has_body_ || upload_end_ == RelayEnd::kDone; }
@@ -126,6 +144,7 @@ class Exchange {
   bool keep_ = false;           // the downstream connection
   bool upstream_done_ = false;  // the whole response was relayed, and the connection may go on
   bool retried_ = false;
+  bool write_failed_ = false;    // of a request without a body
   bool response_began_ = false;  // a byte came, be it of a 1xx
   std::optional<RelayEnd> upload_end_;
   std::optional<Relay> upload_;

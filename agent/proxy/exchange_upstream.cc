@@ -21,6 +21,8 @@ net::Task<Exchange::Refused> Exchange::forward() {
   UpstreamPool& pool = *pool_.get();
   edit_request();
   net::Scope scope(down_->scope);
+  ClientWatch watch(*down_, scope);
+  if (scope.is_cancelled()) co_return Refusal{.reason = Reason::kClientGone};
   // The route's time covers everything from the end of the request on.
   if (!has_body_ && decision_.timeout.count() > 0) scope.expires_after(decision_.timeout);
   while (true) {
@@ -67,7 +69,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
 net::Task<Exchange::Next> Exchange::attempt(UpstreamConnection& connection,
                                             net::Scope& request_scope, Refused& refused) {
   net::Scope scope(request_scope);
-  sent_any_ = response_began_ = false;
+  sent_any_ = response_began_ = write_failed_ = false;
   response_parser_.reset();
   const std::size_t body_at = down_->in.position();
   const http::BodyDecoder body_before = request_body_;
@@ -117,7 +119,8 @@ net::Task<Exchange::Next> Exchange::send_request(UpstreamConnection& connection,
   sent_any_ = part.iov_len < out_.size();
   if (written) co_return Next::kDone;
   if (is_timeout(scope, written.error())) co_return cancelled(scope, refused);
-  co_return lost(connection, refused);
+  write_failed_ = true;  // an answer may have come before: the reader sees to it
+  co_return Next::kDone;
 }
 
 net::Task<> Exchange::upload(net::Scope& scope) {
@@ -281,7 +284,7 @@ net::Task<Exchange::Next> Exchange::relay_response(UpstreamConnection& connectio
   bytes_sent_ = relay.body_bytes;
   if (end == RelayEnd::kDone) {
     keep_ = sent_.keep_alive && upload_is_done();
-    upstream_done_ = response_.keep_alive && upload_is_done() && up_.is_empty() &&
+    upstream_done_ = response_.keep_alive && upload_is_done() && !write_failed_ && up_.is_empty() &&
                      response_.body.kind != http::BodyKind::until_close;
     co_return Next::kDone;
   }
@@ -302,12 +305,28 @@ net::Task<Exchange::Next> Exchange::relay_response(UpstreamConnection& connectio
     case RelayEnd::kSourceClosed:
       flags_.set(ResponseFlag::kUpstreamConnectionTermination);
       break;
-    default:
-      flags_.set(scope.cancelled() == Errc::timed_out ? ResponseFlag::kUpstreamRequestTimeout
-                                                      : ResponseFlag::kStreamIdleTimeout);
+    case RelayEnd::kCancelled:
+      flag_cancelled(scope);
+      break;
+    case RelayEnd::kDone:  // above
       break;
   }
   co_return Next::kDone;
+}
+
+// Why a response was cut short; as cancelled() says it of one that had not begun.
+void Exchange::flag_cancelled(const net::Scope& scope) {
+  const auto why = scope.cancelled();
+  if (!why || *why == Errc::exhausted) {
+    flags_.set(ResponseFlag::kStreamIdleTimeout);
+  } else if (*why == Errc::timed_out) {
+    flags_.set(ResponseFlag::kUpstreamRequestTimeout);
+  } else if (*why == Errc::invalid_argument) {
+    worker_.counters().bad_requests.add();
+    flags_.set(ResponseFlag::kDownstreamProtocolError);
+  } else {
+    flags_.set(ResponseFlag::kDownstreamConnectionTermination);
+  }
 }
 
 // After 101 both sides speak a protocol of their own until one of them ends.

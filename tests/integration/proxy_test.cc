@@ -515,6 +515,32 @@ TEST_F(ProxyTest, AnIdempotentRequestWhoseBodyWasNotTakenIsSentAgain) {
   EXPECT_EQ(heads, 2);
 }
 
+TEST_F(ProxyTest, AnAnswerThatCameBeforeAFailedWriteIsPassedOn) {
+  auto upstream = FakeUpstream::raw([](HttpSocket& connection) {
+    if (!connection.read()) return;
+    connection.send(FakeUpstream::ok("x"));
+    connection.read();  // the end
+    std::this_thread::sleep_for(100ms);
+    connection.send("HTTP/1.1 429 Early\r\nContent-Length: 3\r\n\r\nbye");
+  });
+  keep_sockets_ = true;
+  serve({&upstream});
+  auto socket = dial();
+  socket.send(get("/"));
+  ASSERT_EQ(socket.read()->status(), 200);
+  {
+    std::lock_guard lock(mutex());
+    for (auto& fd : kept_sockets_) ::shutdown(fd.get(), SHUT_WR);  // writes fail from now on
+    kept_sockets_.clear();
+  }
+  socket.send(get("/"));
+  const auto response = socket.read();
+  ASSERT_TRUE(response);
+  EXPECT_EQ(response->status(), 429);
+  EXPECT_EQ(response->body, "bye");
+  EXPECT_EQ(upstream.connections(), 1);
+}
+
 TEST_F(ProxyTest, AFreshConnectionThatDiesIsA503WithFlagUC) {
   auto upstream = FakeUpstream::raw([](HttpSocket& connection) { connection.read(); });
   serve({&upstream});
@@ -561,6 +587,27 @@ TEST_F(ProxyTest, NoSocketFromMeshholdIsA503AndComesBack) {
   sockets_stopped_ = false;
   on_main([&] { proxy_->ask_again_for_sockets(); });
   EXPECT_EQ(ask(get("/")).status(), 200);
+}
+
+TEST_F(ProxyTest, IPv6SocketsAreAskedForAgainToo) {
+  options_.limits.socket_timeout = 100ms;
+  sockets_stopped_ = true;
+  port_ = client("productpage", kReviews);
+  configure(workload("productpage", "10.77.0.2", "app: productpage") + service({}) + R"(---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: reviews-v6, labels: {kubernetes.io/service-name: reviews}}
+addressType: IPv6
+ports: [{name: http, port: 9080}]
+endpoints: [{addresses: ["fd00:77::1"]}]
+)");
+  on_main([&] { proxy_->ask_again_for_sockets(); });
+  EXPECT_EQ(v6_sockets_wanted_, 0);  // never used
+  EXPECT_EQ(ask(get("/")).status(), 503);
+  const int wanted = v6_sockets_wanted_;
+  EXPECT_GT(wanted, 0);
+  on_main([&] { proxy_->ask_again_for_sockets(); });
+  EXPECT_TRUE(eventually([&] { return v6_sockets_wanted_ > wanted; }));
 }
 
 // --- rules
@@ -780,6 +827,108 @@ TEST_F(CircuitBreaker, ActiveRequestsAreLimitedToo) {
             outcome.overloaded);
 }
 
+// A client that is gone gives back what it held: the connection, its place in the line, the
+// request.
+class GoneClient : public CircuitBreaker {
+ protected:
+  double count_dc() { return metric("istio_requests_total", {"response_flags=\"DC\""}); }
+};
+
+TEST_F(GoneClient, DoesNotHoldTheConnectionWhileTheServiceThinks) {
+  auto upstream = FakeUpstream::raw([](HttpSocket& connection) {
+    const auto request = connection.read();
+    if (!request) return;
+    if (request->start_line.starts_with("GET /slow")) {
+      connection.is_closed();  // thinks until it is left
+      return;
+    }
+    connection.send(FakeUpstream::ok("x"));
+    connection.read();
+  });
+  serve_limited(upstream, "{tcp: {maxConnections: 1}}");
+  auto slow = dial();
+  slow.send(get("/slow"));
+  ASSERT_TRUE(eventually([&] { return upstream.connections() == 1; }));
+  std::this_thread::sleep_for(50ms);
+  slow.reset();
+  const auto before = std::chrono::steady_clock::now();
+  EXPECT_EQ(ask(get("/")).status(), 200);
+  EXPECT_LT(std::chrono::steady_clock::now() - before, 2s);
+  EXPECT_TRUE(eventually([&] { return count_dc() == 1; }));
+}
+
+TEST_F(GoneClient, LeavesTheLine) {
+  std::atomic<bool> go{false};
+  FakeUpstream upstream([&](auto&) {
+    while (!go) std::this_thread::sleep_for(5ms);
+    return FakeUpstream::ok("x");
+  });
+  serve_limited(upstream, kOneAndOne);
+  auto first = dial();
+  first.send(get("/"));
+  ASSERT_TRUE(eventually([&] { return upstream.requests() == 1; }));
+  auto waiting = dial();
+  waiting.send(get("/"));
+  EXPECT_TRUE(eventually(
+      [&] { return metric("envoy_cluster_upstream_rq_pending_active", {kCluster}) == 1; }));
+  waiting.reset();
+  EXPECT_TRUE(eventually([&] { return count_dc() == 1; }));
+  auto next = dial();
+  next.send(get("/"));
+  std::this_thread::sleep_for(50ms);
+  go = true;
+  EXPECT_EQ(first.read()->status(), 200);
+  EXPECT_EQ(next.read()->status(), 200);
+  EXPECT_EQ(upstream.requests(), 2);
+}
+
+TEST_F(GoneClient, IsNotDelayedAnyMore) {
+  FakeUpstream upstream([](auto&) { return FakeUpstream::ok("x"); });
+  serve({&upstream}, virtual_service(R"(
+  - fault: {delay: {percentage: {value: 100}, fixedDelay: 20s}}
+    route: [{destination: {host: reviews}}]
+)"));
+  auto socket = dial();
+  socket.send(get("/"));
+  std::this_thread::sleep_for(100ms);
+  socket.reset();
+  EXPECT_TRUE(eventually([&] {
+    return metric("istio_requests_total", {"response_flags=\"DC,DI\""}) +
+               metric("istio_requests_total", {"response_flags=\"DI,DC\""}) ==
+           1;
+  }));
+  EXPECT_EQ(upstream.requests(), 0);
+}
+
+TEST_F(GoneClient, MidUploadAfterTheResponseBeganIsFlaggedDC) {
+  auto upstream = FakeUpstream::raw([](HttpSocket& connection) {
+    connection.read_head();
+    connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nping\r\n");
+    connection.is_closed();
+    connection.read_to_end();
+  });
+  serve({&upstream});
+  auto socket = dial();
+  socket.send("POST / HTTP/1.1\r\nHost: reviews\r\nContent-Length: 20\r\n\r\nabc");
+  ASSERT_TRUE(socket.read_head());
+  socket.shutdown_write();  // 17 bytes are missing
+  EXPECT_TRUE(eventually([&] { return count_dc() == 1; }));
+}
+
+TEST_F(ProxyTest, ABadChunkAfterTheResponseBeganIsFlaggedDPE) {
+  auto upstream = FakeUpstream::raw([](HttpSocket& connection) {
+    connection.read_head();
+    connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nping\r\n");
+    connection.read_to_end();
+  });
+  serve({&upstream});
+  auto socket = dial();
+  socket.send("POST / HTTP/1.1\r\nHost: reviews\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
+  ASSERT_TRUE(socket.read_head());
+  socket.send("zz\r\n");
+  EXPECT_EQ(metric_at(1, "istio_requests_total", {"response_flags=\"DPE\""}), 1);
+}
+
 TEST_F(CircuitBreaker, AWaitingRequestGivesUpAtItsTimeout) {
   FakeUpstream upstream([](auto&) {
     std::this_thread::sleep_for(400ms);
@@ -933,6 +1082,19 @@ TEST_F(ProxyTest, ConnectionsOfAnUnknownWorkloadWaitUntilItIsNamed) {
   EXPECT_TRUE(socket.is_quiet(100));
   configure(workload("productpage", "10.77.0.2", "app: productpage") + service({&upstream}));
   EXPECT_EQ(socket.read()->status(), 200);
+}
+
+TEST_F(ProxyTest, AListenerThatIsRemovedAndAddedAtOnceAccepts) {
+  FakeUpstream upstream([](auto&) { return FakeUpstream::ok("x"); });
+  serve({&upstream});
+  EXPECT_EQ(ask(get("/")).status(), 200);
+  {
+    std::lock_guard lock(mutex());  // the worker waits for it in find_destination()
+    auto blocker = dial();
+    std::this_thread::sleep_for(50ms);
+    listen_again("productpage", port_);
+  }
+  EXPECT_EQ(ask(get("/")).status(), 200);
 }
 
 TEST_F(ProxyTest, ARevokedWorkloadLosesEverything) {
@@ -1119,6 +1281,42 @@ TEST_F(ProxyTest, WritesTheAccessLogAndTaps) {
   EXPECT_EQ(taps_[0].destination, "reviews.default.svc.cluster.local");
   EXPECT_EQ(taps_[0].status, 200);
   EXPECT_EQ(taps_[0].flags, "-");
+}
+
+TEST_F(ProxyTest, TheAccessLogNamesTheClientAsTheMeshKnowsIt) {
+  FakeUpstream upstream([](auto&) { return FakeUpstream::ok("hello"); });
+  const auto edge = gateway();
+  port_ = client("productpage", kReviews);
+  std::string yaml = kGatewayYaml;
+  yaml.replace(yaml.find("PORT"), 4, std::to_string(edge));
+  configure(workload("productpage", "10.77.0.2", "app: productpage") + service({&upstream}) + yaml);
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  UniqueFd reader(ends[0]);
+  auto writer = std::make_shared<UniqueFd>(ends[1]);
+  on_main([&] { proxy_->set_access_log(std::move(*writer)); });
+  const auto next_line = [&] {
+    char line[4096];
+    const ssize_t size = ::read(reader.get(), line, sizeof line);
+    return std::string(line, static_cast<std::size_t>(size > 0 ? size : 0));
+  };
+  const auto local_port = [](HttpSocket& socket) {
+    const auto address = net::local_address(socket.fd());
+    return std::to_string(address.value().port);
+  };
+  auto socket = dial();
+  socket.send(get("/", "x-forwarded-for: 9.9.9.9\r\n"));
+  ASSERT_TRUE(socket.read());
+  std::string line = next_line();
+  EXPECT_THAT(line, HasSubstr(" 10.78.0.1:9080 10.77.0.2:" + local_port(socket) + " "));
+  EXPECT_THAT(line, HasSubstr("\"9.9.9.9\""));
+  auto outside = HttpSocket::connect_to(edge);
+  outside.send(
+      "GET /reviews HTTP/1.1\r\nHost: shop.example.com\r\nx-forwarded-for: 1.2.3.4\r\n\r\n");
+  ASSERT_TRUE(outside.read());
+  line = next_line();
+  EXPECT_THAT(line, HasSubstr("\"1.2.3.4, 127.0.0.1\""));
+  EXPECT_THAT(line, HasSubstr(" 127.0.0.1:" + local_port(outside) + " "));
 }
 
 TEST_F(ProxyTest, ContinuesATrace) {
