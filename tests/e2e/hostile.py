@@ -4,6 +4,7 @@
 hostile.py origin PORT LOG     answers every request with 200 and writes each head it got, as hex, a line each
 hostile.py attack HOST PORT    reads requests from stdin (hex, a line each), sends each on a connection of its own,
                                prints the status of the first answer, or "closed", a line each
+hostile.py slow HOST PORT N    N connections, each with a head that never ends; "sent", then the status of each answer
 """
 
 import socket
@@ -115,9 +116,22 @@ def attack(host, port, request):
         return words[1].decode(errors="replace") if len(words) > 1 else "closed"
 
 
+def slow(host, port, count):
+    sockets = [socket.create_connection((host, port), timeout=60) for _ in range(count)]
+    for number, sock in enumerate(sockets):
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: victim\r\nX-Slow: a"[:1 + number])
+    print("sent", flush=True)
+    for sock in sockets:
+        answer = sock.recv(65536).split(b" ", 2)
+        print(answer[1].decode() if len(answer) > 1 else "closed", flush=True)
+        sock.close()
+
+
 def main():
     if sys.argv[1] == "origin":
         Server(("", int(sys.argv[2])), Origin).serve_forever()
+    if sys.argv[1] == "slow":
+        return slow(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     for line in sys.stdin:
         print(attack(sys.argv[2], int(sys.argv[3]), bytes.fromhex(line.strip())), flush=True)
 

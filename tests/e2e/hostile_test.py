@@ -18,13 +18,32 @@ CORPUS = mesh.ROOT / "tests" / "fuzz" / "corpus" / "http1_request"
 TOTAL = 2000
 SEED = 20
 
-SERVICE = """
+GATEWAY_PORT = 18080
+CONFIG = f"""
 apiVersion: v1
 kind: Service
-metadata: {name: victim}
+metadata: {{name: victim}}
 spec:
-  selector: {app: victim}
-  ports: [{name: http, port: 8080}]
+  selector: {{app: victim}}
+  ports: [{{name: http, port: 8080}}]
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: door}}
+spec:
+  selector: {{istio: ingressgateway}}
+  servers:
+    - port: {{number: {GATEWAY_PORT}, name: http, protocol: HTTP}}
+      bind: 127.0.0.1
+      hosts: ["*"]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: door}}
+spec:
+  hosts: ["*"]
+  gateways: [door]
+  http: [{{route: [{{destination: {{host: victim}}}}]}}]
 """
 
 # A second request hidden behind the first: a service must never see its path.
@@ -100,44 +119,67 @@ def all_requests():
 
 
 class Hostile(unittest.TestCase):
-    def test_nothing_reaches_the_service_as_something_else(self):
+    @classmethod
+    def setUpClass(cls):
         mesh.start_own(WORK)
-        self.addCleanup(mesh.end_own, WORK)
-        log = WORK / "origin.log"
-        mesh.meshctl("sandbox", "run", "victim", "-l", "app=victim", "--detach", "--", *SCRIPT, "origin", "8080", log)
+        cls.addClassCleanup(mesh.end_own, WORK)
+        cls.log = WORK / "origin.log"
+        mesh.meshctl("sandbox", "run", "victim", "-l", "app=victim", "--detach", "--", *SCRIPT, "origin", "8080", cls.log)
         mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
-        (WORK / "service.yaml").write_text(SERVICE)
-        mesh.meshctl("apply", "-f", WORK / "service.yaml")
+        (WORK / "config.yaml").write_text(CONFIG)
+        mesh.meshctl("apply", "-f", WORK / "config.yaml")
         wait_ready()
         mesh.wait_published()
         mesh.eventually("the victim answers through the mesh",
                         lambda: mesh.load_from("client", "http://victim:8080/", 1)["statuses"] == {"200": 1}, 60)
-        proxy = programs()["meshproxy"]
-        log.unlink()
+        cls.requests = all_requests()
+        cls.proxy = programs()["meshproxy"]
 
-        requests = all_requests()
-        self.assertGreaterEqual(len(requests), TOTAL)
-        done = subprocess.run([str(mesh.MESHCTL), "sandbox", "exec", "client", "--", *SCRIPT, "attack", "victim", "8080"],
-                              input="".join(r.hex() + "\n" for r in requests), capture_output=True, text=True, timeout=900, check=False)
+    def setUp(self):
+        self.log.unlink(missing_ok=True)
+        self.log.touch()
+
+    def tearDown(self):
+        self.assertEqual(programs()["meshproxy"], self.proxy, "the proxy died")
+        self.assertEqual(mesh.load_from("client", "http://victim:8080/", 4)["statuses"], {"200": 4})
+
+    def attack(self, *command):
+        done = subprocess.run([*map(str, command)], input="".join(r.hex() + "\n" for r in self.requests),
+                              capture_output=True, text=True, timeout=900, check=False)
         answers = done.stdout.split()
-        self.assertEqual(len(answers), len(requests), done.stderr)
-        seen = [bytes.fromhex(line) for line in log.read_text().splitlines()]
-        print(f"{len(requests)} requests, answers: {dict(collections.Counter(answers))}; the service saw {len(seen)} heads")
+        self.assertGreaterEqual(len(answers), TOTAL, done.stderr)
+        self.assertEqual(len(answers), len(self.requests), done.stderr)
+        return answers
 
+    def check(self, answers):
+        seen = [bytes.fromhex(line) for line in self.log.read_text().splitlines()]
+        print(f"{len(answers)} requests, answers: {dict(collections.Counter(answers))}; the service saw {len(seen)} heads")
         self.assertEqual([head for head in seen if head.startswith(b"FAULT")], [])
         # A client that ends within its body, or errs in a chunk after the head went on, is cut off there and gets no 200.
         cut = sum(head.startswith(b"CUT") for head in seen)
         self.assertLessEqual(answers.count("200"), len(seen) - 2 * cut)
         # A hidden request of ours may arrive only as what it was: plain pipelining behind a request whose end is agreed on.
         smuggled = [head for head in seen if head.split(b" ")[1:2] == [b"/smuggled"]]
-        agreed = [r for r, a in zip(requests, answers) if SMUGGLED in r and a == "200"]
+        agreed = [r for r, a in zip(self.requests, answers) if SMUGGLED in r and a == "200"]
         self.assertLessEqual(len(smuggled), len(agreed))
         framed_twice = set(smuggling())  # not their mutations, which may be harmless
-        pairs = [r for r, a in zip(requests, answers) if r in framed_twice and r.split(b" ")[1] == b"/pair" and a == "200" and
-                 b"Transfer_Encoding" not in r]
+        pairs = [r for r, a in zip(self.requests, answers) if r in framed_twice and r.split(b" ")[1] == b"/pair" and
+                 a == "200" and b"Transfer_Encoding" not in r]
         self.assertEqual(pairs, [], "a request with two framings was accepted")
-        self.assertEqual(programs()["meshproxy"], proxy, "the proxy died")
-        self.assertEqual(mesh.load_from("client", "http://victim:8080/", 4)["statuses"], {"200": 4})
+
+    def test_nothing_reaches_the_service_as_something_else(self):
+        self.check(self.attack(mesh.MESHCTL, "sandbox", "exec", "client", "--", *SCRIPT, "attack", "victim", "8080"))
+
+    def test_nor_through_the_gateway(self):
+        self.check(self.attack(*SCRIPT, "attack", "127.0.0.1", GATEWAY_PORT))
+
+    def test_slow_heads_are_ended_and_hold_nobody_up(self):
+        slow = subprocess.Popen([str(mesh.MESHCTL), "sandbox", "exec", "client", "--", *SCRIPT, "slow", "victim", "8080", "50"],
+                                stdout=subprocess.PIPE, text=True)
+        self.assertEqual(slow.stdout.readline(), "sent\n")
+        self.assertEqual(mesh.load_from("client", "http://victim:8080/", 20, clients=4)["statuses"], {"200": 20})
+        answers, _ = slow.communicate(timeout=120)
+        self.assertEqual(collections.Counter(answers.split()), {"408": 50})
 
 
 if __name__ == "__main__":
