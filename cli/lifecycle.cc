@@ -271,7 +271,7 @@ Result<> end_supervisor(const Environment& environment, const Cgroups& cgroups) 
   return success();
 }
 
-std::vector<std::string> state_files() { return {"objects", "accepted", "ids.json"}; }
+std::vector<std::string> state_files() { return {"objects", "accepted", "parsed", "ids.json"}; }
 
 std::vector<std::string> run_files(const Environment& environment) {
   std::vector<std::string> out = {
