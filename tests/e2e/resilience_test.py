@@ -167,7 +167,7 @@ class Resilience(unittest.TestCase):
     def assert_always_refused(self, forbidden):
         self.assertEqual(set(forbidden.result["errors"]), {"ECONNREFUSED"}, forbidden.result)
         self.assertEqual(forbidden.result["ok"], 0)
-        self.assertGreater(forbidden.result["errors"]["ECONNREFUSED"], 100)
+        self.assertGreater(forbidden.result["errors"]["ECONNREFUSED"], 20)
 
     def test_meshd_killed_and_restarted_loses_no_request_and_no_policy(self):
         with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
@@ -177,7 +177,7 @@ class Resilience(unittest.TestCase):
                 wait_for_new("meshd", old)
                 wait_ready()
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
-        self.assertGreater(load.result["ok"], 100)
+        self.assertGreater(load.result["ok"], 20)
         self.assert_always_refused(forbidden)
 
     def test_meshd_stopped_for_30_s_with_a_new_upstream_connection_for_every_request(self):
@@ -204,7 +204,7 @@ class Resilience(unittest.TestCase):
                 wait_for_new("meshhold", old)
                 wait_ready()
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
-        self.assertGreater(load.result["ok"], 100)
+        self.assertGreater(load.result["ok"], 20)
         self.assert_always_refused(forbidden)
 
     def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
