@@ -25,6 +25,7 @@
 
 #include "base/address.h"
 #include "base/unique_fd.h"
+#include "tests/support/gate.h"
 
 namespace mesh::test {
 
@@ -32,19 +33,24 @@ namespace mesh::test {
 class HttpSocket {
  public:
   explicit HttpSocket(UniqueFd fd) : fd_(std::move(fd)) {
-    const timeval ten{10, 0};
-    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &ten, sizeof ten);
+    const timeval patience{kPatience.count(), 0};
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
   }
-  static HttpSocket connect_to(std::uint16_t port) {
+  // Nullopt where nobody listens.
+  static std::optional<HttpSocket> try_connect(std::uint16_t port) {
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in to{};
     to.sin_family = AF_INET;
     to.sin_port = htons(port);
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    ::connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof to);
+    if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) return std::nullopt;
     const int on = 1;
     ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     return HttpSocket(std::move(fd));
+  }
+  static HttpSocket connect_to(std::uint16_t port) {
+    auto socket = try_connect(port);
+    return socket ? std::move(*socket) : HttpSocket(UniqueFd());
   }
 
   struct Message {
@@ -132,9 +138,15 @@ class HttpSocket {
     if (!buffer_.empty()) return false;
     return !fill() && errno != EAGAIN;
   }
-  bool is_quiet(int milliseconds) {  // nothing to read for that long
+  bool is_quiet() {  // nothing to read now, nor has the peer ended
     pollfd p{fd_.get(), POLLIN, 0};
-    return buffer_.empty() && ::poll(&p, 1, milliseconds) == 0;
+    return buffer_.empty() && ::poll(&p, 1, 0) == 0;
+  }
+  ::tcp_info tcp_info() const {
+    ::tcp_info info{};
+    socklen_t size = sizeof info;
+    ::getsockopt(fd_.get(), IPPROTO_TCP, TCP_INFO, &info, &size);
+    return info;
   }
   void shutdown_write() { ::shutdown(fd_.get(), SHUT_WR); }
   void reset() {

@@ -112,6 +112,13 @@ class ProxyFixture : public testing::Test {
     });
     future.wait();
   }
+  // Returns when every worker is done with what it was at, and the main thread with what they said.
+  void wait_for_workers() {
+    auto done = std::make_shared<std::promise<void>>();
+    auto future = done->get_future();
+    on_main([this, done] { proxy_->dump_clusters([done](auto) { done->set_value(); }); });
+    future.wait();
+  }
   std::string metrics() {
     std::string text;
     on_main([&] { proxy_->write_metrics(text); });
@@ -141,7 +148,7 @@ class ProxyFixture : public testing::Test {
   }
   template <class Condition>
   bool eventually(Condition condition) {
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    const auto give_up = std::chrono::steady_clock::now() + kPatience;
     while (std::chrono::steady_clock::now() < give_up) {
       if (condition()) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -171,6 +178,7 @@ class ProxyFixture : public testing::Test {
   }
   void stop() {
     if (!main_thread_.joinable()) return;
+    listeners_.clear();
     main_->stop();
     main_thread_.join();
   }
@@ -216,6 +224,11 @@ class ProxyFixture : public testing::Test {
   SocketAddress gateway_;
   std::vector<proxy::TapEvent> taps_;
   std::unique_ptr<proxy::Proxy> proxy_;
+  // How often a worker has asked where a connection was going.
+  static std::atomic<int>& destinations_asked() {
+    static std::atomic<int> instance;
+    return instance;
+  }
   static std::mutex& mutex() {
     static std::mutex instance;
     return instance;
@@ -228,6 +241,7 @@ class ProxyFixture : public testing::Test {
   }
   static Result<SocketAddress> find_destination(int fd) {
     MESH_TRY(auto local, net::local_address(fd));
+    ++destinations_asked();
     std::lock_guard lock(mutex());
     const auto found = destinations().find(local.port);
     if (found == destinations().end() || found->second.port == 0) {
