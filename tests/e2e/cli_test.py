@@ -7,6 +7,7 @@ In a network and mount namespace, with a control group and directories of its ow
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import mesh  # noqa: E402
 
 CGROUP = f"undermesh-cli-{os.getpid()}"
+NO_PERMISSION = 6  # docs/operations.md
 SERVICE = """apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -62,7 +64,7 @@ def status_of(client="client"):
     return done.stdout or done.stderr
 
 
-class Cli(unittest.TestCase):
+class MeshOfItsOwn(unittest.TestCase):
     def setUp(self):
         self._directory = tempfile.TemporaryDirectory(prefix="undermesh-cli-")
         self.addCleanup(self._directory.cleanup)
@@ -71,6 +73,12 @@ class Cli(unittest.TestCase):
         self.addCleanup(mesh.meshctl, "down", "--purge")
         mesh.meshctl("up")
 
+    def popen(self, *arguments, program=mesh.MESHCTL, **options):
+        return subprocess.Popen([str(program), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, **options)
+
+
+class Cli(MeshOfItsOwn):
     def start_pair(self):
         path = pathlib.Path(self._directory.name, "service.yaml")
         path.write_text(SERVICE)
@@ -78,10 +86,6 @@ class Cli(unittest.TestCase):
         mesh.meshctl("sandbox", "run", "web", "-l", "app=web", "--detach", "--", *WEB)
         mesh.meshctl("sandbox", "run", "client", "--detach", "--", "sleep", "infinity")
         mesh.eventually("the service answers through the mesh", lambda: status_of() == "200", 30)
-
-    def popen(self, *arguments):
-        return subprocess.Popen([str(mesh.MESHCTL), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
 
     def test_a_request_goes_through_the_mesh_and_is_seen(self):
         self.start_pair()
@@ -180,6 +184,81 @@ class Cli(unittest.TestCase):
         links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, text=True, check=True).stdout)
         self.assertEqual([link["ifname"] for link in links if link["ifname"].startswith("um") or "mesh" in link["ifname"]], [])
         self.assertEqual(mesh.meshctl("status", check=False).returncode, 3)
+
+
+class Access(MeshOfItsOwn):
+    """Who may do what at the admin socket. The accounts are numbers; the group's name is in an /etc/group that only this
+    mount namespace sees."""
+
+    STRANGER, GROUP = 64998, 64999
+    READS = (("status",), ("get", "services"), ("get", "service", "web"), *(("config", "dump", what) for what in
+                                                            ("routes", "clusters", "endpoints", "policies")))
+
+    def start(self, groups):
+        with tempfile.NamedTemporaryFile("w", prefix="undermesh-group-") as file:
+            file.write(groups)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            subprocess.run(["mount", "--bind", file.name, "/etc/group"], check=True)
+        self.addCleanup(subprocess.run, ["umount", "/etc/group"], check=True)
+        super().setUp()
+        os.chmod(self._directory.name, 0o755)
+        self.meshctl = shutil.copy(mesh.MESHCTL, self._directory.name)  # the clone may be out of their reach
+        self.service = pathlib.Path(self._directory.name, "service.yaml")
+        self.service.write_text(SERVICE)
+        mesh.meshctl("apply", "-f", self.service)
+        mesh.meshctl("sandbox", "run", "box", "--detach", "--", "sleep", "infinity")
+
+    def setUp(self):
+        pass  # start()
+
+    def run_as(self, groups, *arguments):
+        process = self.popen(*arguments, program=self.meshctl, user=self.STRANGER, group=self.STRANGER, extra_groups=groups)
+        output, errors = process.communicate(timeout=60)
+        return process.returncode, output, errors
+
+    def assert_refused(self, groups, commands):
+        for command in commands:
+            status, output, errors = self.run_as(groups, *map(str, command))
+            self.assertEqual((status, output), (NO_PERMISSION, ""), (command, errors))
+            self.assertIn("root", errors, command)
+
+    def assert_writes_are_refused(self, groups):
+        before, captured = mesh.meshctl("get", "service", "web", "-o", "yaml").stdout, pins()
+        other = pathlib.Path(self._directory.name, "other.yaml")
+        other.write_text(SERVICE.replace("port: 80,", "port: 81,"))
+        self.assert_refused(groups, (("apply", "-f", other), ("delete", "service", "web"), ("delete", "-f", self.service),
+                                     ("disable", "box"), ("disable", "--all")))
+        self.assertEqual((mesh.meshctl("get", "service", "web", "-o", "yaml").stdout, pins()), (before, captured))
+        self.assertEqual([w["state"] for w in mesh.status()["workloads"] if w["name"] == "box"], ["enrolled"])
+
+    def test_the_group_reads_and_does_not_write(self):
+        self.start(f"root:x:0:\nundermesh:x:{self.GROUP}:\n")
+        for command in self.READS:
+            status, output, errors = self.run_as([self.GROUP], *command)
+            self.assertEqual(status, 0, (command, errors))
+            if command != ("status",):  # it counts on
+                self.assertEqual(output, mesh.meshctl(*command).stdout)
+        tap = self.popen("tap", program=self.meshctl, user=self.STRANGER, group=self.STRANGER, extra_groups=[self.GROUP])
+        self.assertIn("The tap is on", tap.stderr.readline())
+        tap.terminate()
+        tap.communicate(timeout=30)
+        self.assert_writes_are_refused([self.GROUP])
+
+    def test_who_is_not_in_the_group_is_refused(self):
+        self.start(f"root:x:0:\nundermesh:x:{self.GROUP}:\n")
+        self.assert_refused([], (*self.READS, ("tap", "-o", "json")))
+        self.assert_writes_are_refused([])
+
+    def test_without_a_group_root_alone_reads(self):
+        self.start("root:x:0:\n")
+        self.assert_refused([self.GROUP, 0], (*self.READS, ("tap", "-o", "json")))
+
+    def test_root_writes(self):
+        self.start(f"root:x:0:\nundermesh:x:{self.GROUP}:\n")
+        mesh.meshctl("delete", "service", "web")
+        mesh.meshctl("disable", "box")
+        self.assertEqual(mesh.meshctl_json("get", "services")["items"], [])
 
 
 def main():
