@@ -19,14 +19,14 @@ WORK = mesh.ROOT / "build" / "resilience"
 ORIGIN = mesh.MESHCTL.with_name("bench_origin")
 STEADY = ["/usr/bin/python3", str(pathlib.Path(__file__).with_name("steady.py"))]
 
-# Answers GET /N after N seconds, and writes down what it was asked at once.
+# Writes down at once what it is asked, and answers; /held not before somebody opens the FIFO for writing.
 SLOW = """
-import http.server, sys, time
+import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         with open(sys.argv[1], "a") as log: log.write(self.path + "\\n")
-        time.sleep(float(self.path[1:]))
+        if self.path == "/held": open(sys.argv[2]).close()
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -125,16 +125,23 @@ def wait_ready():
 
 
 class Steady:
-    """A client that runs during the block inside a workload; `result` afterwards."""
+    """A client that runs during the block inside a workload: one answer after the other; `result` afterwards."""
 
     def __init__(self, workload, *arguments):
         self._command = [str(mesh.MESHCTL), "sandbox", "exec", workload, "--", *STEADY, *map(str, arguments)]
 
     def __enter__(self):
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if self._process.stdout.readline().strip() != "started":
-            raise RuntimeError(f"{self._command}: did not start")
+        self.go_on()
         return self
+
+    def go_on(self):
+        """Until a good number of requests that begin now, or later, have been answered."""
+        wanted = 20
+        print(wanted, file=self._process.stdin, flush=True)
+        got = self._process.stdout.readline().strip()
+        if not got.isdigit() or int(got) < wanted:
+            raise TimeoutError(f"{self._command}: {got or 'no'} answers, not {wanted}")
 
     def __exit__(self, kind, *_):
         output, _ = self._process.communicate(timeout=180)
@@ -146,15 +153,17 @@ class Resilience(unittest.TestCase):
     def setUpClass(cls):
         mesh.start_own(WORK)
         cls.addClassCleanup(mesh.end_own, WORK)
+        os.mkfifo(WORK / "release")
         for name in ("origin", "guarded"):
             mesh.meshctl("sandbox", "run", name, "-l", f"app={name}", "--detach", "--", ORIGIN, "8080")
-        mesh.meshctl("sandbox", "run", "slow", "-l", "app=slow", "--detach", "--", "/usr/bin/python3", "-c", SLOW, WORK / "slow.log")
+        mesh.meshctl("sandbox", "run", "slow", "-l", "app=slow", "--detach", "--", "/usr/bin/python3", "-c", SLOW, WORK / "slow.log",
+                     WORK / "release")
         mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
         apply(CONFIG)
         mesh.eventually("the origin answers through the mesh",
                         lambda: mesh.load_from("client", "http://origin:8080/10", 1)["statuses"] == {"200": 1}, 60)
         mesh.eventually("so does the slow one",
-                        lambda: mesh.load_from("client", "http://slow:8080/0", 1)["statuses"] == {"200": 1}, 60)
+                        lambda: mesh.load_from("client", "http://slow:8080/", 1)["statuses"] == {"200": 1}, 60)
 
     def setUp(self):
         mesh.meshctl("up", "--state-dir", WORK / "state")  # adopts what runs, restarts what does not
@@ -165,19 +174,24 @@ class Resilience(unittest.TestCase):
         return Steady("client", "connect", f"{mesh.workload_addresses('guarded')[0]}:8080")
 
     def assert_always_refused(self, forbidden):
-        self.assertEqual(set(forbidden.result["errors"]), {"ECONNREFUSED"}, forbidden.result)
-        self.assertEqual(forbidden.result["ok"], 0)
-        self.assertGreater(forbidden.result["errors"]["ECONNREFUSED"], 20)
+        self.assertEqual(set(forbidden.result["errors"]), {"ECONNREFUSED"}, forbidden.result)  # "connected" would be one
+
+    def kill_three_times(self, name, *clients):
+        """The clients go on before, from the moment of each death on, and when the next one is ready."""
+        for _ in range(3):
+            old = programs()[name]
+            os.kill(old, signal.SIGKILL)
+            for client in clients:
+                client.go_on()
+            wait_for_new(name, old)
+            wait_ready()
+            for client in clients:
+                client.go_on()
 
     def test_meshd_killed_and_restarted_loses_no_request_and_no_policy(self):
         with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
-            for _ in range(3):
-                old = programs()["meshd"]
-                os.kill(old, signal.SIGKILL)
-                wait_for_new("meshd", old)
-                wait_ready()
+            self.kill_three_times("meshd", load, forbidden)
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
-        self.assertGreater(load.result["ok"], 20)
         self.assert_always_refused(forbidden)
 
     def test_meshd_stopped_for_30_s_with_a_new_upstream_connection_for_every_request(self):
@@ -188,23 +202,21 @@ class Resilience(unittest.TestCase):
             os.kill(meshd, signal.SIGSTOP)
             try:
                 time.sleep(30)  # the issue's own figure: what is tested is that half a minute passes
+                load.go_on()
+                forbidden.go_on()
             finally:
                 os.kill(meshd, signal.SIGCONT)
+            load.go_on()
+            forbidden.go_on()
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
-        self.assertGreater(load.result["ok"], 300)
         self.assert_always_refused(forbidden)
 
     def test_meshhold_killed_fails_nothing(self):
         apply(ONE_REQUEST_A_CONNECTION)
         self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
         with Steady("client", "load", "http://origin:8080/100", 4, PAUSE_MS) as load, self.forbidden() as forbidden:
-            for _ in range(3):
-                old = programs()["meshhold"]
-                os.kill(old, signal.SIGKILL)
-                wait_for_new("meshhold", old)
-                wait_ready()
+            self.kill_three_times("meshhold", load, forbidden)
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
-        self.assertGreater(load.result["ok"], 20)
         self.assert_always_refused(forbidden)
 
     def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
@@ -214,22 +226,25 @@ class Resilience(unittest.TestCase):
                 os.kill(old, signal.SIGKILL)
                 answer = mesh.load_from("client", "http://origin:8080/10", 8, clients=8)
                 self.assertEqual(answer["statuses"], {"200": 8}, answer)
+                forbidden.go_on()
                 wait_ready()
+                forbidden.go_on()
         self.assert_always_refused(forbidden)
 
     def test_a_request_in_flight_when_meshproxy_is_killed_fails_and_the_next_one_works(self):
         log = WORK / "slow.log"
         log.unlink()
+        self.addCleanup(lambda: os.close(os.open(WORK / "release", os.O_RDWR)))
         in_flight = subprocess.Popen([str(mesh.MESHCTL), "sandbox", "exec", "client", "--", *mesh.CLIENT, "load",
-                                      "http://slow:8080/5"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+                                      "http://slow:8080/held"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         mesh.eventually("the slow service has the request", log.exists)
         os.kill(programs()["meshproxy"], signal.SIGKILL)
         output, _ = in_flight.communicate(timeout=60)
         answer = json.loads(output)
         self.assertEqual((answer["statuses"], sum(answer["errors"].values())), ({}, 1), answer)
-        self.assertLess(answer["seconds"], 5, "the failure is told at once")
-        self.assertEqual(mesh.load_from("client", "http://slow:8080/0", 1)["statuses"], {"200": 1})
-        self.assertEqual(log.read_text().splitlines(), ["/5", "/0"], "nothing is sent twice")
+        self.assertNotIn("timed out", str(answer["errors"]), "the failure is told, while the service still thinks")
+        self.assertEqual(mesh.load_from("client", "http://slow:8080/", 1)["statuses"], {"200": 1})
+        self.assertEqual(log.read_text().splitlines(), ["/held", "/"], "nothing is sent twice")
 
     def test_a_policy_holds_for_the_next_request_of_a_connection_that_is_open(self):
         asking = subprocess.Popen([str(mesh.MESHCTL), "sandbox", "exec", "client", "--", *mesh.CLIENT, "ask", "http://origin:8080/10"],
@@ -266,10 +281,8 @@ class Resilience(unittest.TestCase):
         os.kill(running["meshctl"], signal.SIGKILL)
         os.kill(running["meshproxy"], signal.SIGKILL)
         address = mesh.meshctl_json("get", "Service", "origin")["spec"]["clusterIP"]
-        refused = mesh.eventually(
-            "connects are refused",
-            lambda: [c for c in mesh.connect_from("client", f"{address}:8080") if c["result"] == "ECONNREFUSED"], 30)
-        self.assertLess(refused[0]["ms"], 1000)
+        mesh.eventually("connects are refused",
+                        lambda: mesh.connect_from("client", f"{address}:8080")[0]["result"] == "ECONNREFUSED", 30)
         mesh.meshctl("up", "--state-dir", WORK / "state")
         wait_ready()
         self.assertEqual(mesh.load_from("client", "http://origin:8080/10", 4)["statuses"], {"200": 4})

@@ -5,7 +5,7 @@ steady.py load URL CLIENTS [PAUSE_MS]
                                 keep-alive GETs, one after the other, in each of CLIENTS threads
 steady.py connect HOST:PORT     one TCP connect after the other, each closed at once
 
-Prints "started" after the first answer. The result: {"ok", "errors": {what: count}, "first_errors": [..]}.
+A line with a number on stdin: waits until so many more answers came, and prints how many did. The result: {"ok", "errors": {what: count}, "first_errors": [..]}.
 """
 
 import collections
@@ -23,17 +23,23 @@ TIMEOUT_SECONDS = 60
 
 class Tally:
     def __init__(self):
-        self.lock = threading.Lock()
+        self.changed = threading.Condition()
         self.results = collections.Counter()
         self.first_errors = []
-        self.started = threading.Event()
 
     def add(self, result):
-        with self.lock:
+        with self.changed:
             self.results[result] += 1
             if result != "ok" and len(self.first_errors) < 10:
                 self.first_errors.append(f"{time.time():.3f} {result}")
-        self.started.set()
+            self.changed.notify_all()
+
+    def wait_for(self, number):
+        """Until so many more answers came, at most 2 * TIMEOUT_SECONDS; how many did."""
+        with self.changed:
+            before = self.results.total()
+            self.changed.wait_for(lambda: self.results.total() >= before + number, 2 * TIMEOUT_SECONDS)
+            return self.results.total() - before
 
 
 def one_client(url, pause, tally, stop):
@@ -75,9 +81,8 @@ def main():
         threads = [threading.Thread(target=one_dialler, args=(sys.argv[2], tally, stop))]
     for thread in threads:
         thread.start()
-    tally.started.wait(TIMEOUT_SECONDS)
-    print("started", flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        print(tally.wait_for(int(line)), flush=True)
     stop.set()
     for thread in threads:
         thread.join()
