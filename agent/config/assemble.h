@@ -49,7 +49,6 @@ void add_policies(Parts& parts, const CompileOptions& options, const Snapshot* p
 // Refuses, or warns of, the fields of a policy that HTTP alone can judge.
 void judge_http_fields(PolicyPart& part, bool tcp_only, Report& report);
 
-bool has_labels(const Labels& labels, const Labels& wanted);
 // Whether `host` lies below `wildcard` ("*.suffix" or "*"); a wildcard may lie below a wider one.
 bool is_below(std::string_view host, std::string_view wildcard);
 

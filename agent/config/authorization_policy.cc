@@ -137,7 +137,7 @@ class PolicyReader {
       if (!to.has("operation")) to.error("operation", "is required");
     }
     for (const Fields& when : fields.messages("when", kCondition)) read_condition(when, rule);
-    // What HTTP alone can judge never matches in an ALLOW rule; in a DENY rule it is left out.
+    // What HTTP alone can judge never matches in an ALLOW rule; in other rules it is left out.
     rule.never = http_used_ && part_.policy.action == AuthorizationPolicy::Action::kAllow;
     part_.policy.rules.push_back(std::move(rule));
   }
@@ -251,16 +251,18 @@ PolicyPart read_authorization_policy(Report& report, const std::string& root_nam
   std::string action = spec.text("action").value_or("ALLOW");
   if (action == "DENY")
     policy.action = AuthorizationPolicy::Action::kDeny;
-  else if (action == "AUDIT" || action == "CUSTOM")
-    spec.error("action", action + " is not supported yet; use ALLOW or DENY");
+  else if (action == "AUDIT")
+    policy.action = AuthorizationPolicy::Action::kAudit;
+  else if (action == "CUSTOM")
+    spec.error("action", action + " is not supported yet; use ALLOW, DENY or AUDIT");
   else if (action != "ALLOW")
-    spec.error("action", "must be ALLOW or DENY, not '" + action + "'");
+    spec.error("action", "must be ALLOW, DENY or AUDIT, not '" + action + "'");
   PolicyReader reader(part);
   std::vector<Fields> rules = spec.messages("rules", kRule);
   if (rules.size() > kMaxRules) spec.error("rules", "more than 512 rules");
   for (const Fields& rule : rules) reader.rule(rule);
-  if (rules.empty() && action == "DENY")
-    spec.warn("rules", "a DENY policy without rules never matches");
+  if (rules.empty() && (action == "DENY" || action == "AUDIT"))
+    spec.warn("rules", "a " + action + " policy without rules never matches");
   // A spec or targets that cannot be read may have meant anything of the namespace.
   policy.refused = report.failed();
   if (policy.refused && (spec.has("targetRef") || spec.has("targetRefs"))) policy.selector.clear();

@@ -289,13 +289,6 @@ void warn_of_rules(const std::vector<Part<DestinationRule>>& rules, const Snapsh
 
 }  // namespace
 
-bool has_labels(const Labels& labels, const Labels& wanted) {
-  return std::all_of(wanted.begin(), wanted.end(), [&](const auto& want) {
-    auto label = labels.find(want.first);
-    return label != labels.end() && label->second == want.second;
-  });
-}
-
 bool is_below(std::string_view host, std::string_view wildcard) {
   if (wildcard == "*") return true;
   return wildcard.starts_with('*') && host.size() > wildcard.size() - 1 &&

@@ -33,23 +33,24 @@ bool selects_tcp_only(const AuthorizationPolicy& policy, const Snapshot& snapsho
 }  // namespace
 
 void judge_http_fields(PolicyPart& part, bool tcp_only, Report& report) {
-  bool allow = part.policy.action == AuthorizationPolicy::Action::kAllow;
+  using Action = AuthorizationPolicy::Action;
+  const Action action = part.policy.action;
   for (const std::string& field : part.http_fields) {
     if (!tcp_only)
       report.error(field,
                    "not supported yet on HTTP ports (only L4 is authorised); remove the field");
-    else if (allow)
+    else if (action == Action::kAllow)
       report.warn(field, "needs HTTP: on the TCP ports that it selects this rule never matches");
     else
-      report.warn(field,
-                  "needs HTTP: left out on the TCP ports that it selects, so the rule "
-                  "denies more");
+      report.warn(field, "needs HTTP: left out on the TCP ports that it selects, so the rule " +
+                             std::string(action == Action::kDeny ? "denies" : "audits") + " more");
   }
   if (!report.failed()) return;
   part.policy.refused = true;
-  report.error("",
-               "the policy is refused: it denies every connection to what it selects until it "
-               "is mended or deleted");
+  report.error("", action == Action::kAudit
+                       ? "the policy is refused: it audits nothing until it is mended"
+                       : "the policy is refused: it denies every connection to what it selects "
+                         "until it is mended or deleted");
 }
 
 void add_policies(Parts& parts, const CompileOptions& options, const Snapshot* previous,

@@ -59,6 +59,13 @@ bool is_within(std::string_view host, std::string_view wildcard) {
 
 }  // namespace
 
+bool has_labels(const Labels& labels, const Labels& wanted) {
+  return std::all_of(wanted.begin(), wanted.end(), [&](const auto& want) {
+    auto label = labels.find(want.first);
+    return label != labels.end() && label->second == want.second;
+  });
+}
+
 std::string Workload::principal() const {
   return "cluster.local/ns/" + name.ns + "/sa/" + service_account;
 }

@@ -21,32 +21,12 @@
 #include <vector>
 
 #include "base/address.h"
-
-namespace re2 {
-class RE2;
-}
+#include "config/policy.h"
+#include "config/values.h"
 
 namespace mesh::config {
 
-using Labels = std::map<std::string, std::string>;
 using Milliseconds = std::chrono::milliseconds;
-
-// Maps by string that are searched with a string_view and no allocation.
-struct StringHash {
-  using is_transparent = void;
-  std::size_t operator()(std::string_view text) const noexcept {
-    return std::hash<std::string_view>{}(text);
-  }
-};
-template <class T>
-using StringMap = std::unordered_map<std::string, T, StringHash, std::equal_to<>>;
-
-struct ObjectName {
-  std::string ns;
-  std::string name;
-  std::string to_string() const { return ns + "/" + name; }
-  friend auto operator<=>(const ObjectName&, const ObjectName&) = default;
-};
 
 // One network namespace with its processes: a WorkloadEntry (a Pod later), or the node's gateway.
 struct Workload {
@@ -151,19 +131,6 @@ struct Cluster {
 };
 using ClusterPtr = std::shared_ptr<const Cluster>;
 
-struct StringMatch {
-  enum class Kind : std::uint8_t { kPresent, kExact, kPrefix, kRegex, kSuffix };
-  Kind kind = Kind::kPresent;
-  std::string value;
-  bool ignore_case = false;               // ignoreUriCase; exact and prefix only
-  std::shared_ptr<const re2::RE2> regex;  // full match
-
-  bool matches(std::string_view text) const;
-  friend bool operator==(const StringMatch& a, const StringMatch& b) {
-    return a.kind == b.kind && a.value == b.value && a.ignore_case == b.ignore_case;
-  }
-};
-
 struct HttpMatch {
   std::string name;
   std::optional<StringMatch> uri, scheme, method, authority;
@@ -224,48 +191,6 @@ struct VirtualService {
 };
 using VirtualServicePtr = std::shared_ptr<const VirtualService>;
 
-// Values of a policy are exact, "abc*" (kPrefix), "*abc" (kSuffix) or "*" (kPresent).
-struct SourceMatch {  // AND over the non-empty lists; OR inside one
-  std::vector<StringMatch> principals, not_principals;
-  std::vector<StringMatch> namespaces, not_namespaces;
-  std::vector<std::string> service_accounts, not_service_accounts;  // "ns/sa"
-  std::vector<IpBlock> ip_blocks, not_ip_blocks;
-  friend bool operator==(const SourceMatch&, const SourceMatch&) = default;
-};
-
-using PortMatch =
-    std::pair<std::vector<std::uint16_t>, std::vector<std::uint16_t>>;  // ports, notPorts
-
-struct L4Rule {
-  std::vector<SourceMatch> from;     // any of them; empty: any source
-  std::vector<PortMatch> to;         // any of them; empty: any port
-  std::vector<SourceMatch> when;     // and all of these
-  std::vector<PortMatch> when_port;  // and all of these
-  bool never = false;  // an ALLOW rule that needs HTTP, of a policy on TCP ports alone: no match
-  friend bool operator==(const L4Rule&, const L4Rule&) = default;
-};
-
-struct AuthorizationPolicy {
-  enum class Action : std::uint8_t { kAllow, kDeny };
-  ObjectName name;
-  Action action = Action::kAllow;
-  bool everywhere = false;  // in the root namespace: selects in all namespaces
-  Labels selector;          // empty: every workload of the namespace
-  std::vector<L4Rule> rules;
-  bool refused = false;  // the object has a field that is not supported: denies what it selects
-
-  bool selects(const Workload& workload) const;
-  friend bool operator==(const AuthorizationPolicy&, const AuthorizationPolicy&) = default;
-};
-using AuthorizationPolicyPtr = std::shared_ptr<const AuthorizationPolicy>;
-
-// Who a connection's verdict came from.
-struct Verdict {
-  bool allowed = true;
-  std::string policy;  // "ns/name"; empty when no policy selects the destination
-  int rule = -1;  // index in the policy; -1: its default (nothing matched), or a refused policy
-};
-
 // The routing of one host for one kind of listener (mesh clients, or one gateway).
 struct HostRoutes {
   std::vector<VirtualServicePtr>
@@ -325,17 +250,5 @@ using SnapshotPtr = std::shared_ptr<const Snapshot>;
 std::string qualified_host(const Snapshot& snapshot, std::string_view host, std::string_view ns);
 
 std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset);
-
-// The L4 verdict for a connection of `client`, from its address `source`, to port `port` of
-// `server`: refused policies first, then DENY, then ALLOW as Istio combines them. A workload may
-// always talk to itself. Where the source is not known, what asks for it matches in a DENY policy
-// and does not in an ALLOW policy.
-Verdict authorize(const Snapshot& snapshot, const Workload& client,
-                  const std::optional<IpAddress>& source, const Workload& server,
-                  std::uint16_t port);
-// The same for a connection to that address of `server`, from whichever of its own the client may
-// use: those of the same family, and all must be allowed. With none (the gateway): not known.
-Verdict authorize(const Snapshot& snapshot, const Workload& client, const Workload& server,
-                  const SocketAddress& to);
 
 }  // namespace mesh::config

@@ -115,7 +115,9 @@ TEST(Authorization, TakesTheAddressThatTheClientUses) {
   const Workload& page = *snapshot.workloads.at(books(kPage));
   const Workload& reviews = *snapshot.workloads.at(books("reviews"));
   EXPECT_TRUE(authorize(snapshot, page, reviews, {reviews.addresses[0], 1}).allowed);
-  EXPECT_FALSE(authorize(snapshot, page, IpAddress::parse("fd77::3").value(), reviews, 1).allowed);
+  EXPECT_FALSE(authorize(snapshot, {&page, IpAddress::parse("fd77::3").value()}, {&reviews, {}},
+                         Transport::kTcp, 1)
+                   .allowed);
   EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")), "denied books/p[-1]");
 }
 
@@ -158,6 +160,104 @@ TEST(Authorization, AnAddressThatIsNotKnownOpensNothing) {
   }
 }
 
+TEST(Authorization, AStrangerIsInNoListOfIdentities) {
+  const std::pair<const char*, bool> matches[] = {
+      {"principals: ['*']", false},
+      {"namespaces: ['*']", false},
+      {"serviceAccounts: [books/default]", false},
+      {"notPrincipals: ['*']", true},
+      {"notPrincipals: [cluster.local/ns/books/sa/ratings]", true},
+      {"notNamespaces: ['*']", true},
+      {"notServiceAccounts: [books/default]", true},
+      {"ipBlocks: [192.0.2.0/24]", true},
+      {"ipBlocks: [192.0.3.0/24]", false},
+      {"notIpBlocks: [192.0.2.7]", false},
+      {"notPrincipals: ['*'], ipBlocks: [192.0.2.0/24]", true},
+      {"principals: ['*'], ipBlocks: [192.0.2.0/24]", false},
+  };
+  const Peer stranger{nullptr, IpAddress::v4(192, 0, 2, 7)};
+  for (const auto& [source, expected] : matches)
+    for (const bool denies : {false, true}) {
+      auto compiled =
+          compile_text(kBooks + policy(std::string(denies ? "action: DENY, " : "") +
+                                       "rules: [{from: [{source: {" + source + "}}]}]"));
+      EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
+      const Workload& reviews = *compiled.snapshot->workloads.at(books("reviews"));
+      const Verdict got = authorize(*compiled.snapshot, stranger, {&reviews, reviews.addresses[0]},
+                                    Transport::kTcp, 9080);
+      EXPECT_EQ(got.allowed, expected != denies) << source;
+    }
+}
+
+TEST(Authorization, OfWhatStrangersServeIsNoneOfOurs) {
+  auto compiled = compile_text(kBooks + policy("", "p", "istio-system"));
+  const Workload& page = *compiled.snapshot->workloads.at(books(kPage));
+  EXPECT_TRUE(authorize(*compiled.snapshot, {&page, page.addresses[0]},
+                        {nullptr, IpAddress::v4(192, 0, 2, 7)}, Transport::kTcp, 443)
+                  .allowed);
+}
+
+TEST(Authorization, SpeaksOfTcpOnly) {
+  auto compiled = compile_text(kBooks + policy(""));
+  const Workload& page = *compiled.snapshot->workloads.at(books(kPage));
+  const Workload& reviews = *compiled.snapshot->workloads.at(books("reviews"));
+  const Peer client{&page, page.addresses[0]}, server{&reviews, reviews.addresses[0]};
+  EXPECT_FALSE(authorize(*compiled.snapshot, client, server, Transport::kTcp, 53).allowed);
+  EXPECT_TRUE(authorize(*compiled.snapshot, client, server, Transport::kUdp, 53).allowed);
+}
+
+TEST(Authorization, AnAuditPolicyIsNamedAndChangesNothing) {
+  const std::string audit = policy(
+      "action: AUDIT, rules: [{to: [{operation: {ports: ['1']}}]}, {from: [{source: "
+      "{principals: ['*/sa/productpage']}}]}]",
+      "audit");
+  struct {
+    std::string others, expected;
+  } cases[] = {
+      {"", "allowed "},
+      {policy("", "none"), "denied books/none[-1]"},
+      {policy("rules: [{}]", "all"), "allowed books/all[0]"},
+      {policy("action: DENY, rules: [{}]", "deny"), "denied books/deny[0]"},
+  };
+  for (const auto& c : cases) {
+    auto compiled = compile_text(kBooks + audit + c.others);
+    EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
+    EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), c.expected);
+    EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")), c.expected);
+    const auto& workloads = compiled.snapshot->workloads;
+    const auto audit_of = [&](std::string_view client) {
+      return authorize(*compiled.snapshot, {workloads.at(books(client)).get(), {}},
+                       {workloads.at(books("reviews")).get(), {}}, Transport::kTcp, 9080)
+          .audit;
+    };
+    EXPECT_EQ(audit_of(kPage), (Verdict::Audit{"books/audit", 1})) << c.expected;
+    EXPECT_EQ(audit_of("ratings"), std::nullopt);
+  }
+}
+
+TEST(Authorization, ARefusedAuditPolicyAuditsNothing) {
+  auto compiled = compile_text(kBooks + policy("action: AUDIT, rules: [{}], extra: 1"));
+  EXPECT_THAT(texts_of(compiled.problems),
+              ElementsAre(testing::HasSubstr("spec.extra: unknown field"),
+                          testing::HasSubstr(
+                              "the policy is refused: it audits nothing until it is mended")));
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "allowed ");
+}
+
+TEST(Authorization, AnAuditPolicyLeavesOutHttpFieldsOnTcpPorts) {
+  auto compiled = compile_text(
+      kBooks +
+      policy("selector: {matchLabels: {app: db}}, action: AUDIT, rules: [{to: [{operation: "
+             "{methods: [GET]}}]}]"));
+  EXPECT_THAT(texts_of(compiled.problems),
+              ElementsAre(testing::HasSubstr("so the rule audits more")));
+  const auto& workloads = compiled.snapshot->workloads;
+  EXPECT_EQ(authorize(*compiled.snapshot, {workloads.at(books(kPage)).get(), {}},
+                      {workloads.at(books("db")).get(), {}}, Transport::kTcp, 3306)
+                .audit,
+            (Verdict::Audit{"books/p", 0}));
+}
+
 TEST(Authorization, ConditionsAreAnded) {
   auto compiled = compile_text(
       kBooks + policy("rules: [{from: [{source: {namespaces: [books, shop]}}], when: [{key: "
@@ -182,7 +282,6 @@ TEST(Authorization, RefusedPoliciesDenyWhatTheySelect) {
     std::string_view spec;
     bool whole_namespace;
   } cases[] = {
-      {"selector: {matchLabels: {app: reviews}}, rules: [{}], action: AUDIT", false},
       {"selector: {matchLabels: {app: reviews}}, rules: [{}], action: CUSTOM, provider: {name: x}",
        false},
       {"selector: {matchLabels: {app: reviews}}, rules: [{}], extra: 1", false},
