@@ -1,4 +1,4 @@
-// The strict scan of one field line, shared by requests and responses. Private to http.
+// The strict scan of a head's lines, shared by requests and responses. Private to http.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +8,16 @@
 
 namespace mesh::http {
 
+struct HeadLine {
+  Parse parse;
+  std::string_view text;  // done: the line without CRLF; error: what is wrong
+};
+
+// The next line of the head at the front of `input`. need_more: it is not whole yet, and has no
+// carriage return that cannot be its end.
+HeadLine next_line(std::string_view input, HeadCursor& at);
+
 // Checks the line (without CRLF) and notes what it says about framing. status 0: fine.
 ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts);
-
-// Whether the line from `line` on, which has no line feed and was seen up to `searched`, has a
-// carriage return that cannot be its end.
-bool has_bare_return(std::string_view input, std::size_t line, std::size_t searched);
 
 }  // namespace mesh::http

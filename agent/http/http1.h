@@ -35,6 +35,12 @@ struct HeadFacts {
   Version version = Version::http11;
 };
 
+// How far the lines of a head have been read.
+struct HeadCursor {
+  std::size_t line = 0;      // where the first line that is not scanned begins
+  std::size_t searched = 0;  // no line feed in [line, searched)
+};
+
 // One request head after the other. Small: it may live as long as its connection; the head need
 // not.
 class RequestParser {
@@ -46,9 +52,9 @@ class RequestParser {
   // After done or error, reset() before the next head.
   Parse parse(std::string_view input, RequestHead& head);
   // The bytes of the head just parsed, empty lines before it included.
-  [[nodiscard]] std::size_t consumed() const { return line_; }
+  [[nodiscard]] std::size_t consumed() const { return at_.line; }
   // No byte of a head was seen yet (empty lines are none): the connection is idle.
-  [[nodiscard]] bool is_idle() const { return searched_ == start_; }
+  [[nodiscard]] bool is_idle() const { return at_.searched == start_; }
   [[nodiscard]] const ParseError& error() const { return error_; }
   void reset();
 
@@ -57,9 +63,8 @@ class RequestParser {
   Parse need_more(std::string_view input);
 
   const Limits* limits_;
-  std::size_t start_ = 0;     // where the head begins: after empty lines
-  std::size_t line_ = 0;      // where the first line that is not scanned begins
-  std::size_t searched_ = 0;  // no line feed in [line_, searched_)
+  HeadCursor at_;
+  std::size_t start_ = 0;  // where the head begins: after empty lines
   std::size_t empty_lines_ = 0;
   HeadFacts facts_;
   ParseError error_;
@@ -73,10 +78,10 @@ class ResponseParser {
   // `request` is the method that this response answers: it decides whether there is a body.
   // Interim heads (ResponseHead::is_interim) come before the final one: reset() and parse again.
   Parse parse(std::string_view input, Method request, ResponseHead& head);
-  [[nodiscard]] std::size_t consumed() const { return line_; }
+  [[nodiscard]] std::size_t consumed() const { return at_.line; }
   // False as soon as one byte of a response was seen: from then on a request must not be sent
   // again.
-  [[nodiscard]] bool is_idle() const { return searched_ == 0; }
+  [[nodiscard]] bool is_idle() const { return at_.searched == 0; }
   [[nodiscard]] const ParseError& error() const { return error_; }
   void reset();
 
@@ -85,8 +90,7 @@ class ResponseParser {
   Parse need_more(std::string_view input);
 
   const Limits* limits_;
-  std::size_t line_ = 0;
-  std::size_t searched_ = 0;
+  HeadCursor at_;
   HeadFacts facts_;
   ParseError error_;
 };

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "http/beast_reader.h"
 #include "http/chars.h"
@@ -152,16 +151,15 @@ Parse RequestParser::fail(ParseError error) {
 }
 
 void RequestParser::reset() {
-  start_ = line_ = searched_ = empty_lines_ = 0;
+  at_ = {};
+  start_ = empty_lines_ = 0;
   facts_ = {};
   error_ = {};
 }
 
 // The last line is not complete: refuse early what cannot become a request.
 Parse RequestParser::need_more(std::string_view input) {
-  if (has_bare_return(input, line_, searched_)) return fail({400, "bare carriage return"});
-  searched_ = input.size();
-  const std::string_view line = input.substr(line_);
+  const std::string_view line = input.substr(at_.line);
   if (!facts_.in_fields) {
     if (!line.empty() && line[0] != '\r' && !kToken[line[0]]) return fail({400, "invalid method"});
     if (line.size() > limits_->target_bytes + limits_->method_bytes + 16) {
@@ -175,26 +173,21 @@ Parse RequestParser::need_more(std::string_view input) {
 Parse RequestParser::parse(std::string_view input, RequestHead& head) {
   if (error_.status != 0) return Parse::error;
   for (;;) {
-    const void* found = searched_ < input.size()
-                            ? std::memchr(input.data() + searched_, '\n', input.size() - searched_)
-                            : nullptr;
-    if (found == nullptr) return need_more(input);
-    const auto end = static_cast<std::size_t>(static_cast<const char*>(found) - input.data());
-    if (end == line_ || input[end - 1] != '\r') return fail({400, "bare line feed"});
-    const std::string_view line = input.substr(line_, end - 1 - line_);
-    line_ = searched_ = end + 1;
-    if (line_ - start_ > limits_->head_bytes) return fail({431, "head too large"});
+    const auto [parse, line] = next_line(input, at_);
+    if (parse == Parse::need_more) return need_more(input);
+    if (parse == Parse::error) return fail({400, line});
+    if (at_.line - start_ > limits_->head_bytes) return fail({431, "head too large"});
 
     ParseError error;
     if (facts_.in_fields) {
       if (line.empty()) {
-        error = finish_head(facts_, input.substr(start_, line_ - start_), head);
+        error = finish_head(facts_, input.substr(start_, at_.line - start_), head);
         return error.status == 0 ? Parse::done : fail(error);
       }
       error = scan_field(line, *limits_, facts_);
     } else if (line.empty()) {  // RFC 9112 2.2
       if (++empty_lines_ > limits_->leading_empty_lines) return fail({400, "too many empty lines"});
-      start_ = line_;
+      start_ = at_.line;
     } else {
       error = scan_request_line(line, *limits_, facts_);
       facts_.in_fields = true;

@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "http/beast_reader.h"
 #include "http/chars.h"
 #include "http/head_scan.h"
@@ -43,14 +41,12 @@ Parse ResponseParser::fail(std::string_view detail) {
 }
 
 void ResponseParser::reset() {
-  line_ = searched_ = 0;
+  at_ = {};
   facts_ = {};
   error_ = {};
 }
 
 Parse ResponseParser::need_more(std::string_view input) {
-  if (has_bare_return(input, line_, searched_)) return fail("bare carriage return");
-  searched_ = input.size();
   constexpr std::string_view kStart = "HTTP/1.";
   const auto prefix = input.substr(0, kStart.size());
   if (prefix != kStart.substr(0, prefix.size())) return fail("not an HTTP/1 response");
@@ -61,15 +57,10 @@ Parse ResponseParser::need_more(std::string_view input) {
 Parse ResponseParser::parse(std::string_view input, Method request, ResponseHead& head) {
   if (error_.status != 0) return Parse::error;
   for (;;) {
-    const void* found = searched_ < input.size()
-                            ? std::memchr(input.data() + searched_, '\n', input.size() - searched_)
-                            : nullptr;
-    if (found == nullptr) return need_more(input);
-    const auto end = static_cast<std::size_t>(static_cast<const char*>(found) - input.data());
-    if (end == line_ || input[end - 1] != '\r') return fail("bare line feed");
-    const std::string_view line = input.substr(line_, end - 1 - line_);
-    line_ = searched_ = end + 1;
-    if (line_ > limits_->head_bytes) return fail("head too large");
+    const auto [parse, line] = next_line(input, at_);
+    if (parse == Parse::need_more) return need_more(input);
+    if (parse == Parse::error) return fail(line);
+    if (at_.line > limits_->head_bytes) return fail("head too large");
 
     if (!facts_.in_fields) {
       if (const char* error = scan_status_line(line, facts_)) return fail(error);
@@ -84,7 +75,7 @@ Parse ResponseParser::parse(std::string_view input, Method request, ResponseHead
   }
   head.clear();
   BeastReader<false, ResponseHead> reader(head);
-  if (!reader.read(input.substr(0, line_))) return fail("refused by the parser");
+  if (!reader.read(input.substr(0, at_.line))) return fail("refused by the parser");
   head.body = framing_of(facts_, request, head.status);
   head.keep_alive = !facts_.close && (facts_.version == Version::http11 || facts_.keep_alive) &&
                     head.body.kind != BodyKind::until_close && head.status != 101;
