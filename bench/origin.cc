@@ -1,7 +1,8 @@
 // A tiny epoll HTTP/1.1 server: the peer behind every proxy that is measured.
 //
 // usage: bench_origin PORT      on all addresses; GET /N answers 200 with N bytes of body (N up to
-// 16 MiB). Keep-alive, pipelining, one thread. It reads a request only as far as the blank line.
+// 16 MiB). Keep-alive, pipelining, one thread. It reads a request only as far as the blank line,
+// and ends the connection after one with `connection: close` (spelt so).
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -24,6 +25,7 @@ struct Connection {
   std::string in;
   std::string out;
   std::size_t sent = 0;
+  bool last = false;  // no request follows
 };
 
 int listen_on(std::uint16_t port) {
@@ -46,12 +48,14 @@ int listen_on(std::uint16_t port) {
 bool answer_one(Connection& c) {
   std::size_t end = c.in.find("\r\n\r\n");
   if (end == std::string::npos) return false;
+  c.last =
+      std::string_view(c.in).substr(0, end).find("\r\nconnection: close") != std::string_view::npos;
   std::size_t slash = c.in.find('/');
   std::size_t size = slash < end ? std::strtoul(c.in.c_str() + slash + 1, nullptr, 10) : 0;
   size = std::min(size, kLargestBody);
   c.out += "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: ";
   c.out += std::to_string(size);
-  c.out += "\r\n\r\n";
+  c.out += c.last ? "\r\nconnection: close\r\n\r\n" : "\r\n\r\n";
   c.out.append(size, 'x');
   c.in.erase(0, end + 4);
   return true;
@@ -76,7 +80,7 @@ bool serve(int fd, Connection& c) {
   }
   c.out.clear();
   c.sent = 0;
-  return true;
+  return !c.last;
 }
 
 }  // namespace

@@ -195,8 +195,9 @@ void Exchange::look_at_fields() {
   trace_.emplace(trace_fields_, worker_.random(), sample);
 }
 
-// The changes that the head takes on its way, and the head as it will be sent.
-void Exchange::edit_request() {
+// The changes that the head takes on its way, and the head as it will be sent. `is_last`: on this
+// upstream connection.
+void Exchange::edit_request(bool is_last) {
   set_.clear();
   add_.clear();
   remove_.clear();
@@ -221,6 +222,7 @@ void Exchange::edit_request() {
   // Other protocols are not offered to the endpoint: it answers in HTTP/1.1 (RFC 9110 7.8).
   rewrite.keep_upgrade = !head_.upgrade.empty() && is(head_.upgrade, "websocket") &&
                          head_.method == http::Method::get && !has_body_;
+  rewrite.close = is_last && !rewrite.keep_upgrade;
   out_.clear();
   http::write_request_head(head_, rewrite, out_);
 }

@@ -86,7 +86,7 @@ class Exchange {
   routing::Client find_client();
   net::Task<Refused> inject_fault();
   void look_at_fields();
-  void edit_request();
+  void edit_request(bool is_last);
   void edit_for_the_edge();
   // The upstream side. (exchange_upstream.cc)
   net::Task<Refused> forward();
@@ -142,7 +142,7 @@ class Exchange {
   bool has_body_ = false;
   bool sent_any_ = false;       // a byte of the request went to the endpoint
   bool keep_ = false;           // the downstream connection
-  bool upstream_done_ = false;  // the whole response was relayed, and the connection may go on
+  bool upstream_done_ = false;  // all of the request and of the response, and nothing else, went by
   bool retried_ = false;
   bool write_failed_ = false;    // of a request without a body
   bool response_began_ = false;  // a byte came, be it of a 1xx

@@ -19,7 +19,6 @@ bool is_timeout(const net::Scope& scope, const Error& error) {
 net::Task<Exchange::Refused> Exchange::forward() {
   pool_ = down_->client.use_pool(cluster_);
   UpstreamPool& pool = *pool_.get();
-  edit_request();
   net::Scope scope(down_->scope);
   ClientWatch watch(*down_, scope);
   if (scope.is_cancelled()) co_return Refusal{.reason = Reason::kClientGone};
@@ -42,7 +41,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
     }
     auto slot = pool.limits().try_request();
     if (!slot) {
-      pool.put_back(std::move(connection));
+      pool.put_back(std::move(connection), true);
       endpoint_ = nullptr;
       co_return Refusal{.reason = Reason::kOverflow};
     }
@@ -54,7 +53,7 @@ net::Task<Exchange::Refused> Exchange::forward() {
       next = co_await attempt(*connection, scope, refused);
     }
     if (upstream_done_) {
-      pool.put_back(std::move(connection));
+      pool.put_back(std::move(connection), response_.keep_alive);
     } else {
       pool.discard(std::move(connection));
     }
@@ -73,6 +72,7 @@ net::Task<Exchange::Next> Exchange::attempt(UpstreamConnection& connection,
   response_parser_.reset();
   const std::size_t body_at = down_->in.position();
   const http::BodyDecoder body_before = request_body_;
+  edit_request(connection.begin_request());
   Next next = co_await send_request(connection, scope, refused);
   if (next == Next::kDone) next = co_await read_response_head(connection, scope, refused);
   if (next == Next::kDone) {
@@ -134,6 +134,7 @@ net::Task<> Exchange::upload(net::Scope& scope) {
       break;
     case RelayEnd::kSinkFailed:  // an answer may have come before: the reader sees to it
       break;
+    case RelayEnd::kSourceCut:
     case RelayEnd::kSourceClosed:
       scope.cancel(Errc::reset);
       break;
@@ -157,7 +158,8 @@ Exchange::Next Exchange::cancelled(const net::Scope& scope, Refused& refused) {
   } else if (*why == Errc::timed_out) {
     report(Outcome::timeout());
     refused = Refusal{.reason = Reason::kTimeout};
-  } else if (*why == Errc::invalid_argument) {
+  } else if (*why == Errc::invalid_argument || upload_end_ == RelayEnd::kSourceCut) {
+    // A client that ended its side within its body can still read the answer. (RFC 9112 8)
     const auto& error = request_body_.error();
     worker_.counters().bad_requests.add();
     refused =
@@ -284,7 +286,7 @@ net::Task<Exchange::Next> Exchange::relay_response(UpstreamConnection& connectio
   bytes_sent_ = relay.body_bytes;
   if (end == RelayEnd::kDone) {
     keep_ = sent_.keep_alive && upload_is_done();
-    upstream_done_ = response_.keep_alive && upload_is_done() && !write_failed_ && up_.is_empty() &&
+    upstream_done_ = upload_is_done() && !write_failed_ && up_.is_empty() &&
                      response_.body.kind != http::BodyKind::until_close;
     co_return Next::kDone;
   }
@@ -302,6 +304,7 @@ net::Task<Exchange::Next> Exchange::relay_response(UpstreamConnection& connectio
     case RelayEnd::kSourceProtocol:
       flags_.set(ResponseFlag::kUpstreamProtocolError);
       break;
+    case RelayEnd::kSourceCut:
     case RelayEnd::kSourceClosed:
       flags_.set(ResponseFlag::kUpstreamConnectionTermination);
       break;

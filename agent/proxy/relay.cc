@@ -152,7 +152,7 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
       relay.buffer.filled(read.value());
       continue;
     }
-    if (!may_end_here(relay)) co_return RelayEnd::kSourceClosed;
+    if (!may_end_here(relay)) co_return RelayEnd::kSourceCut;
     if (relay.framing == http::BodyKind::chunked) {
       iovec last{const_cast<char*>(http::kLastChunk.data()), http::kLastChunk.size()};
       auto written = co_await relay.to.write_all({&last, 1}, scope, relay.stall);

@@ -58,7 +58,8 @@ class ReadBuffer {
 
 enum class RelayEnd : std::uint8_t {
   kDone,
-  kSourceClosed,    // ended before the body did, or broke off
+  kSourceCut,       // ended in good order, but before the body did
+  kSourceClosed,    // broke off
   kSourceProtocol,  // is no valid body: `error` of the decoder
   kSinkFailed,
   kCancelled,  // the scope; nothing moved for too long included

@@ -22,6 +22,8 @@ constexpr auto kAskAgain = 500ms;
 constexpr auto kShareInterval = 10ms;
 // A server is given so long to end its side of a connection whose place another waits for.
 constexpr auto kRetire = 500ms;
+// And so long to end first where it said, or was told, that it should.
+constexpr auto kServerEnds = 100ms;
 
 // A service must not lead back into the client's own loopback or to metadata services.
 bool is_forbidden(const IpAddress& ip, bool loopback_allowed) {
@@ -40,6 +42,16 @@ void set_keepalive(int fd, const config::ConnectionPool::Keepalive& keepalive) {
   set(IPPROTO_TCP, TCP_KEEPCNT, static_cast<int>(keepalive.probes));
   set(IPPROTO_TCP, TCP_KEEPIDLE, seconds(keepalive.time));
   set(IPPROTO_TCP, TCP_KEEPINTVL, seconds(keepalive.interval));
+}
+
+// True: the server ended its side, in good order or not.
+net::Task<bool> wait_for_end(net::Stream& stream, net::Scope& scope) {
+  std::array<char, 1024> rest;
+  while (true) {
+    auto read = co_await stream.read_some(rest, scope);
+    if (!read) co_return !scope.is_cancelled();
+    if (read.value() == 0) co_return true;
+  }
 }
 
 }  // namespace
@@ -139,6 +151,13 @@ UpstreamConnection::UpstreamConnection(EndpointPool& home, std::unique_ptr<net::
 
 UpstreamConnection::~UpstreamConnection() = default;
 
+bool UpstreamConnection::begin_request() {
+  const auto most = home_.owner.cluster().config().policy.pool.max_requests_per_connection;
+  ++requests_;
+  is_used_up_ = most != 0 && requests_ >= most;
+  return is_used_up_;
+}
+
 const SocketAddress& UpstreamConnection::local_address() {
   if (!local_) {
     auto address = net::local_address(stream_->fd());
@@ -192,10 +211,7 @@ UpstreamConnectionPtr UpstreamPool::try_take(EndpointPool& endpoint) {
   if (promised_ > 0 || !waiting_.is_empty()) return nullptr;
   while (!endpoint.idle.is_empty()) {
     auto connection = unlink(static_cast<UpstreamConnection&>(*endpoint.idle.front()));
-    if (!connection->stream().is_readable()) {
-      ++connection->requests_;
-      return connection;
-    }
+    if (!connection->stream().is_readable()) return connection;
     discard(std::move(connection));  // it ended, and its event is still to be run
   }
   return nullptr;
@@ -206,10 +222,7 @@ UpstreamConnectionPtr UpstreamPool::take_any_idle() {
     if (endpoint->endpoint->is_ejected() || endpoint->endpoint->is_removed()) continue;
     while (!endpoint->idle.is_empty()) {
       auto connection = unlink(static_cast<UpstreamConnection&>(*endpoint->idle.front()));
-      if (!connection->stream().is_readable()) {
-        ++connection->requests_;
-        return connection;
-      }
+      if (!connection->stream().is_readable()) return connection;
       discard(std::move(connection));
     }
   }
@@ -311,7 +324,6 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::open(EndpointPool& endpoint,
   }
   auto connection = std::make_unique<UpstreamConnection>(endpoint, std::move(stream).value(),
                                                          std::move(slot), reactor_.now());
-  connection->requests_ = 1;
   connection->generation_ = generation;
   co_return Obtained{std::move(connection), {}};
 }
@@ -321,16 +333,17 @@ void UpstreamPool::freed() {
   if (waiting_.notify_one(reactor_)) ++promised_;
 }
 
-void UpstreamPool::put_back(UpstreamConnectionPtr connection) {
+void UpstreamPool::put_back(UpstreamConnectionPtr connection, bool keep_alive) {
+  if ((!keep_alive || connection->is_used_up_) && !retire_scope_.is_cancelled()) {
+    return retiring_.spawn(retire(std::move(connection), First::kServer));
+  }
   EndpointPool& home = connection->home();
   const auto& policy = cluster_->config().policy.pool;
   const auto now = reactor_.now();
-  const bool used_up = policy.max_requests_per_connection != 0 &&
-                       connection->requests_ >= policy.max_requests_per_connection;
   const bool too_old = policy.max_connection_duration &&
                        now - connection->opened_ >= *policy.max_connection_duration;
   const bool given_up = shared_ && waiting_.is_empty() && cluster_limits_->someone_waits();
-  if (used_up || too_old || given_up || connection->generation_ != generation_ ||
+  if (!keep_alive || too_old || given_up || connection->generation_ != generation_ ||
       home.endpoint->is_removed() || connection->stream().is_readable()) {
     return discard(std::move(connection));
   }
@@ -358,27 +371,29 @@ bool UpstreamPool::has_few_connections() const {
 
 void UpstreamPool::discard(UpstreamConnectionPtr connection) {
   if (!connection) return;
-  --connection->home_.in_use;
   // Where connections are counted the server must have seen the end of this one before it can see
   // the next: its place is free when the server ended its side too.
   if (has_few_connections() && !connection->stream_->is_broken() && !retire_scope_.is_cancelled()) {
-    return retiring_.spawn(retire(std::move(connection)));
+    return retiring_.spawn(retire(std::move(connection), First::kWe));
   }
+  --connection->home_.in_use;
   connection.reset();
   freed();
 }
 
-net::Task<> UpstreamPool::retire(UpstreamConnectionPtr connection) {
-  ++connection->home_.in_use;
-  {
+net::Task<> UpstreamPool::retire(UpstreamConnectionPtr connection, First ends) {
+  net::Stream& stream = connection->stream();
+  bool ended = false;
+  if (ends == First::kServer) {
+    net::Scope scope(retire_scope_);
+    scope.expires_after(kServerEnds);
+    ended = co_await wait_for_end(stream, scope);
+  }
+  if (!ended) {
     net::Scope scope(retire_scope_);
     scope.expires_after(kRetire);
-    connection->stream().shutdown_write();
-    std::array<char, 1024> rest;
-    while (true) {
-      auto read = co_await connection->stream().read_some(rest, scope);
-      if (!read || read.value() == 0) break;
-    }
+    stream.shutdown_write();
+    (void)co_await wait_for_end(stream, scope);
   }
   --connection->home_.in_use;
   connection.reset();

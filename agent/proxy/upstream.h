@@ -69,6 +69,9 @@ class UpstreamConnection : private net::ListNode {
   ~UpstreamConnection();
   net::TcpStream& stream() { return *stream_; }
   EndpointPool& home() { return home_; }
+  // True: the configuration allows no other after this one; so the server is told, and trusted to
+  // end the connection (who ends it first keeps its port busy for a minute).
+  bool begin_request();
   bool is_reused() const { return requests_ > 1; }
   const SocketAddress& local_address();  // asked of the kernel at first use
 
@@ -90,6 +93,7 @@ class UpstreamConnection : private net::ListNode {
   Expiry expiry_;
   net::Clock::time_point opened_;
   std::uint32_t requests_ = 0;
+  bool is_used_up_ = false;
   std::optional<SocketAddress> local_;
   std::uint32_t generation_ = 0;  // of the pool when it was opened
 };
@@ -129,8 +133,9 @@ class UpstreamPool {
   // Waits in line for a connection, or opens one. At the connection limit it may be one to another
   // endpoint than asked for.
   net::Task<Obtained> obtain(EndpointPool& endpoint, net::Scope& scope);
-  // After a whole exchange: idle again, or closed where a limit says so.
-  void put_back(UpstreamConnectionPtr connection);
+  // After a whole exchange, or none: idle again, or closed where a limit says so. `keep_alive`:
+  // the server will not end it.
+  void put_back(UpstreamConnectionPtr connection, bool keep_alive);
   // Closed; then its place is free.
   void discard(UpstreamConnectionPtr connection);
 
@@ -171,7 +176,8 @@ class UpstreamPool {
  private:
   friend class UpstreamConnection;
   net::Task<Obtained> open(EndpointPool& endpoint, cluster::Limits::Slot slot, net::Scope& scope);
-  net::Task<> retire(UpstreamConnectionPtr connection);
+  enum class First : std::uint8_t { kWe, kServer };
+  net::Task<> retire(UpstreamConnectionPtr connection, First ends);
   UpstreamConnectionPtr take_any_idle();
   void close_idle_of(EndpointPool& endpoint);
   bool close_one_idle();

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A client inside a workload that goes on until its stdin ends, and then prints what happened as JSON.
 
-steady.py load URL CLIENTS [PAUSE_MS]
+steady.py load URL CLIENTS
                                 keep-alive GETs, one after the other, in each of CLIENTS threads
 steady.py connect HOST:PORT     one TCP connect after the other, each closed at once
 
@@ -42,7 +42,7 @@ class Tally:
             return self.results.total() - before
 
 
-def one_client(url, pause, tally, stop):
+def one_client(url, tally, stop):
     connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT_SECONDS)
     while not stop.is_set():
         try:
@@ -50,7 +50,6 @@ def one_client(url, pause, tally, stop):
             response = connection.getresponse()
             response.read()
             tally.add("ok" if response.status == 200 else f"status {response.status}")
-            time.sleep(pause)
         except (OSError, http.client.HTTPException) as error:
             tally.add(repr(error))
             connection.close()
@@ -75,8 +74,7 @@ def main():
     tally, stop = Tally(), threading.Event()
     if sys.argv[1] == "load":
         url = urllib.parse.urlsplit(sys.argv[2])
-        pause = float(sys.argv[4]) / 1000 if len(sys.argv) > 4 else 0
-        threads = [threading.Thread(target=one_client, args=(url, pause, tally, stop)) for _ in range(int(sys.argv[3]))]
+        threads = [threading.Thread(target=one_client, args=(url, tally, stop)) for _ in range(int(sys.argv[3]))]
     else:
         threads = [threading.Thread(target=one_dialler, args=(sys.argv[2], tally, stop))]
     for thread in threads:

@@ -130,7 +130,7 @@ TEST_F(RelayTest, ABadFirstChunkSendsNothingAtAll) {
 TEST_F(RelayTest, ABodyCutShortIsNotDone) {
   const Ran ran =
       run("half", 100, {http::BodyKind::content_length, 8}, http::BodyKind::content_length, "");
-  EXPECT_EQ(ran.end, RelayEnd::kSourceClosed);
+  EXPECT_EQ(ran.end, RelayEnd::kSourceCut);
 }
 
 TEST_F(RelayTest, UntilTheEndBecomesChunked) {
