@@ -11,7 +11,8 @@
 //   options    {type, node, root_namespace, heartbeat: bool [fd 0], access_log: bool [next fd],
 //               gateway: {id, namespace, name, labels:{}, service_account, addresses:[]}}
 //              After the hello, and again when the log is reopened. heartbeat: a BPF array of one
-//              u64 to mmap and stamp with CLOCK_MONOTONIC nanoseconds at least every 250 ms.
+//              u64 to mmap and stamp, at least every 250 ms, with the CLOCK_MONOTONIC nanoseconds
+//              at which the slowest of the proxy's threads last took its turn.
 //              access_log: true brings a descriptor opened for append; false: no log.
 //   update     {type, version: u64, reset: bool, put: [object trees], delete: [{kind, namespace,
 //               name}], enrolled: [{id, namespace, name, denials}]}

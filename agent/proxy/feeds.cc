@@ -1,11 +1,11 @@
 #include "proxy/feeds.h"
 
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <ctime>
 #include <utility>
 #include <vector>
 
@@ -148,6 +148,7 @@ Result<> Feeds::start(UniqueFd listener) {
 }
 
 net::Task<> Feeds::close() {
+  co_await proxy_->drain();
   heartbeat_.disarm();
   statistics_.disarm();
   scope_.cancel();
@@ -427,10 +428,8 @@ void Feeds::use_heartbeat(UniqueFd map) {
 }
 
 void Feeds::stamp() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  *heartbeat_map_ = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-                    static_cast<std::uint64_t>(now.tv_nsec);
+  const std::chrono::nanoseconds turned = proxy_->last_turn().time_since_epoch();
+  *heartbeat_map_ = static_cast<std::uint64_t>(turned.count());  // steady_clock: CLOCK_MONOTONIC
   reactor_.timers().arm(heartbeat_, reactor_.now() + kHeartbeat);
 }
 
@@ -453,8 +452,10 @@ Result<> Feeds::on_hold(std::string_view payload, feed::Fds fds) {
       return on_listener(message, std::move(fds));
     case HoldType::kSockets:
       if (message.status != feed::HoldStatus::kOk) {
-        log()->warn("meshhold made no sockets workload={} reason={}", message.workload,
-                    feed::to_string(message.status));
+        if (const auto times = socket_failures_.add(reactor_.now())) {
+          log()->warn("meshhold made no sockets workload={} reason={} times={}", message.workload,
+                      feed::to_string(message.status), *times);
+        }
       }
       proxy_->add_sockets(message.workload,
                           message.family == feed::kFamily4 ? Family::kV4 : Family::kV6,
@@ -517,6 +518,9 @@ void Feeds::write_metrics(std::string& out) const {
   writer.sample({{"peer", "meshhold"}}, hold_ != nullptr ? 1 : 0);
   writer.family("undermesh_snapshot_version", "Version of the configuration in use", Type::kGauge);
   writer.sample({}, snapshot_ ? static_cast<double>(snapshot_->version) : 0);
+  writer.family("undermesh_socket_requests_failed_total",
+                "Requests for upstream sockets that meshhold could not meet", Type::kCounter);
+  writer.sample({}, static_cast<double>(socket_failures_.total()));
   write_kernel_counters(out);
 }
 

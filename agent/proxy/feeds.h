@@ -21,6 +21,7 @@
 #include "net/reactor.h"
 #include "proxy/metrics_server.h"
 #include "proxy/proxy.h"
+#include "proxy/throttle.h"
 
 namespace mesh::proxy {
 
@@ -37,7 +38,9 @@ class Feeds {
   ~Feeds();
   // `listener`: a listening Unix socket, non-blocking.
   Result<> start(UniqueFd listener);
-  // Drains the workers; the reactor may stop when this has ended.
+  // Drains the workers, with everything else in place until they have ended: a request in flight
+  // may still need a socket from meshhold, and the kernel a heartbeat. The reactor may stop
+  // afterwards.
   net::Task<> close();
   Proxy& proxy() { return *proxy_; }
 
@@ -93,6 +96,7 @@ class Feeds {
   net::Clock::time_point kernel_counters_at_{};
   // What meshhold named on this connection.
   std::set<ListenerId> named_;
+  Throttle socket_failures_;
 
   volatile std::uint64_t* heartbeat_map_ = nullptr;
   Heartbeat heartbeat_;

@@ -22,6 +22,7 @@ using namespace std::chrono_literals;
 using telemetry::PrometheusWriter;
 
 constexpr auto kHousekeeping = 100ms;
+constexpr auto kHeldUp = 1s;  // a worker that did not turn for so long is an error
 constexpr std::uint32_t kMostTapsWaiting = 1000;     // above: events are dropped, nothing waits
 constexpr std::size_t kMostLogWaiting = 16UL << 20;  // bytes; above: lines are dropped and counted
 
@@ -56,16 +57,40 @@ Proxy::Proxy(net::Reactor& main, unsigned workers, const WorkerOptions& options,
     workers_.push_back(std::make_unique<Worker>(i, options, registry_, metrics_.add_worker(), sinks,
                                                 random_seed()));
   }
+  running_ = workers_.size();
   for (auto& worker : workers_) worker->start();
   main_.timers().arm(housekeeping_, main_.now() + kHousekeeping);
 }
 
 Proxy::~Proxy() { stop(); }
 
+void Proxy::begin_stop() {
+  if (std::exchange(stopping_, true)) return;
+  for (auto& worker : workers_) {
+    worker->begin_stop([this] {
+      main_.post([this] {
+        if (--running_ == 0) all_ended_.notify_all(main_);
+      });
+    });
+  }
+}
+
+net::Task<> Proxy::drain() {
+  begin_stop();
+  net::Scope scope(main_);
+  while (running_ > 0) (void)co_await all_ended_.wait(scope);
+}
+
 void Proxy::stop() {
-  if (std::exchange(stopped_, true)) return;
+  begin_stop();
   housekeeping_.disarm();
-  for (auto& worker : workers_) worker->stop();
+  for (auto& worker : workers_) worker->join();
+}
+
+net::Clock::time_point Proxy::last_turn() const {
+  auto oldest = main_.now();
+  for (const auto& worker : workers_) oldest = std::min(oldest, worker->last_turn());
+  return oldest;
 }
 
 void Proxy::publish(ConfigurationPtr configuration, std::function<void()> applied) {
@@ -226,6 +251,10 @@ void Proxy::housekeeping() {
     log()->info("endpoint back after ejection cluster={} endpoint={}", back.cluster,
                 back.endpoint.to_string());
   }
+  const bool held_up = main_.now() - last_turn() > kHeldUp;
+  if (held_up && !held_up_) log()->error("a worker does not turn: its connections stand still");
+  if (!held_up && held_up_) log()->info("every worker turns again");
+  held_up_ = held_up;
   main_.timers().arm(housekeeping_, main_.now() + kHousekeeping);
 }
 
@@ -290,6 +319,9 @@ void Proxy::write_metrics(std::string& out) const {
   writer.family("undermesh_buffers_in_use", "64 KB buffers that heads and bodies are held in",
                 PrometheusWriter::Type::kGauge);
   writer.sample({}, static_cast<double>(buffers));
+  writer.family("undermesh_turn_age_seconds", "Since the slowest thread last took its turn",
+                PrometheusWriter::Type::kGauge);
+  writer.sample({}, std::chrono::duration<double>(net::Clock::now() - last_turn()).count());
   writer.family("undermesh_access_log_lost_bytes_total", "Access log lines that were not written",
                 PrometheusWriter::Type::kCounter);
   writer.sample({}, static_cast<double>(log_lost_));

@@ -52,7 +52,11 @@ class Proxy final : private Sinks {
   void dump_clusters(std::function<void(boost::json::array)> done);
   boost::json::array dump_endpoints() const;
   boost::json::object stats() const;
-  // Drains and ends every worker; returns when they have.
+  // When the one of our threads that is furthest behind last took its turn.
+  net::Clock::time_point last_turn() const;
+  // Every worker stops accepting, ends what is under way and itself; this thread goes on meanwhile.
+  net::Task<> drain();
+  // The same, but returns when they have.
   void stop();
 
  private:
@@ -66,6 +70,7 @@ class Proxy final : private Sinks {
                     std::uint32_t count) override;
   std::vector<Worker*> homes(WorkloadId workload);
   Worker& least_loaded();
+  void begin_stop();
   void housekeeping();
   void write_log(const std::string& lines);
 
@@ -83,7 +88,10 @@ class Proxy final : private Sinks {
   Housekeeping housekeeping_;
   std::atomic<std::uint32_t> taps_waiting_{0};
   std::atomic<std::size_t> log_waiting_{0};
-  bool stopped_ = false;
+  bool stopping_ = false;
+  std::size_t running_;  // workers
+  net::WaitQueue all_ended_;
+  bool held_up_ = false;  // a worker does not turn; said once
 };
 
 }  // namespace mesh::proxy

@@ -168,6 +168,7 @@ Worker::Worker(unsigned number, const WorkerOptions& options, cluster::Registry&
 Worker::~Worker() = default;
 
 void Worker::start() {
+  turned(net::Clock::now());
   thread_ = std::thread([this] { run(); });
 }
 
@@ -177,16 +178,18 @@ void Worker::run() {
   reactor_.run();
 }
 
-void Worker::stop() {
-  if (!thread_.joinable()) return;
-  post([this] {
+void Worker::begin_stop(std::function<void()> ended) {
+  post([this, ended = std::move(ended)]() mutable {
     draining_ = true;
-    last_.spawn(drain());
+    last_.spawn(drain(std::move(ended)));
   });
-  thread_.join();
 }
 
-net::Task<> Worker::drain() {
+void Worker::join() {
+  if (thread_.joinable()) thread_.join();
+}
+
+net::Task<> Worker::drain(std::function<void()> ended) {
   while (!sources_.empty()) end_source(sources_.begin());
   const auto give_up = reactor_.now() + limits().drain;
   net::Scope scope(reactor_);
@@ -203,7 +206,13 @@ net::Task<> Worker::drain() {
   co_await tasks_.wait();
   housekeeping_.disarm();
   if (!log_.empty()) sinks_.log_lines(std::move(log_));
+  turned(net::Clock::time_point::max());
+  ended();
   reactor_.stop();
+}
+
+void Worker::turned(net::Clock::time_point now) {
+  last_turn_.store(now.time_since_epoch().count(), std::memory_order_relaxed);
 }
 
 void Worker::adopt(ConfigurationPtr configuration) {
@@ -383,6 +392,7 @@ void Worker::give_back(std::unique_ptr<Exchange> exchange) {
 }
 
 void Worker::housekeeping() {
+  turned(reactor_.now());
   if (!log_.empty()) sinks_.log_lines(std::exchange(log_, {}));
   for (auto& [id, client] : clients_) client->housekeeping();
   reactor_.timers().arm(housekeeping_, reactor_.now() + kHousekeeping);

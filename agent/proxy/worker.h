@@ -167,11 +167,18 @@ class Worker {
          telemetry::WorkerMetrics& metrics, Sinks& sinks, std::uint64_t seed);
   ~Worker();  // stopped
   void start();
-  // Stops accepting, drains for the limit's time, cancels, joins. Any other thread.
-  void stop();
+  // Stops accepting, drains for the limit's time, cancels; `ended` is called on the worker's
+  // thread, the last thing it does. Then join(). Any other thread.
+  void begin_stop(std::function<void()> ended);
+  void join();
   void post(std::function<void()> action) { reactor_.post(std::move(action)); }
   const WorkerCounters& counters() const { return counters_; }
   std::size_t buffers_in_use() const { return buffers_.in_use(); }  // any thread
+  // When it last looked at its timers, a few times a second also where nothing happens; an old
+  // time: something holds it up. Ended: the end of time. Any thread.
+  net::Clock::time_point last_turn() const {
+    return net::Clock::time_point(net::Clock::duration(last_turn_.load(std::memory_order_relaxed)));
+  }
   // Client workloads here: the main thread chooses the home of the next by it.
   unsigned clients = 0;  // main thread
 
@@ -223,8 +230,9 @@ class Worker {
   net::Task<> accept_all(Source& source);
   void end_source(std::map<ListenerId, std::unique_ptr<Source>>::iterator source);
   net::Task<> end_client(std::unique_ptr<Client> client);
-  net::Task<> drain();
+  net::Task<> drain(std::function<void()> ended);
   void housekeeping();
+  void turned(net::Clock::time_point now);
   Client& client(WorkloadId id, bool shared);
 
   const unsigned number_;
@@ -255,6 +263,7 @@ class Worker {
   // Cancelled; each ends with its accept loop. The same listener may be added anew meanwhile.
   std::vector<std::unique_ptr<Source>> ending_sources_;
   Housekeeping housekeeping_;
+  std::atomic<net::Clock::rep> last_turn_{0};
   std::thread thread_;
 };
 
