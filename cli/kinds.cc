@@ -103,6 +103,20 @@ const std::vector<Kind>& table() {
          std::string action = text_at(t, "/spec/action");
          return {action.empty() ? "ALLOW" : action, text_at(t, "/spec/selector/matchLabels")};
        }},
+      {"NetworkPolicy",
+       "networking.k8s.io",
+       "networkpolicies",
+       {"netpol"},
+       {"POD-SELECTOR", "POLICY-TYPES"},
+       [](const Tree& t) -> Cells {
+         return {text_at(t, "/spec/podSelector"), text_at(t, "/spec/policyTypes")};
+       }},
+      {"Namespace",
+       "",
+       "namespaces",
+       {"ns"},
+       {"LABELS"},
+       [](const Tree& t) -> Cells { return {text_at(t, "/metadata/labels")}; }},
   };
   return kinds;
 }

@@ -26,6 +26,8 @@ struct Parts {
   std::vector<Part<DestinationRule>> destination_rules;
   std::vector<Part<Gateway>> gateways;
   std::vector<Part<PolicyPart>> policies;
+  std::vector<Part<NetworkPolicy>> network_policies;
+  std::vector<Part<Labels>> namespaces;
 };
 
 // The previous value where nothing changed, so that pointers tell what did.
@@ -35,6 +37,7 @@ std::shared_ptr<const T> shared(T value, const std::shared_ptr<const T>& previou
   return std::make_shared<const T>(std::move(value));
 }
 
+void add_namespaces(Parts& parts, Snapshot& snapshot);
 // In this order: each needs what the ones before put into `snapshot`.
 void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                    Snapshot& snapshot);
@@ -43,11 +46,15 @@ void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* p
                   Snapshot& snapshot);
 void add_routes(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                 Snapshot& snapshot);
+void add_network_policies(Parts& parts, const Snapshot* previous, Snapshot& snapshot);
 void add_policies(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                   Snapshot& snapshot);
 
 // Refuses, or warns of, the fields of a policy that HTTP alone can judge.
 void judge_http_fields(PolicyPart& part, bool tcp_only, Report& report);
+// Says what it means that a policy is refused.
+void report_refusal(const AuthorizationPolicy& policy, Report& report);
+void report_refusal(const NetworkPolicy& policy, Report& report);
 
 // Whether `host` lies below `wildcard` ("*.suffix" or "*"); a wildcard may lie below a wider one.
 bool is_below(std::string_view host, std::string_view wildcard);

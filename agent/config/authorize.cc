@@ -1,6 +1,8 @@
-// The verdict on a flow. Inside a source or an operation the lists are ANDed, values ORed; sources,
-// operations and rules are ORed; conditions are ANDed.
+// The verdict on a flow. AuthorizationPolicy: inside a source or an operation the lists are ANDed,
+// values ORed; sources, operations and rules are ORed; conditions are ANDed. NetworkPolicy:
+// policies and rules are ORed; in a rule one peer and one port must match.
 #include <algorithm>
+#include <iterator>
 
 #include "config/snapshot.h"
 
@@ -106,8 +108,119 @@ class Authorization {
   std::optional<Verdict::Audit> audit_;
 };
 
-bool is_itself(const Peer& client, const Workload& server) {
-  return client.workload && client.workload->name == server.name;
+// ---- NetworkPolicy
+
+// What a rule sees of a flow: the other end, and the port of the server's end.
+struct NetworkFlow {
+  const Snapshot& snapshot;
+  const Peer& other;
+  const Workload* server;  // null: a stranger, whose ports have no names
+  Transport transport;
+  std::uint16_t port;
+};
+
+bool is_in(const LabelSelector& namespaces, const std::string& ns, const Snapshot& snapshot) {
+  auto known = snapshot.namespaces.find(ns);
+  if (known != snapshot.namespaces.end()) return namespaces.matches(known->second);
+  return namespaces.matches({{std::string(kNamespaceNameLabel), ns}});
+}
+
+bool matches(const NetworkPeer& peer, const std::string& policy_ns, const NetworkFlow& flow) {
+  if (peer.block) {
+    const auto& address = flow.other.address;
+    return address && peer.block->contains(*address) &&
+           std::none_of(peer.except.begin(), peer.except.end(),
+                        [&](const IpBlock& block) { return block.contains(*address); });
+  }
+  const Workload* workload = flow.other.workload;
+  if (!workload || (!peer.pods && !peer.namespaces)) return false;
+  return (!peer.pods || peer.pods->matches(workload->labels)) &&
+         (peer.namespaces ? is_in(*peer.namespaces, workload->name.ns, flow.snapshot)
+                          : workload->name.ns == policy_ns);
+}
+
+bool matches(const NetworkPort& port, const NetworkFlow& flow) {
+  if (port.transport != flow.transport) return false;
+  if (port.name.empty()) return port.first <= flow.port && flow.port <= port.last;
+  if (!flow.server) return false;
+  auto named = flow.server->ports.find(port.name);
+  return named != flow.server->ports.end() && named->second == flow.port;
+}
+
+bool matches(const NetworkRule& rule, const std::string& policy_ns, const NetworkFlow& flow) {
+  return (rule.peers.empty() ||
+          std::any_of(rule.peers.begin(), rule.peers.end(),
+                      [&](const auto& peer) { return matches(peer, policy_ns, flow); })) &&
+         (rule.ports.empty() || std::any_of(rule.ports.begin(), rule.ports.end(),
+                                            [&](const auto& port) { return matches(port, flow); }));
+}
+
+Verdict verdict_of(const NetworkPolicy& policy, bool allowed, int rule = -1) {
+  return {allowed, "NetworkPolicy " + policy.name.to_string(), rule, {}};
+}
+
+// What the policies say together; `rules`: those of the direction.
+Verdict network_verdict(const std::vector<const NetworkPolicy*>& policies,
+                        std::vector<NetworkRule> NetworkPolicy::* rules, const NetworkFlow& flow) {
+  for (const NetworkPolicy* policy : policies)
+    if (policy->refused) return verdict_of(*policy, false);
+  for (const NetworkPolicy* policy : policies) {
+    const auto& own = policy->*rules;
+    for (std::size_t i = 0; i < own.size(); ++i)
+      if (matches(own[i], policy->name.ns, flow))
+        return verdict_of(*policy, true, static_cast<int>(i));
+  }
+  return policies.empty() ? Verdict() : verdict_of(*policies.front(), false);
+}
+
+// ---- both
+
+bool is_itself(const Workload* client, const Workload* server) {
+  return client && server && client->name == server->name;
+}
+
+bool is_this_node(const Peer& client, const Snapshot& snapshot) {
+  const auto& own = snapshot.node_addresses;
+  return client.address && std::find(own.begin(), own.end(), *client.address) != own.end();
+}
+
+// The verdict of two that must both allow; `first` is the one that is asked first.
+Verdict both(Verdict first, Verdict second) {
+  if (!first.allowed || (second.allowed && !first.policy.empty())) return first;
+  second.audit = std::move(first.audit);
+  return second;
+}
+
+const std::vector<std::size_t>& indexes(const StringMap<std::vector<std::size_t>>& by_namespace,
+                                        std::string_view ns) {
+  static const std::vector<std::size_t> kNone;
+  auto found = by_namespace.find(ns);
+  return found == by_namespace.end() ? kNone : found->second;
+}
+
+std::vector<const AuthorizationPolicy*> authorization_policies(const Snapshot& snapshot,
+                                                               const Workload& server) {
+  const auto& own = indexes(snapshot.policies_in, server.name.ns);
+  const auto& everywhere = indexes(snapshot.policies_in, "");
+  std::vector<std::size_t> by_age;
+  std::merge(own.begin(), own.end(), everywhere.begin(), everywhere.end(),
+             std::back_inserter(by_age));
+  std::vector<const AuthorizationPolicy*> policies;
+  for (std::size_t index : by_age)
+    if (const auto& policy = snapshot.policies[index]; policy->selects(server))
+      policies.push_back(policy.get());
+  return policies;
+}
+
+std::vector<const NetworkPolicy*> network_policies(const Snapshot& snapshot,
+                                                   const Workload& workload,
+                                                   bool NetworkPolicy::* direction) {
+  std::vector<const NetworkPolicy*> policies;
+  for (std::size_t index : indexes(snapshot.network_policies_in, workload.name.ns))
+    if (const auto& policy = snapshot.network_policies[index];
+        (*policy).*direction && policy->selects(workload))
+      policies.push_back(policy.get());
+  return policies;
 }
 
 }  // namespace
@@ -116,20 +229,87 @@ bool AuthorizationPolicy::selects(const Workload& workload) const {
   return (everywhere || workload.name.ns == name.ns) && has_labels(workload.labels, selector);
 }
 
+bool NetworkPolicy::selects(const Workload& workload) const {
+  return workload.name.ns == name.ns && selector.matches(workload.labels);
+}
+
+bool LabelRequirement::holds(const Labels& labels) const {
+  auto label = labels.find(key);
+  const bool exists = label != labels.end();
+  const bool is_listed =
+      exists && std::find(values.begin(), values.end(), label->second) != values.end();
+  switch (op) {
+    case Operator::kIn:
+      return is_listed;
+    case Operator::kNotIn:
+      return !is_listed;
+    case Operator::kExists:
+      return exists;
+    case Operator::kDoesNotExist:
+      return !exists;
+  }
+  return false;
+}
+
+bool LabelSelector::matches(const Labels& own) const {
+  return has_labels(own, labels) &&
+         std::all_of(requirements.begin(), requirements.end(),
+                     [&](const LabelRequirement& requirement) { return requirement.holds(own); });
+}
+
+Selection ingress_selection(const Snapshot& snapshot, const Workload& server) {
+  return {authorization_policies(snapshot, server),
+          network_policies(snapshot, server, &NetworkPolicy::ingress)};
+}
+
+Selection egress_selection(const Snapshot& snapshot, const Workload& client) {
+  return {{}, network_policies(snapshot, client, &NetworkPolicy::egress)};
+}
+
+Verdict authorize_ingress(const Snapshot& snapshot, const Selection& selection, const Peer& client,
+                          const Workload& server, Transport transport, std::uint16_t port) {
+  if (is_itself(client.workload, &server)) return {};
+  Verdict authorized;
+  if (transport == Transport::kTcp) {
+    Flow flow(client, port);
+    Authorization authorization;
+    for (const AuthorizationPolicy* policy : selection.authorization)
+      authorization.ask(*policy, flow);
+    authorized = authorization.verdict();
+  }
+  if (is_this_node(client, snapshot)) return authorized;
+  return both(std::move(authorized),
+              network_verdict(selection.network, &NetworkPolicy::ingress_rules,
+                              {snapshot, client, &server, transport, port}));
+}
+
+Verdict authorize_egress(const Snapshot& snapshot, const Selection& selection,
+                         const Workload& client, const Peer& server, Transport transport,
+                         std::uint16_t port) {
+  if (is_itself(&client, server.workload)) return {};
+  return network_verdict(selection.network, &NetworkPolicy::egress_rules,
+                         {snapshot, server, server.workload, transport, port});
+}
+
 Verdict authorize_ingress(const Snapshot& snapshot, const Peer& client, const Workload& server,
                           Transport transport, std::uint16_t port) {
-  if (is_itself(client, server) || transport != Transport::kTcp) return {};
-  Flow flow(client, port);
-  Authorization authorization;
-  for (const AuthorizationPolicyPtr& policy : snapshot.policies)
-    if (policy->selects(server)) authorization.ask(*policy, flow);
-  return authorization.verdict();
+  return authorize_ingress(snapshot, ingress_selection(snapshot, server), client, server, transport,
+                           port);
+}
+
+Verdict authorize_egress(const Snapshot& snapshot, const Workload& client, const Peer& server,
+                         Transport transport, std::uint16_t port) {
+  return authorize_egress(snapshot, egress_selection(snapshot, client), client, server, transport,
+                          port);
 }
 
 Verdict authorize(const Snapshot& snapshot, const Peer& client, const Peer& server,
                   Transport transport, std::uint16_t port) {
-  if (!server.workload) return {};
-  return authorize_ingress(snapshot, client, *server.workload, transport, port);
+  Verdict out;
+  if (client.workload) out = authorize_egress(snapshot, *client.workload, server, transport, port);
+  if (!server.workload || !out.allowed) return out;
+  return both(authorize_ingress(snapshot, client, *server.workload, transport, port),
+              std::move(out));
 }
 
 Verdict authorize(const Snapshot& snapshot, const Workload& client, const Workload& server,

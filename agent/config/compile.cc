@@ -9,14 +9,15 @@ namespace mesh::config {
 namespace {
 
 enum class Kind : std::uint8_t {
-  kIgnored,
   kService,
+  kNamespace,
   kEndpointSlice,
   kWorkloadEntry,
   kVirtualService,
   kDestinationRule,
   kGateway,
   kAuthorizationPolicy,
+  kNetworkPolicy,
 };
 
 struct KindEntry {
@@ -27,7 +28,7 @@ struct KindEntry {
 };
 constexpr KindEntry kKinds[] = {
     {"Service", "", {"v1"}, Kind::kService},
-    {"Namespace", "", {"v1"}, Kind::kIgnored},
+    {"Namespace", "", {"v1"}, Kind::kNamespace},
     {"EndpointSlice", "discovery.k8s.io", {"v1"}, Kind::kEndpointSlice},
     {"WorkloadEntry", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kWorkloadEntry},
     {"VirtualService", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kVirtualService},
@@ -37,34 +38,17 @@ constexpr KindEntry kKinds[] = {
      Kind::kDestinationRule},
     {"Gateway", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kGateway},
     {"AuthorizationPolicy", "security.istio.io", {"v1", "v1beta1"}, Kind::kAuthorizationPolicy},
+    {"NetworkPolicy", "networking.k8s.io", {"v1"}, Kind::kNetworkPolicy},
 };
 
 // Known to the APIs, so not a typing error.
-constexpr std::string_view kLaterKinds[] = {"ServiceEntry",
-                                            "Sidecar",
-                                            "EnvoyFilter",
-                                            "WorkloadGroup",
-                                            "WasmPlugin",
-                                            "Telemetry",
-                                            "PeerAuthentication",
-                                            "RequestAuthentication",
-                                            "ProxyConfig",
-                                            "HTTPRoute",
-                                            "GRPCRoute",
-                                            "TCPRoute",
-                                            "TLSRoute",
-                                            "UDPRoute",
-                                            "GatewayClass",
-                                            "ReferenceGrant",
-                                            "BackendTLSPolicy",
-                                            "NetworkPolicy",
-                                            "Pod",
-                                            "Deployment",
-                                            "ServiceAccount",
-                                            "ConfigMap",
-                                            "Secret",
-                                            "Endpoints",
-                                            "Ingress"};
+constexpr std::string_view kLaterKinds[] = {
+    "ServiceEntry",     "Sidecar",   "EnvoyFilter",        "WorkloadGroup",
+    "WasmPlugin",       "Telemetry", "PeerAuthentication", "RequestAuthentication",
+    "ProxyConfig",      "HTTPRoute", "GRPCRoute",          "TCPRoute",
+    "TLSRoute",         "UDPRoute",  "GatewayClass",       "ReferenceGrant",
+    "BackendTLSPolicy", "Pod",       "Deployment",         "ServiceAccount",
+    "ConfigMap",        "Secret",    "Endpoints",          "Ingress"};
 
 // Null for other kinds. Reports those, and versions that are not known.
 const KindEntry* find_kind(Report& report) {
@@ -101,13 +85,13 @@ const KindEntry* find_kind(Report& report) {
 // Reads the object into its part, where it has no error.
 void read_object(Report& report, const CompileOptions& options, Parts& parts) {
   const KindEntry* entry = find_kind(report);
-  if (!entry || (report.failed() && entry->kind != Kind::kAuthorizationPolicy)) return;
+  if (!entry || (report.failed() && !is_policy(report.object().key))) return;
   auto keep = [&](auto& list, auto value) {
     if (!report.failed()) list.push_back({&report, std::move(value)});
   };
   switch (entry->kind) {
-    case Kind::kIgnored:
-      return;
+    case Kind::kNamespace:
+      return keep(parts.namespaces, read_namespace(report));
     case Kind::kService:
       if (auto service = read_service(report)) keep(parts.services, *std::move(service));
       return;
@@ -121,15 +105,13 @@ void read_object(Report& report, const CompileOptions& options, Parts& parts) {
       return keep(parts.destination_rules, read_destination_rule(report));
     case Kind::kGateway:
       return keep(parts.gateways, read_gateway(report));
-    case Kind::kAuthorizationPolicy: {
-      // Refused or not, it takes part: a refused one denies. It may have been refused before: it is
-      // in two places, or its version is not known.
-      bool refused_before = report.failed();
-      PolicyPart part = read_authorization_policy(report, options.root_namespace);
-      part.policy.refused = part.policy.refused || refused_before;
-      parts.policies.push_back({&report, std::move(part)});
-      return;
-    }
+    case Kind::kAuthorizationPolicy:
+      // Refused or not, it takes part: a refused one denies. It may be refused already: it is in
+      // two places, or its version is not known.
+      return parts.policies.push_back(
+          {&report, read_authorization_policy(report, options.root_namespace)});
+    case Kind::kNetworkPolicy:
+      return parts.network_policies.push_back({&report, read_network_policy(report)});
   }
 }
 
@@ -199,11 +181,14 @@ Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
   for (Item* item : by_age) read_object(item->report, options, parts);
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->version = version;
+  snapshot->node_addresses = options.node_addresses;
+  add_namespaces(parts, *snapshot);
   add_workloads(parts, options, previous, *snapshot);
   add_services(parts, previous, *snapshot);
   add_clusters(parts, options, previous, *snapshot);
   add_routes(parts, options, previous, *snapshot);
   add_policies(parts, options, previous, *snapshot);
+  add_network_policies(parts, previous, *snapshot);
 
   Compiled compiled;
   compiled.snapshot = std::move(snapshot);
@@ -221,6 +206,8 @@ std::vector<Problem> validate(const Object& object) {
   read_object(report, {}, parts);
   // Nothing is known of the ports that it selects: as for a policy that selects nothing yet.
   for (auto& [own, part] : parts.policies) judge_http_fields(part, false, *own);
+  for (auto& [own, policy] : parts.network_policies)
+    if (policy.refused) report_refusal(policy, *own);
   return problems;
 }
 

@@ -194,6 +194,8 @@ EndpointSlice read_endpoint_slice(Report& report) {
   return slice;
 }
 
+Labels read_namespace(Report& report) { return read_metadata(report).labels; }
+
 Workload read_workload_entry(Report& report) {
   const ObjectKey& key = report.object().key;
   Metadata metadata = read_metadata(report);

@@ -81,7 +81,7 @@ void Report::add(Problem::Severity severity, std::string_view path, std::string 
 }
 
 void Report::error(std::string_view path, std::string message) {
-  failed_ = true;
+  ++errors_;
   add(Problem::Severity::kError, path, std::move(message));
 }
 

@@ -28,7 +28,8 @@ class Report {
 
   void error(std::string_view path, std::string message);
   void warn(std::string_view path, std::string message);
-  bool failed() const { return failed_; }
+  std::size_t errors() const { return errors_; }
+  bool failed() const { return errors_ != 0; }
   const Object& object() const { return object_; }
 
  private:
@@ -36,7 +37,7 @@ class Report {
 
   const Object& object_;
   std::vector<Problem>& problems_;
-  bool failed_ = false;
+  std::size_t errors_ = 0;
 };
 
 struct Field {

@@ -77,6 +77,8 @@ Workload read_workload_entry(Report& report);
 VirtualService read_virtual_service(Report& report);  // hosts as written
 DestinationRule read_destination_rule(Report& report);
 Gateway read_gateway(Report& report);
+Labels read_namespace(Report& report);
+NetworkPolicy read_network_policy(Report& report);
 PolicyPart read_authorization_policy(Report& report, const std::string& root_namespace);
 
 // Whether an endpoint may live at `ip`: not loopback, link-local, metadata, multicast, unspecified.

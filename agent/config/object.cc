@@ -64,6 +64,10 @@ std::string ObjectKey::to_string() const {
   return ns.empty() ? kind + " " + name : kind + " " + ns + "/" + name;
 }
 
+bool is_policy(const ObjectKey& key) {
+  return key.kind == "AuthorizationPolicy" || key.kind == "NetworkPolicy";
+}
+
 std::string Problem::to_string() const {
   std::string text = file;
   if (!file.empty() && line > 0) text += ":" + std::to_string(line);

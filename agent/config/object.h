@@ -36,6 +36,9 @@ struct Object {
 };
 using ObjectPtr = std::shared_ptr<const Object>;
 
+// Kinds whose refused objects deny what they select, and so take part all the same.
+bool is_policy(const ObjectKey& key);
+
 struct Problem {
   enum class Severity : std::uint8_t { kError, kWarning };
   Severity severity = Severity::kError;
@@ -63,7 +66,8 @@ Result<std::vector<Object>> parse_objects(std::string_view text, std::string_vie
 struct CompileOptions {
   std::string root_namespace = "istio-system";
   Labels gateway_labels = {{"istio", "ingressgateway"}};
-  WorkloadPtr gateway_workload;  // the node's gateway; may be null
+  WorkloadPtr gateway_workload;           // the node's gateway; may be null
+  std::vector<IpAddress> node_addresses;  // this node's own, which NetworkPolicies let in
 };
 
 struct Compiled {
@@ -72,8 +76,8 @@ struct Compiled {
   std::vector<ObjectKey> refused;  // objects with an error
 };
 
-// Compiles a whole set. An object with an error takes no part, except an AuthorizationPolicy, which
-// then denies what it selects. `previous` lends its unchanged parts. Services have their addresses
+// Compiles a whole set. An object with an error takes no part, except a policy, which then
+// denies what it selects. `previous` lends its unchanged parts. Services have their addresses
 // already (spec.clusterIP / clusterIPs): allocation is the caller's.
 Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
                  const CompileOptions& options, const Snapshot* previous = nullptr);

@@ -47,10 +47,44 @@ void judge_http_fields(PolicyPart& part, bool tcp_only, Report& report) {
   }
   if (!report.failed()) return;
   part.policy.refused = true;
-  report.error("", action == Action::kAudit
+  report_refusal(part.policy, report);
+}
+
+void report_refusal(const AuthorizationPolicy& policy, Report& report) {
+  report.error("", policy.action == AuthorizationPolicy::Action::kAudit
                        ? "the policy is refused: it audits nothing until it is mended"
                        : "the policy is refused: it denies every connection to what it selects "
                          "until it is mended or deleted");
+}
+
+void report_refusal(const NetworkPolicy& policy, Report& report) {
+  const std::string_view what = !policy.egress    ? "to what it selects"
+                                : !policy.ingress ? "of what it selects"
+                                                  : "to and of what it selects";
+  report.error("", "the policy is refused: it denies every connection " + std::string(what) +
+                       " until it is mended or deleted");
+}
+
+void add_namespaces(Parts& parts, Snapshot& snapshot) {
+  for (auto& [report, labels] : parts.namespaces) {
+    const std::string& name = report->object().key.name;
+    labels[std::string(kNamespaceNameLabel)] = name;
+    snapshot.namespaces.emplace(name, std::move(labels));
+  }
+}
+
+void add_network_policies(Parts& parts, const Snapshot* previous, Snapshot& snapshot) {
+  std::map<ObjectName, NetworkPolicyPtr> before;
+  if (previous)
+    for (const NetworkPolicyPtr& policy : previous->network_policies)
+      before.emplace(policy->name, policy);
+  for (auto& [report, policy] : parts.network_policies) {
+    if (report->failed()) report_refusal(policy, *report);
+    snapshot.network_policies_in[policy.name.ns].push_back(snapshot.network_policies.size());
+    auto old = before.find(policy.name);
+    snapshot.network_policies.push_back(
+        shared(std::move(policy), old == before.end() ? nullptr : old->second));
+  }
 }
 
 void add_policies(Parts& parts, const CompileOptions& options, const Snapshot* previous,
@@ -64,6 +98,8 @@ void add_policies(Parts& parts, const CompileOptions& options, const Snapshot* p
   for (auto& [report, part] : parts.policies) {
     bool tcp_only = !part.http_fields.empty() && selects_tcp_only(part.policy, snapshot, with_http);
     judge_http_fields(part, tcp_only, *report);
+    snapshot.policies_in[part.policy.everywhere ? "" : part.policy.name.ns].push_back(
+        snapshot.policies.size());
     auto old = before.find(part.policy.name);
     snapshot.policies.push_back(
         shared(std::move(part.policy), old == before.end() ? nullptr : old->second));

@@ -1,7 +1,8 @@
 // Policies, and the verdict on a flow: who may open what to whom.
 //
 // Values and pure functions of them, so any thread may ask. What the kernel enforces is computed
-// with the same functions. Semantics: security.istio.io AuthorizationPolicy.
+// with the same functions. Semantics: security.istio.io AuthorizationPolicy, networking.k8s.io
+// NetworkPolicy.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +56,68 @@ struct AuthorizationPolicy {
 };
 using AuthorizationPolicyPtr = std::shared_ptr<const AuthorizationPolicy>;
 
+struct LabelRequirement {
+  enum class Operator : std::uint8_t { kIn, kNotIn, kExists, kDoesNotExist };
+  std::string key;
+  Operator op = Operator::kExists;
+  std::vector<std::string> values;
+
+  bool holds(const Labels& labels) const;  // NotIn: also where the label is missing
+  friend bool operator==(const LabelRequirement&, const LabelRequirement&) = default;
+};
+
+struct LabelSelector {  // AND; empty: everything
+  Labels labels;
+  std::vector<LabelRequirement> requirements;
+
+  bool matches(const Labels& labels) const;
+  friend bool operator==(const LabelSelector&, const LabelSelector&) = default;
+};
+
+// Which every Namespace has, also without an object.
+inline constexpr std::string_view kNamespaceNameLabel = "kubernetes.io/metadata.name";
+
+struct NetworkPeer {
+  // Workloads of the policy's own namespace, where `namespaces` is not there.
+  std::optional<LabelSelector> pods, namespaces;
+  std::optional<IpBlock> block;  // instead of these
+  std::vector<IpBlock> except;
+  friend bool operator==(const NetworkPeer&, const NetworkPeer&) = default;
+};
+
+struct NetworkPort {
+  Transport transport = Transport::kTcp;
+  std::string name;                        // of one of the server's Workload::ports; or
+  std::uint16_t first = 1, last = 0xffff;  // a range
+  friend bool operator==(const NetworkPort&, const NetworkPort&) = default;
+};
+
+struct NetworkRule {
+  std::vector<NetworkPeer> peers;  // any of them; empty: anybody
+  std::vector<NetworkPort> ports;  // any of them; empty: any port of any transport
+  friend bool operator==(const NetworkRule&, const NetworkRule&) = default;
+};
+
+struct NetworkPolicy {
+  ObjectName name;
+  LabelSelector selector;                // in its own namespace
+  bool ingress = false, egress = false;  // the directions that it speaks of
+  std::vector<NetworkRule> ingress_rules, egress_rules;
+  bool refused = false;  // the object has an error: it denies what it selects in its directions
+
+  bool selects(const Workload& workload) const;
+  friend bool operator==(const NetworkPolicy&, const NetworkPolicy&) = default;
+};
+using NetworkPolicyPtr = std::shared_ptr<const NetworkPolicy>;
+
+// The policies that select a workload in one direction, oldest first. Workloads with the same ones
+// are treated alike, but for what ports they name.
+struct Selection {
+  std::vector<const AuthorizationPolicy*> authorization;  // ingress only
+  std::vector<const NetworkPolicy*> network;
+  friend auto operator<=>(const Selection&, const Selection&) = default;
+};
+
 // One end of a flow.
 struct Peer {
   const Workload* workload = nullptr;  // null: a stranger, known by its address alone
@@ -63,7 +126,8 @@ struct Peer {
 
 struct Verdict {
   bool allowed = true;
-  // Who says so: "ns/name" of an AuthorizationPolicy; empty when nothing selects either end.
+  // Who says so: "ns/name" of an AuthorizationPolicy, "NetworkPolicy ns/name"; empty when nothing
+  // selects either end.
   std::string policy;
   int rule = -1;  // index in the policy; -1: its default (nothing matched), or a refused policy
   struct Audit {
@@ -74,16 +138,34 @@ struct Verdict {
   std::optional<Audit> audit;  // the AUDIT policy that matched; it changes nothing
 };
 
-// The verdict on a connection, or a datagram, of `client` to port `port` of `server`: both of the
-// functions below. A workload may always talk to itself.
+// The verdict on a connection, or a datagram, of `client` to port `port` of `server`: the client's
+// egress and the server's ingress must allow it; the former is asked first. A workload may always
+// talk to itself.
 Verdict authorize(const Snapshot& snapshot, const Peer& client, const Peer& server,
                   Transport transport, std::uint16_t port);
-// What the server's policies say: refused policies first, then DENY, then ALLOW as Istio combines
-// them. AuthorizationPolicies speak of TCP only. A stranger is in no list of principals, namespaces
-// or accounts, and so outside of every not... list. Where the client's address is not known, what
-// asks for it matches in a DENY policy and does not in an ALLOW policy.
+
+// What the server's policies say: AuthorizationPolicies and NetworkPolicies must both allow it.
+// AuthorizationPolicy: refused policies first, then DENY, then ALLOW as Istio combines them; TCP
+// only. A stranger is in no list of principals, namespaces or accounts, and so outside of every
+// not... list. Where the client's address is not known, what asks for it matches in a DENY policy
+// and does not in an ALLOW policy.
+// NetworkPolicy: where any selects the server, a rule of one of them must match; a block matches
+// by address, strangers and workloads alike. This node's own addresses are let in.
 Verdict authorize_ingress(const Snapshot& snapshot, const Peer& client, const Workload& server,
                           Transport transport, std::uint16_t port);
+// What the client's NetworkPolicies say. Named ports are those of the server.
+Verdict authorize_egress(const Snapshot& snapshot, const Workload& client, const Peer& server,
+                         Transport transport, std::uint16_t port);
+
+// The same in two steps, for many flows of one workload. The selection lives in the snapshot.
+Selection ingress_selection(const Snapshot& snapshot, const Workload& server);
+Selection egress_selection(const Snapshot& snapshot, const Workload& client);
+Verdict authorize_ingress(const Snapshot& snapshot, const Selection& selection, const Peer& client,
+                          const Workload& server, Transport transport, std::uint16_t port);
+Verdict authorize_egress(const Snapshot& snapshot, const Selection& selection,
+                         const Workload& client, const Peer& server, Transport transport,
+                         std::uint16_t port);
+
 // The TCP verdict for a connection to that address of `server`, from whichever of its own the
 // client may use: those of the same family, and all must be allowed. With none (the gateway): not
 // known.

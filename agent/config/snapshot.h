@@ -4,8 +4,7 @@
 // between successive snapshots, so pointer equality means "unchanged". Names are fully qualified
 // here: every short host of an object was resolved against the object's namespace at compile time.
 // Semantics of each field: networking.istio.io VirtualService, DestinationRule, Gateway,
-// WorkloadEntry and security.istio.io AuthorizationPolicy; core/v1 Service; discovery.k8s.io/v1
-// EndpointSlice.
+// WorkloadEntry; core/v1 Service; discovery.k8s.io/v1 EndpointSlice; of policies: policy.h.
 #pragma once
 
 #include <chrono>
@@ -232,7 +231,12 @@ struct Snapshot {
   std::vector<VirtualServicePtr> virtual_services;  // oldest first
   HostTable mesh_hosts;
   std::vector<GatewayServer> gateway_servers;
-  std::vector<AuthorizationPolicyPtr> policies;
+  std::vector<AuthorizationPolicyPtr> policies;    // oldest first
+  std::vector<NetworkPolicyPtr> network_policies;  // oldest first
+  // Indexes into these by the namespace that they select in; "": in all of them.
+  StringMap<std::vector<std::size_t>> policies_in, network_policies_in;
+  StringMap<Labels> namespaces;           // labels of Namespace objects, with their own name
+  std::vector<IpAddress> node_addresses;  // this node's own
 
   // The cluster as a client of `client_ns` sees it; null when service, port or subset is unknown.
   ClusterPtr find_cluster(std::string_view client_ns, std::string_view host, std::uint16_t port,

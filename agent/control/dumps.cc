@@ -118,6 +118,32 @@ api::Dump table(const Snapshot& snapshot, std::string what, std::vector<std::str
   return dump;
 }
 
+std::string_view action_text(config::AuthorizationPolicy::Action action) {
+  using Action = config::AuthorizationPolicy::Action;
+  return action == Action::kAllow ? "ALLOW" : action == Action::kDeny ? "DENY" : "AUDIT";
+}
+
+// All but its action.
+template <class Policy>
+json::object policy_row(const Snapshot& snapshot, const Policy& policy, const std::string& name,
+                        const std::vector<api::Status::PolicyCount>& counts, std::size_t rules) {
+  std::vector<std::string> selected;
+  for (const auto& [workload_name, workload] : snapshot.workloads)
+    if (policy.selects(*workload)) selected.push_back(workload_name.to_string());
+  std::uint64_t denied = 0, allowed = 0;
+  for (const auto& count : counts) {
+    if (count.policy != name) continue;
+    denied += count.denied;
+    allowed += count.allowed;
+  }
+  return {{"policy", name},
+          {"rules", rules},
+          {"selects", join(selected, ",")},
+          {"denied", denied},
+          {"allowed", allowed},
+          {"state", policy.refused ? "refused: denies all" : "accepted"}};
+}
+
 }  // namespace
 
 api::Dump dump_routes(const Snapshot& snapshot) {
@@ -187,24 +213,17 @@ api::Dump dump_policies(const Snapshot& snapshot,
   api::Dump dump = table(snapshot, "policies",
                          {"policy", "action", "rules", "selects", "denied", "allowed", "state"});
   for (const auto& policy : snapshot.policies) {
-    const std::string name = policy->name.to_string();
-    std::vector<std::string> selected;
-    for (const auto& [workload_name, workload] : snapshot.workloads)
-      if (policy->selects(*workload)) selected.push_back(workload_name.to_string());
-    std::uint64_t denied = 0, allowed = 0;
-    for (const auto& count : counts) {
-      if (count.policy != name) continue;
-      denied += count.denied;
-      allowed += count.allowed;
-    }
-    const bool is_allow = policy->action == config::AuthorizationPolicy::Action::kAllow;
-    dump.rows.push_back({{"policy", name},
-                         {"action", is_allow ? "ALLOW" : "DENY"},
-                         {"rules", policy->rules.size()},
-                         {"selects", join(selected, ",")},
-                         {"denied", denied},
-                         {"allowed", allowed},
-                         {"state", policy->refused ? "refused: denies all" : "accepted"}});
+    json::object row =
+        policy_row(snapshot, *policy, policy->name.to_string(), counts, policy->rules.size());
+    row["action"] = action_text(policy->action);
+    dump.rows.push_back(std::move(row));
+  }
+  for (const auto& policy : snapshot.network_policies) {
+    json::object row =
+        policy_row(snapshot, *policy, "NetworkPolicy " + policy->name.to_string(), counts,
+                   policy->ingress_rules.size() + policy->egress_rules.size());
+    row["action"] = !policy->egress ? "Ingress" : !policy->ingress ? "Egress" : "Ingress,Egress";
+    dump.rows.push_back(std::move(row));
   }
   return dump;
 }

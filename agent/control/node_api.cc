@@ -137,7 +137,7 @@ void Node::store_accepted(std::vector<api::ObjectResult>& results,
                           const std::vector<ObjectPtr>& objects) {
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (!objects[i] || results[i].outcome == "unchanged") continue;
-    if (results[i].outcome == "refused" && objects[i]->key.kind != "AuthorizationPolicy") continue;
+    if (results[i].outcome == "refused" && !config::is_policy(objects[i]->key)) continue;
     if (auto stored = parts_.store.put(*objects[i]); !stored) {
       results[i].outcome = "refused";
       results[i].problems.push_back(objects[i]->key.to_string() +

@@ -84,7 +84,7 @@ Compilation Sources::compile_objects(const std::vector<ObjectPtr>& stored, std::
   bool replaced = false;
   for (const ObjectPtr& object : result.objects) {
     const auto refused = result.refused.find(object->key);
-    if (refused == result.refused.end() || object->key.kind == "AuthorizationPolicy") {
+    if (refused == result.refused.end() || config::is_policy(object->key)) {
       acting.push_back(object);  // a refused policy is compiled to a refusal of all
       continue;
     }

@@ -55,9 +55,6 @@ config::Problem problem_of(const ObjectKey& key, const std::string& file, std::s
   return problem;
 }
 
-// Its denials outlive what a file becomes, so all that is known of it counts.
-bool is_policy(const ObjectKey& key) { return key.kind == "AuthorizationPolicy"; }
-
 json::object wrapped(const ObjectPtr& object) {
   return {{"file", object->file}, {"object", object->tree}};
 }

@@ -9,9 +9,9 @@
 //
 // Writes are atomic and fsynced. What cannot be read leaves the last accepted version of every
 // object that came from that file; the same object in two files leaves its last accepted version
-// too; both are problems. Not so an AuthorizationPolicy, since what it denies must not lapse: of it
-// the last version that could be read stays, accepted or not, and all versions of several files are
-// passed on for the compiler to refuse. uid, creationTimestamp and generation are set when an
+// too; both are problems. Not so a policy, since what it denies must not lapse: of it the last
+// version that could be read stays, accepted or not, and all versions of several files are passed
+// on for the compiler to refuse. uid, creationTimestamp and generation are set when an
 // object is first seen and kept from then on. A resource; one thread at a time.
 #pragma once
 

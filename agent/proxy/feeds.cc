@@ -323,7 +323,7 @@ void Feeds::compile_and_publish(std::uint64_t version) {
   json::array problems;
   for (const auto& problem : compiled.problems) {
     if (problem.severity != config::Problem::Severity::kError) continue;
-    if (problem.object.kind == "AuthorizationPolicy") continue;
+    if (config::is_policy(problem.object)) continue;
     problems.push_back({{"kind", problem.object.kind},
                         {"namespace", problem.object.ns},
                         {"name", problem.object.name},

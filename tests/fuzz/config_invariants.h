@@ -48,14 +48,18 @@ inline ConfigVerdict check_config(std::string_view text) {
   verdict.accepted = first.refused.empty();
   if (first.snapshot->clusters != second.snapshot->clusters ||
       first.snapshot->virtual_services != second.snapshot->virtual_services ||
-      first.snapshot->policies != second.snapshot->policies)
+      first.snapshot->policies != second.snapshot->policies ||
+      first.snapshot->network_policies != second.snapshot->network_policies)
     verdict.broken = "compiled twice, something is not shared";
   for (const ObjectKey& key : first.refused) {
-    if (key.kind != "AuthorizationPolicy") continue;
-    bool denies = false;
-    for (const AuthorizationPolicyPtr& policy : first.snapshot->policies)
-      denies = denies || (policy->refused && policy->name == ObjectName{key.ns, key.name});
-    if (!denies) verdict.broken = "a refused policy does not deny";
+    const auto denies = [&](const auto& policies) {
+      for (const auto& policy : policies)
+        if (policy->refused && policy->name == ObjectName{key.ns, key.name}) return true;
+      return false;
+    };
+    if ((key.kind == "AuthorizationPolicy" && !denies(first.snapshot->policies)) ||
+        (key.kind == "NetworkPolicy" && !denies(first.snapshot->network_policies)))
+      verdict.broken = "a refused policy does not deny";
   }
   return verdict;
 }

@@ -525,7 +525,7 @@ TEST_F(Meshd, ARefusedPolicyDeniesAndApplySaysSo) {
   ASSERT_TRUE(proxy_->serve_until([&] { return state_of("client") == "enrolled"; }));
   EXPECT_EQ(client.connect("10.9.0.2:9080"), ENETUNREACH);
   json::object policy = allow_nobody("broken", "server");
-  policy["spec"].as_object()["action"] = "AUDIT";
+  policy["spec"].as_object()["action"] = "CUSTOM";
   EXPECT_THAT(outcome_of(policy), testing::StartsWith("refused; "));
   EXPECT_EQ(client.connect("10.9.0.2:9080"), ECONNREFUSED);
   EXPECT_EQ(status().state, "degraded");

@@ -183,7 +183,7 @@ TEST_F(KernelState, AServiceIsRefusedWhenAllItsEndpointsAre) {
 
 TEST_F(KernelState, ARefusedPolicyDeniesWhatItSelects) {
   const State state =
-      build(policy("broken", "{selector: {matchLabels: {app: reviews}}, action: AUDIT}"));
+      build(policy("broken", "{selector: {matchLabels: {app: reviews}}, action: CUSTOM}"));
   ASSERT_NE(verdict(state, "productpage", "10.77.0.2"), nullptr);
   EXPECT_FALSE(verdict(state, "productpage", "10.77.0.2")->allowed);
 }

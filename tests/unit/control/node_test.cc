@@ -473,7 +473,7 @@ TEST_F(NodeTest, WhatARefusedPolicyDeniesStaysDeniedWhenItsFileBreaks) {
   outcome(workload("b", "10.77.0.2"));
   add_file("p.yaml", policy_text("b", "rules: [{}]"));
   EXPECT_TRUE(may_reach("a", "b"));
-  add_file("p.yaml", policy_text("b", "action: AUDIT, rules: [{}]"));
+  add_file("p.yaml", policy_text("b", "action: CUSTOM, rules: [{}]"));
   EXPECT_FALSE(may_reach("a", "b"));
   add_file("p.yaml", kBroken);
   EXPECT_FALSE(may_reach("a", "b")) << "not the version that was accepted before";
@@ -487,7 +487,7 @@ TEST_F(NodeTest, WhatARefusedPolicyDeniesStaysDeniedWhenItsFileBreaks) {
 TEST_F(NodeTest, APolicyThatWasNeverAcceptedDeniesOnWhenItsFileBreaks) {
   outcome(workload("a", "10.77.0.1"));
   outcome(workload("b", "10.77.0.2"));
-  add_file("p.yaml", policy_text("b", "action: AUDIT"));
+  add_file("p.yaml", policy_text("b", "action: CUSTOM"));
   add_file("p.yaml", kBroken);
   EXPECT_FALSE(may_reach("a", "b"));
   restart();
