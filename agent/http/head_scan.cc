@@ -63,20 +63,13 @@ ParseError note_connection(std::string_view value, const Limits& limits, HeadFac
 
 }  // namespace
 
-HeadLine next_line(std::string_view input, HeadCursor& at) {
-  const std::size_t end = input.find('\n', at.searched);
-  if (end == std::string_view::npos) {
-    const std::size_t from = at.searched > at.line ? at.searched - 1 : at.line;
-    if (from < input.size() && input.find('\r', from) < input.size() - 1) {
-      return {Parse::error, "bare carriage return"};
-    }
-    at.searched = input.size();
-    return {Parse::need_more, {}};
+HeadLine incomplete_line(std::string_view input, HeadCursor& at) {
+  const std::size_t from = at.searched > at.line ? at.searched - 1 : at.line;
+  if (from < input.size() && input.find('\r', from) < input.size() - 1) {
+    return {Parse::error, "bare carriage return"};
   }
-  if (end == at.line || input[end - 1] != '\r') return {Parse::error, "bare line feed"};
-  const std::string_view text = input.substr(at.line, end - 1 - at.line);
-  at.line = at.searched = end + 1;
-  return {Parse::done, text};
+  at.searched = input.size();
+  return {Parse::need_more, {}};
 }
 
 ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts) {
