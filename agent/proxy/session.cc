@@ -63,7 +63,8 @@ net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal
 
 // The answer is out, but the client still sends: closing now would reset the connection and could
 // take the answer with it. (RFC 9112 9.6)
-net::Task<> linger(Downstream& down) {
+// Not inlined, as below: its frame would become part of the connection's, idle or not.
+[[gnu::noinline]] net::Task<> linger(Downstream& down) {
   net::Scope scope(down.worker.reactor());
   scope.expires_after(down.worker.limits().linger);
   down.stream->shutdown_write();
@@ -95,7 +96,7 @@ bool find_destination(Downstream& down) {
 }
 
 // One request. False: the connection ends.
-net::Task<bool> serve_request(Downstream& down) {
+[[gnu::noinline]] net::Task<bool> serve_request(Downstream& down) {
   auto exchange = down.worker.take_exchange();
   Refusal refusal;
   bool keep = false;

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <vector>
 
 #include "tests/support/allocations.h"
 #include "tests/support/proxy_fixture.h"
@@ -29,12 +30,12 @@ bool ask(int fd) {
   return n > 12 && std::memcmp(bytes + 9, "200", 3) == 0;
 }
 
-class ProxyWork : public ProxyFixture {};
-
-TEST_F(ProxyWork, ARequestOnAKeptConnectionAllocatesNothing) {
-  auto upstream = FakeUpstream::raw(&answer_all);
-  const auto port = client("productpage", {IpAddress::v4(10, 78, 0, 1), 9080});
-  configure(R"(---
+class ProxyWork : public ProxyFixture {
+ protected:
+  // Returns the port to dial.
+  std::uint16_t serve(const FakeUpstream& upstream) {
+    const auto port = client("productpage", {IpAddress::v4(10, 78, 0, 1), 9080});
+    configure(R"(---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: productpage, annotations: {undermesh.io/netns: /x, undermesh.io/cgroup: /y}}
@@ -61,7 +62,14 @@ metadata: {name: reviews, labels: {kubernetes.io/service-name: reviews}}
 addressType: IPv4
 endpoints: [{addresses: [10.77.1.1]}]
 ports: [{name: http, port: )" +
-            std::to_string(upstream.port()) + "}]\n");
+              std::to_string(upstream.port()) + "}]\n");
+    return port;
+  }
+};
+
+TEST_F(ProxyWork, ARequestOnAKeptConnectionAllocatesNothing) {
+  auto upstream = FakeUpstream::raw(&answer_all);
+  const auto port = serve(upstream);
   auto socket = HttpSocket::connect_to(port);
   const int fd = socket.fd();
   constexpr std::size_t kRequests = 2000;
@@ -70,6 +78,24 @@ ports: [{name: http, port: )" +
   for (std::size_t i = 0; i < kRequests; ++i) ASSERT_TRUE(ask(fd));
   // Housekeeping of the other threads may allocate a little meanwhile; a request may not.
   EXPECT_LT(allocations - before, kRequests / 10);
+}
+
+TEST_F(ProxyWork, AnIdleConnectionTakesLessThanAKilobyte) {
+  auto upstream = FakeUpstream::raw(&answer_all);
+  const auto port = serve(upstream);
+  constexpr std::size_t kConnections = 200;
+  std::vector<HttpSocket> sockets;
+  sockets.reserve(kConnections + 1);
+  const auto open_one = [&] {
+    sockets.push_back(HttpSocket::connect_to(port));
+    return ask(sockets.back().fd());
+  };
+  ASSERT_TRUE(open_one());  // whatever is there once is there now
+  ASSERT_EQ(metric_at(0, "undermesh_buffers_in_use"), 0);
+  const std::size_t before = bytes_in_use;
+  for (std::size_t i = 0; i < kConnections; ++i) ASSERT_TRUE(open_one());
+  ASSERT_EQ(metric_at(0, "undermesh_buffers_in_use"), 0);
+  EXPECT_LT(bytes_in_use - before, kConnections * 1024);
 }
 
 }  // namespace

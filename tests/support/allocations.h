@@ -1,5 +1,8 @@
-// Counts what operator new hands out. Include it in exactly one file of a test binary.
+// Counts what operator new hands out, and what of it is in use. Include it in exactly one file of a
+// test binary.
 #pragma once
+
+#include <malloc.h>
 
 #include <atomic>
 #include <cstddef>
@@ -8,15 +11,21 @@
 
 namespace mesh::test {
 inline std::atomic<std::size_t> allocations{0};
+inline std::atomic<std::size_t> bytes_in_use{0};
 }  // namespace mesh::test
 
 void* operator new(std::size_t size) {
   ++mesh::test::allocations;
-  if (void* p = std::malloc(size)) return p;
-  throw std::bad_alloc();
+  void* p = std::malloc(size);
+  if (p == nullptr) throw std::bad_alloc();
+  mesh::test::bytes_in_use += ::malloc_usable_size(p);
+  return p;
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p) noexcept {
+  mesh::test::bytes_in_use -= ::malloc_usable_size(p);
+  std::free(p);
+}
+void operator delete(void* p, std::size_t) noexcept { operator delete(p); }
 
 namespace mesh::test {
 
