@@ -136,7 +136,9 @@ Exchange::Refused Exchange::route() {
   }
   // Now, before any wait: the decision is of the snapshot that the clusters have adopted.
   if (decision_.cluster) {
-    cluster_ = worker_.clusters().get(decision_.cluster, client.workload->name.ns);
+    pool_ =
+        down_->client.use_pool(worker_.clusters().get(decision_.cluster, client.workload->name.ns));
+    cluster_ = &pool_.get()->cluster();
   }
   return std::nullopt;
 }

@@ -136,8 +136,8 @@ class Exchange {
   bool has_forwarded_proto_ = false;
 
   routing::Decision decision_;
-  cluster::ClusterPtr cluster_;
   UpstreamPool::User pool_;
+  cluster::Cluster* cluster_ = nullptr;  // pool_ holds it
   EndpointPool* endpoint_ = nullptr;
   bool has_body_ = false;
   bool sent_any_ = false;       // a byte of the request went to the endpoint

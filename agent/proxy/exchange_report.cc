@@ -97,8 +97,8 @@ void Exchange::finish() {
   count(duration);
   if (worker_.logs_access()) write_access_log(duration);
   if (worker_.taps()) tap(duration);
+  cluster_ = nullptr;
   pool_.reset();
-  cluster_.reset();
   endpoint_ = nullptr;
   decision_ = {};
   view_.reset();

@@ -17,7 +17,6 @@ bool is_timeout(const net::Scope& scope, const Error& error) {
 }  // namespace
 
 net::Task<Exchange::Refused> Exchange::forward() {
-  pool_ = down_->client.use_pool(cluster_);
   UpstreamPool& pool = *pool_.get();
   net::Scope scope(down_->scope);
   ClientWatch watch(*down_, scope);
