@@ -4,6 +4,7 @@
 //   const struct um_workload*    um_find_workload(__u64 netns_cookie)
 //   int                          um_is_own_address(__u32 workload, const struct um_address*)
 //   const struct um_service*     um_find_service(const struct um_destination*)
+//   const struct um_service_range* um_find_service_range(void)                0: not known
 //   const struct um_destination* um_find_backend(const struct um_destination*, __u32 index)
 //   __u32                        um_find_group(const struct um_address*)      0: none
 //   const struct um_verdict*     um_find_verdict(const struct um_verdict_key*)
@@ -175,6 +176,14 @@ static __always_inline void um_decide_balanced(__u32 client, const struct um_con
     um_decided(out, UM_BALANCE, UM_CONNECTS_BALANCED);
 }
 
+static __always_inline int um_is_in_service_range(const struct um_address* a) {
+  const struct um_service_range* range = um_find_service_range();
+  if (!range || range->mask.word[0] == 0) return 0;
+  for (int i = 0; i < 4; ++i)
+    if ((a->word[i] & range->mask.word[i]) != range->base.word[i]) return 0;
+  return 1;
+}
+
 // A connect of an enrolled workload's application.
 static __always_inline void um_decide_workload(const struct um_connect* in,
                                                struct um_decision* out) {
@@ -198,6 +207,11 @@ static __always_inline void um_decide_workload(const struct um_connect* in,
       um_decide_balanced(client->id, in, service->backends, out);
     return;
   }
+  // It would leave for an address that is nobody's, and hang.
+  if (um_is_in_service_range(&in->to.address)) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_NO_ENDPOINT);
+    return;
+  }
   if (um_may_reach(client->id, &in->to, 0, out)) um_decided(out, UM_PASS, UM_CONNECTS_DIRECT);
 }
 
@@ -216,8 +230,17 @@ static __always_inline void um_decide_mesh(const struct um_connect* in, struct u
     return;
   }
   // A workload may always talk to itself, also through one of its services.
-  if (um_is_own_address(client->id, &in->to.address) || um_may_reach(client->id, &in->to, 1, out))
+  if (um_is_own_address(client->id, &in->to.address)) {
     um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
+    return;
+  }
+  // The proxy goes to endpoints. Only of a service that was removed while a connection to it was
+  // open does it know no more than the address.
+  if (um_is_in_service_range(&in->to.address)) {
+    um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_REFUSED_ADDRESS);
+    return;
+  }
+  if (um_may_reach(client->id, &in->to, 1, out)) um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
 }
 
 #endif

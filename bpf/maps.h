@@ -37,6 +37,13 @@ struct {
 
 struct {
   __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct um_service_range);
+} um_service_ranges SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
   __uint(map_flags, BPF_F_MMAPABLE);
   __uint(max_entries, 1);
   __type(key, __u32);
@@ -83,6 +90,11 @@ static __always_inline int um_is_own_address(__u32 workload, const struct um_add
 
 static __always_inline const struct um_service* um_find_service(const struct um_destination* to) {
   return bpf_map_lookup_elem(&um_services, to);
+}
+
+static __always_inline const struct um_service_range* um_find_service_range(void) {
+  __u32 zero = 0;
+  return bpf_map_lookup_elem(&um_service_ranges, &zero);
 }
 
 static __always_inline const struct um_destination* um_find_backend(

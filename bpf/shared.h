@@ -69,6 +69,14 @@ struct um_service {
 };
 UM_ASSERT(sizeof(struct um_service) == 12);
 
+// um_service_ranges: one entry, the block that virtual addresses are given from. An address in it
+// that is no service's (no longer, or on that port) is nobody's.
+struct um_service_range {
+  struct um_address base;
+  struct um_address mask;  // be32; all zero: there is no such block
+};
+UM_ASSERT(sizeof(struct um_service_range) == 32);
+
 // um_backends: -> um_destination.
 struct um_backend_key {
   struct um_destination service;

@@ -163,6 +163,7 @@ Result<> run_agent(const AgentOptions& options) {
   ::umask(022);
   datapath::Options kernel;
   kernel.pin_dir = options.pin_dir;
+  kernel.service_range = options.service_range;
   MESH_TRY(auto datapath, datapath::open_kernel_datapath(kernel));
   MESH_TRY(auto machine, LinuxMachine::open(options.cgroup + "/workloads"));
   Agent agent(options, std::move(datapath), std::move(machine));

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -98,6 +99,8 @@ struct Options {
   std::uint32_t max_endpoints = 131072;
   std::uint32_t max_verdicts = 262144;
   std::uint32_t max_workloads = 4096;
+  // Where virtual addresses are given from: what is no service in it refuses. IPv4.
+  std::optional<IpBlock> service_range = {};
 };
 // Loads the programs, or adopts the pinned ones of the same layout (a layout version is pinned too;
 // another layout is an error that names the remedy). Programs of another build are replaced in

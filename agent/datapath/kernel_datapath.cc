@@ -45,6 +45,14 @@ IpAddress user_address(const um_address& address) {
   std::memcpy(bytes.data(), &address, sizeof address);
   return IpAddress(bytes);
 }
+um_service_range kernel_range(const IpBlock& block) {
+  IpAddress::Bytes base = block.base.bytes(), mask{};
+  const int bits = block.prefix_length + (block.base.is_v4() ? 96 : 0);
+  for (int i = 0; i < bits; ++i)
+    mask[static_cast<std::size_t>(i / 8)] |= static_cast<std::uint8_t>(0x80 >> (i % 8));
+  for (std::size_t i = 0; i < base.size(); ++i) base[i] &= mask[i];
+  return {kernel_address(IpAddress(base)), kernel_address(IpAddress(mask))};
+}
 um_destination kernel_destination(const SocketAddress& address) {
   return {kernel_address(address.ip), network_order(address.port), 0};
 }
@@ -151,6 +159,14 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(auto sets, object_.link_sets());
     for (const std::string& set : sets)
       if (set != kMeshLinks) link_sets_.insert(set);
+    return success();
+  }
+
+  Result<> write_service_range(const IpBlock& block) {
+    const std::uint32_t zero = 0;
+    const um_service_range range = kernel_range(block);
+    if (::bpf_map_update_elem(object_.map("um_service_ranges"), &zero, &range, BPF_ANY) != 0)
+      return errno_error(errno, "write map um_service_ranges");
     return success();
   }
 
@@ -375,6 +391,9 @@ Result<std::unique_ptr<Datapath>> open_kernel_datapath(const Options& options) {
   MESH_TRY(auto object, Object::open(options));
   auto datapath = std::make_unique<KernelDatapath>(std::move(object));
   MESH_TRY(datapath->read());
+  if (options.service_range) {
+    MESH_TRY(datapath->write_service_range(*options.service_range));
+  }
   log()->debug("maps read");
   return std::unique_ptr<Datapath>(std::move(datapath));
 }

@@ -62,7 +62,7 @@ Result<HoldMessage> parse_hold_message(std::string_view payload) {
   std::memcpy(static_cast<void*>(&message), payload.data(), sizeof message);
   const auto type = static_cast<std::uint32_t>(message.type);
   if (type < static_cast<std::uint32_t>(HoldType::kEnrol) ||
-      type > static_cast<std::uint32_t>(HoldType::kWantSockets))
+      type > static_cast<std::uint32_t>(HoldType::kGivenBack))
     return malformed("type");
   if (static_cast<std::uint8_t>(message.status) > static_cast<std::uint8_t>(HoldStatus::kShared))
     return malformed("status");

@@ -34,9 +34,13 @@
 //                              that meshd has not named yet waits
 //     kRevoke{workload}        close its listeners and stock, end its connections
 //     kRevokeListener{workload, kind, family, ip, port}
+//     kGiveBack{workload, kind, ...}: the port of this listener (kOutbound: of the workload's) is
+//                              taken, and meshd has no duplicate: has the proxy?
 //     kSync                    what was not named on this connection is revoked
 //   meshproxy -> meshhold
 //     kWantSockets{workload, family, count}: at most kMaxSocketBatch are made for one request.
+//     kGivenBack{as asked} + a duplicate of each listener that kGiveBack asked for; none: it has
+//                              none. meshhold checks each against the namespace (decisions/0006)
 //   The proxy keeps listeners and stock when this channel ends: the next meshhold sends them again.
 //   A peer that breaks these rules is dropped. Nothing the proxy sends names a descriptor or a
 //   path.
@@ -73,6 +77,8 @@ enum class HoldType : std::uint32_t {
   kRevoke,
   kRevokeListener,
   kWantSockets,
+  kGiveBack,
+  kGivenBack,
 };
 
 enum class HoldStatus : std::uint8_t {

@@ -71,6 +71,10 @@ Result<std::unique_ptr<Holder>> Holder::open(const HolderOptions& options) {
 Holder::Holder(HolderOptions options, NamespaceSockets sockets, UniqueFd listener)
     : options_(std::move(options)), sockets_(std::move(sockets)), listener_(std::move(listener)) {}
 
+Holder::HostKey Holder::key_of(const HoldMessage& message) {
+  return {message.kind, message.family, IpAddress(message.ip), message.port};
+}
+
 // --- the loop
 
 Result<> Holder::run(int stop) {
@@ -115,6 +119,7 @@ void Holder::accept_meshd() {
   meshd_.emplace(std::move(accepted).value());
   meshd_failed_.reset();
   retries_.clear();
+  sync_due_ = false;
   for (auto& [id, workload] : workloads_) workload.named = false;
   for (auto& [key, listener] : host_listeners_) listener.named = false;
   HoldMessage state = message_of(HoldType::kProxyState, 0);
@@ -142,6 +147,7 @@ void Holder::lose_meshd(const Error& why) {
   log()->info("meshd is gone; all that is held stays reason={}", why.message);
   meshd_.reset();
   retries_.clear();
+  sync_due_ = false;
 }
 
 void Holder::lose_proxy(const Error& why) {
@@ -169,9 +175,8 @@ void Holder::read_proxy() {
   if (!proxy_) return;
   if (auto sent = proxy_->flush(); !sent) return lose_proxy(sent.error());
   auto received = proxy_->receive([this](std::string_view payload, Fds fds) -> Result<> {
-    if (!fds.empty()) return Error{Errc::permission, "meshproxy sent a descriptor"};
     MESH_TRY(auto message, parse_hold_message(payload));
-    return from_proxy(message);
+    return from_proxy(message, std::move(fds));
   });
   if (!received) lose_proxy(received.error());
 }
@@ -190,17 +195,17 @@ void Holder::refuse_after_grace() {
 Result<> Holder::from_meshd(const HoldMessage& message, Fds fds) {
   switch (message.type) {
     case HoldType::kEnrol:
-      enrol(message, std::move(fds));
+      enrol({message, std::move(fds)});
       return success();
     case HoldType::kEnd:
       end(message.workload);
       to_meshd(message_of(HoldType::kEnded, message.workload));
       return success();
     case HoldType::kHostListener:
-      listen_on_host(message, std::move(fds));
+      listen_on_host({message, std::move(fds)});
       return success();
     case HoldType::kEndHostListener:
-      end_host_listener({message.kind, message.family, IpAddress(message.ip), message.port});
+      end_host_listener(key_of(message));
       return success();
     case HoldType::kSync:
       sync();
@@ -210,14 +215,15 @@ Result<> Holder::from_meshd(const HoldMessage& message, Fds fds) {
   }
 }
 
-void Holder::enrol(const HoldMessage& message, Fds fds, Clock::time_point until) {
-  const Refusal refusal = hold(message, fds);
-  if (refusal.status == HoldStatus::kPortTaken && try_again_later(message, fds, until)) return;
+void Holder::enrol(Request request) {
+  const Refusal refusal = hold(request.message, request.fds);
+  if (refusal.status == HoldStatus::kPortTaken && try_again_later(request)) return;
+  const std::uint32_t id = request.message.workload;
   if (refusal.status == HoldStatus::kOk) {
-    offer(message.workload, workloads_.at(message.workload));
+    offer(id, workloads_.at(id));
     unpark_wants();
   }
-  answer_enrolled(message.workload, refusal);
+  answer_enrolled(id, refusal);
 }
 
 // Afterwards workloads_ holds the workload, or (but for kOk) does not.
@@ -262,7 +268,8 @@ Refusal Holder::hold(const HoldMessage& message, Fds& fds) {
 Refusal Holder::take_back(Workload& workload, Fds& fds) const {
   for (std::size_t i = 1; i < fds.size(); ++i) {
     const auto identity = identify_listener(fds[i].get());
-    if (!identity || identity->netns_cookie != workload.cookie || !outbound_family(*identity))
+    if (!identity || identity->netns_cookie != workload.cookie || !outbound_family(*identity) ||
+        !identity->on_loopback)
       return {HoldStatus::kForeign, 0};
   }
   for (std::size_t i = 1; i < fds.size(); ++i) {
@@ -274,10 +281,12 @@ Refusal Holder::take_back(Workload& workload, Fds& fds) const {
   return {};
 }
 
-void Holder::listen_on_host(const HoldMessage& message, Fds fds, Clock::time_point until) {
+void Holder::listen_on_host(Request request) {
+  const HoldMessage& message = request.message;
+  Fds& fds = request.fds;
   const SocketAddress address{IpAddress(message.ip), message.port};
   const bool v6 = message.family == kFamily6;
-  const HostKey key{message.kind, message.family, address.ip, address.port};
+  const HostKey key = key_of(message);
   HoldMessage answer = message;
   answer.type = HoldType::kHostListening;
   auto held = host_listeners_.find(key);
@@ -297,7 +306,7 @@ void Holder::listen_on_host(const HoldMessage& message, Fds fds, Clock::time_poi
     } else {
       refusal = sockets_.make_host_listener(address, v6, made.fd);
     }
-    if (refusal.status == HoldStatus::kPortTaken && try_again_later(message, fds, until)) return;
+    if (refusal.status == HoldStatus::kPortTaken && try_again_later(request)) return;
     answer.status = refusal.status;
     answer.detail = static_cast<std::uint32_t>(refusal.error);
     if (refusal.status != HoldStatus::kOk) return to_meshd(answer);
@@ -309,40 +318,53 @@ void Holder::listen_on_host(const HoldMessage& message, Fds fds, Clock::time_poi
 }
 
 // The port may be taken by a listener of ours that only the proxy still has: meshd and the meshhold
-// before died together. It is revoked there, and the request is tried again for a moment.
-bool Holder::try_again_later(const HoldMessage& message, Fds& fds, Clock::time_point until) {
+// before died together. The proxy is asked for it, and the request is tried again for a moment.
+bool Holder::try_again_later(Request& request) {
   const auto now = Clock::now();
-  if (until == kFirstTime) {
-    HoldMessage revoke = message;
-    revoke.type = message.type == HoldType::kEnrol ? HoldType::kRevoke : HoldType::kRevokeListener;
-    to_proxy(revoke);
-    until = now + kPortTakenPatience;
-  } else if (now >= until) {
-    return false;
+  if (!request.until) request.until = now + kPortTakenPatience;
+  if (now >= *request.until) return false;
+  if (proxy_ && !request.asked_proxy) {
+    HoldMessage ask = request.message;
+    ask.type = HoldType::kGiveBack;
+    if (request.message.type == HoldType::kEnrol) ask.kind = ListenerKind::kOutbound;
+    to_proxy(ask);
+    request.asked_proxy = true;
   }
-  retries_.push_back({message, std::move(fds), until});
+  retries_.push_back(std::move(request));
   return true;
 }
 
+// Nothing is believed: take_back() and listen_on_host() look at each descriptor.
+void Holder::given_back(const HoldMessage& message, Fds fds) {
+  const auto asked = std::ranges::find_if(retries_, [&](const Request& request) {
+    if (!request.asked_proxy || request.message.workload != message.workload) return false;
+    if (request.message.type == HoldType::kEnrol) return message.kind == ListenerKind::kOutbound;
+    return key_of(request.message) == key_of(message);
+  });
+  if (asked == retries_.end()) return;
+  for (UniqueFd& fd : fds) asked->fds.push_back(std::move(fd));
+}
+
 bool Holder::is_retried(std::uint32_t id) const {
-  return std::ranges::any_of(retries_, [id](const Retry& retry) {
+  return std::ranges::any_of(retries_, [id](const Request& retry) {
     return retry.message.type == HoldType::kEnrol && retry.message.workload == id;
   });
 }
 
 void Holder::retry_taken_ports() {
   if (retries_.empty()) return;
-  for (Retry& retry : std::exchange(retries_, {})) {
+  for (Request& retry : std::exchange(retries_, {})) {
     if (retry.message.type == HoldType::kEnrol)
-      enrol(retry.message, std::move(retry.fds), retry.until);
+      enrol(std::move(retry));
     else
-      listen_on_host(retry.message, std::move(retry.fds), retry.until);
+      listen_on_host(std::move(retry));
   }
   unpark_wants();
+  if (sync_due_) sync();
 }
 
 void Holder::end(std::uint32_t id) {
-  std::erase_if(retries_, [id](const Retry& retry) {
+  std::erase_if(retries_, [id](const Request& retry) {
     return retry.message.type == HoldType::kEnrol && retry.message.workload == id;
   });
   for (auto* wants : {&wants_, &parked_})
@@ -360,7 +382,10 @@ void Holder::end_host_listener(const HostKey& key) {
   to_proxy(revoke);
 }
 
+// The proxy must not drop what it is about to give back.
 void Holder::sync() {
+  sync_due_ = !retries_.empty();
+  if (sync_due_) return;
   std::vector<std::uint32_t> unnamed;
   for (const auto& [id, workload] : workloads_)
     if (!workload.named) unnamed.push_back(id);
@@ -430,7 +455,12 @@ void Holder::offer(std::uint32_t id, const Workload& workload) {
   }
 }
 
-Result<> Holder::from_proxy(const HoldMessage& message) {
+Result<> Holder::from_proxy(const HoldMessage& message, Fds fds) {
+  if (message.type == HoldType::kGivenBack) {
+    given_back(message, std::move(fds));
+    return success();
+  }
+  if (!fds.empty()) return Error{Errc::permission, "meshproxy sent a descriptor"};
   if (message.type != HoldType::kWantSockets)
     return Error{Errc::permission, "meshproxy sent a message that is not its to send"};
   if (wants_.size() + parked_.size() >= kMaxWants)

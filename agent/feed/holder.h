@@ -40,7 +40,6 @@ class Holder {
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr Clock::time_point kFirstTime{};
   struct Workload {
     UniqueFd netns;  // none: our own namespace
     std::uint64_t cookie = 0;
@@ -53,11 +52,14 @@ class Holder {
     bool named = false;
   };
   using HostKey = std::tuple<ListenerKind, std::uint8_t, IpAddress, std::uint16_t>;
-  struct Retry {
+  struct Request {  // kEnrol or kHostListener
     HoldMessage message;
     Fds fds;
-    Clock::time_point until;
+    std::optional<Clock::time_point> until = {};  // set: its port was taken, and is tried again
+    bool asked_proxy = false;
   };
+
+  static HostKey key_of(const HoldMessage& message);
 
   Holder(HolderOptions options, NamespaceSockets sockets, UniqueFd listener);
 
@@ -75,12 +77,13 @@ class Holder {
   int poll_timeout() const;
 
   Result<> from_meshd(const HoldMessage& message, Fds fds);
-  Result<> from_proxy(const HoldMessage& message);
-  void enrol(const HoldMessage& message, Fds fds, Clock::time_point until = kFirstTime);
+  Result<> from_proxy(const HoldMessage& message, Fds fds);
+  void given_back(const HoldMessage& message, Fds fds);
+  void enrol(Request request);
   Refusal hold(const HoldMessage& message, Fds& fds);
   Refusal take_back(Workload& workload, Fds& fds) const;
-  void listen_on_host(const HoldMessage& message, Fds fds, Clock::time_point until = kFirstTime);
-  bool try_again_later(const HoldMessage& message, Fds& fds, Clock::time_point until);
+  void listen_on_host(Request request);
+  bool try_again_later(Request& request);
   void end(std::uint32_t id);
   void end_host_listener(const HostKey& key);
   void sync();
@@ -100,10 +103,11 @@ class Holder {
   std::map<HostKey, HostListener> host_listeners_;
   std::deque<HoldMessage> wants_;
   std::deque<HoldMessage> parked_;  // of workloads that a restarted meshd or meshhold will name
-  std::vector<Retry> retries_;
+  std::vector<Request> retries_;
   Clock::time_point proxy_lost_at_ = Clock::now();
   bool refusing_ = false;
   bool synced_ = false;
+  bool sync_due_ = false;  // asked for, while retries_ were not done
   bool warned_about_proxy_ = false;
 };
 

@@ -185,8 +185,12 @@ std::optional<ListenerIdentity> identify_listener(int fd) {
   sockaddr_storage storage{};
   socklen_t length = sizeof storage;
   if (::getsockname(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0) return std::nullopt;
+  char device[IFNAMSIZ] = {};
+  socklen_t device_size = sizeof device;
   ListenerIdentity identity;
   identity.netns_cookie = netns_cookie(fd);
+  identity.on_loopback = ::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, &device_size) == 0 &&
+                         std::strcmp(device, "lo") == 0;
   if (storage.ss_family == AF_INET) {
     const auto* from = reinterpret_cast<const sockaddr_in*>(&storage);
     std::array<std::uint8_t, 4> b{};

@@ -51,6 +51,7 @@ struct ListenerIdentity {
   std::uint64_t netns_cookie = 0;
   SocketAddress address;
   bool v6 = false;
+  bool on_loopback = false;  // bound to the device
 };
 std::optional<ListenerIdentity> identify_listener(int fd);
 

@@ -89,7 +89,9 @@ struct Feeds::Peer {
   Peer(net::Scope& parent, UniqueFd fd) : channel(std::move(fd)), scope(parent), flusher(this) {}
   ~Peer() { io.detach(); }
 
-  void send(std::string_view payload) { sent(channel.send_bytes(payload)); }
+  void send(std::string_view payload, feed::Fds fds = {}) {
+    sent(channel.send_bytes(payload, std::move(fds)));
+  }
   void flush() {
     flusher.leave();
     sent(channel.flush());
@@ -470,6 +472,9 @@ Result<> Feeds::on_hold(std::string_view payload, feed::Fds fds) {
       proxy_->remove_listener(listener_id(message));
       metrics_.remove_listener(listener_id(message));
       return success();
+    case HoldType::kGiveBack:
+      give_back(message);
+      return success();
     case HoldType::kSync:
       on_sync();
       return success();
@@ -488,6 +493,22 @@ Result<> Feeds::on_listener(const HoldMessage& message, feed::Fds fds) {
     proxy_->add_listener(id, std::move(fds.front()));
   }
   return success();
+}
+
+// meshd and meshhold died together, and the duplicates with them.
+void Feeds::give_back(HoldMessage message) {
+  feed::Fds fds;
+  for (const auto& id : proxy_->listeners())
+    if (id.workload == message.workload && id.kind == message.kind &&
+        (id.kind == feed::ListenerKind::kOutbound || id == listener_id(message)))
+      fds.push_back(proxy_->duplicate_listener(id));
+  if (message.kind == feed::ListenerKind::kMetrics)
+    if (UniqueFd fd = metrics_.duplicate_listener(listener_id(message)))
+      fds.push_back(std::move(fd));
+  std::erase_if(fds, [](const UniqueFd& fd) { return !fd; });
+  log()->info("meshhold takes listeners back workload={} count={}", message.workload, fds.size());
+  message.type = HoldType::kGivenBack;
+  hold_->send(feed::as_bytes(message), std::move(fds));
 }
 
 void Feeds::on_sync() {

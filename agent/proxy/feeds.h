@@ -66,6 +66,7 @@ class Feeds {
   Result<> on_tap(const boost::json::object& message);
   Result<> on_dump(const boost::json::object& message);
   Result<> on_listener(const feed::HoldMessage& message, feed::Fds fds);
+  void give_back(feed::HoldMessage message);
   void on_sync();
   void compile_and_publish(std::uint64_t version);
   void to_meshd(const boost::json::object& message);

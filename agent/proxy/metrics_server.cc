@@ -1,5 +1,7 @@
 #include "proxy/metrics_server.h"
 
+#include <fcntl.h>
+
 #include <utility>
 #include <vector>
 
@@ -49,6 +51,12 @@ std::vector<ListenerId> MetricsServer::listeners() const {
   std::vector<ListenerId> result;
   for (const auto& [id, serving] : listeners_) result.push_back(id);
   return result;
+}
+
+UniqueFd MetricsServer::duplicate_listener(const ListenerId& id) const {
+  const auto found = listeners_.find(id);
+  if (found == listeners_.end()) return {};
+  return UniqueFd(::fcntl(found->second->listener->fd(), F_DUPFD_CLOEXEC, 3));
 }
 
 net::Task<> MetricsServer::close() {

@@ -25,6 +25,7 @@ class MetricsServer {
   void add_listener(const ListenerId& id, UniqueFd fd);
   void remove_listener(const ListenerId& id);
   std::vector<ListenerId> listeners() const;
+  UniqueFd duplicate_listener(const ListenerId& id) const;  // none: there is no such one
   // Ends everything; await it before destruction.
   net::Task<> close();
 

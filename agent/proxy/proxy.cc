@@ -126,7 +126,7 @@ std::vector<Worker*> Proxy::homes(WorkloadId workload) {
 }
 
 void Proxy::add_listener(const ListenerId& id, UniqueFd fd) {
-  if (!listeners_.emplace(id, true).second) return;
+  if (listeners_.contains(id)) return;
   if (auto set = net::set_non_blocking(fd.get()); !set) {
     log()->error("listener not served address={} error={}", id.address.to_string(),
                  set.error().message);
@@ -145,6 +145,7 @@ void Proxy::add_listener(const ListenerId& id, UniqueFd fd) {
     worker->post(
         [worker, id, copy, shared] { worker->add_listener(id, std::move(*copy), shared); });
   }
+  listeners_.emplace(id, std::move(fd));
 }
 
 void Proxy::remove_listener(const ListenerId& id) {
@@ -184,6 +185,12 @@ std::vector<ListenerId> Proxy::listeners() const {
   std::vector<ListenerId> result;
   for (const auto& [id, served] : listeners_) result.push_back(id);
   return result;
+}
+
+UniqueFd Proxy::duplicate_listener(const ListenerId& id) const {
+  const auto found = listeners_.find(id);
+  if (found == listeners_.end()) return {};
+  return UniqueFd(::fcntl(found->second.get(), F_DUPFD_CLOEXEC, 3));
 }
 
 void Proxy::set_access_log(UniqueFd file) {

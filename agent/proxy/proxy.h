@@ -42,6 +42,7 @@ class Proxy final : private Sinks {
   // Its listeners, connections and sockets end.
   void revoke(WorkloadId workload);
   std::vector<ListenerId> listeners() const;
+  UniqueFd duplicate_listener(const ListenerId& id) const;  // none: there is no such one
 
   void set_access_log(UniqueFd file);  // none: off
   void set_tap(bool on, const TapFilter& filter);
@@ -80,7 +81,7 @@ class Proxy final : private Sinks {
   telemetry::Metrics metrics_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::map<WorkloadId, Worker*> homes_;
-  std::map<ListenerId, bool> listeners_;
+  std::map<ListenerId, UniqueFd> listeners_;  // kept for a meshhold that asks for it
   UniqueFd access_log_;
   std::uint64_t log_lost_ = 0;
   // Who asked for sockets, in the order asked: answers come in that order.

@@ -40,6 +40,8 @@ class KernelDecide : public testing::TestWithParam<DecideCase> {
     fill(maps.um_own_addresses, own);
     fill(maps.um_services, wanted.services);
     fill(maps.um_backends, wanted.backends);
+    fill(maps.um_service_ranges,
+         std::map<std::uint32_t, um_service_range>{{0, wanted.service_range}});
     fill(maps.um_groups, wanted.groups);
     fill(maps.um_verdicts, wanted.verdicts);
     fill(maps.um_config, std::map<std::uint32_t, std::uint32_t>{{0, world.config}});

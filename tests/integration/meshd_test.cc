@@ -418,6 +418,20 @@ TEST_F(Meshd, EnrolsAWorkloadRedirectsItAndEnforcesPolicy) {
   EXPECT_EQ(client.connect("10.9.0.2:9080"), ENETUNREACH) << "no policy: only no route";
 }
 
+TEST_F(Meshd, TheAddressOfARemovedServiceRefusesAtOnce) {
+  const Sandbox client(root_, "client", "10.9.0.1");
+  apply({client.entry(), service("reviews"), service("db", 5432, "tcp")});
+  ASSERT_TRUE(proxy_->serve_until([&] { return state_of("client") == "enrolled"; }));
+  EXPECT_EQ(client.connect("10.78.0.1:9999"), ECONNREFUSED) << "a port that it does not have";
+  remove("Service", "reviews");
+  remove("Service", "db");
+  for (const char* address : {"10.78.0.1:9080", "10.78.0.2:5432", "10.78.200.1:80"})
+    EXPECT_EQ(client.connect(address), ECONNREFUSED) << address;
+  EXPECT_EQ(client.connect("10.9.0.2:9080"), ENETUNREACH) << "only no route";
+  stop(meshd_);
+  EXPECT_EQ(client.connect("10.78.0.1:9080"), ECONNREFUSED) << "also with meshd away";
+}
+
 TEST_F(Meshd, ASandboxThatDiesIsRemovedWithItsEntryAndItsGroup) {
   Sandbox client(root_, "client", "10.9.0.1");
   EXPECT_EQ(outcome_of(client.entry()), "created");

@@ -393,33 +393,85 @@ TEST_F(MeshHold, RefusesAListenerThatIsNotOfTheNamespace) {
             HoldStatus::kForeign);
 }
 
-TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsRevokedThereFirst) {
+HoldMessage given_back(const HoldMessage& asked) {
+  HoldMessage answer = asked;
+  answer.type = HoldType::kGivenBack;
+  return answer;
+}
+
+TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsTakenBackAndNoConnectionIsLost) {
   const NetNs ns = NetNs::create();
-  std::optional<Received> held_by_proxy;
+  Fds held_by_proxy;
   {
     Peer meshd = connect_meshd();
     Peer proxy = accept_proxy();
     (void)enrolled(meshd, 7, ns.fd());
-    held_by_proxy = proxy.next(HoldType::kListener);
-    ASSERT_TRUE(held_by_proxy);
-    // What the proxy served leaves a TIME_WAIT on the port.
-    const UniqueFd client(ns.run([] { return test::dial("127.0.0.1:15001"); }));
-    test::accept_within(held_by_proxy->fds.at(0).get()).reset();
-    char byte = 0;
-    EXPECT_EQ(::read(client.get(), &byte, 1), 0);
-    kill();  // and meshd with it: nobody has a duplicate to give back
+    for (int i = 0; i < 2; ++i) {
+      auto listener = proxy.next(HoldType::kListener);
+      ASSERT_TRUE(listener);
+      held_by_proxy.push_back(std::move(listener->fds.at(0)));
+    }
+    kill();  // and meshd with it: nobody else has a duplicate to give back
   }
+  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
+  ASSERT_TRUE(waiting) << "the proxy's listener is there all the time";
   start();
   Peer meshd = connect_meshd();
   Peer proxy = accept_proxy();
   Fds fds;
   fds.push_back(copy_of(ns.fd()));
   meshd.send(enrol(7), std::move(fds));
-  ASSERT_TRUE(proxy.next(HoldType::kRevoke));
-  held_by_proxy.reset();
+  meshd.send(of_type(HoldType::kSync));
+  auto asked = proxy.next(HoldType::kGiveBack);
+  ASSERT_TRUE(asked);
+  EXPECT_EQ(asked->message.workload, 7U);
+  EXPECT_EQ(asked->message.kind, ListenerKind::kOutbound);
+  EXPECT_FALSE(proxy.next(HoldType::kSync, std::chrono::milliseconds(50)))
+      << "the proxy would drop what it is about to give back";
+  proxy.send(given_back(asked->message), std::move(held_by_proxy));
   auto answer = meshd.next(HoldType::kEnrolled);
   ASSERT_TRUE(answer);
   EXPECT_EQ(answer->message.status, HoldStatus::kOk);
+  ASSERT_EQ(answer->fds.size(), 2U);
+  EXPECT_TRUE(proxy.next(HoldType::kListener));
+  EXPECT_TRUE(proxy.next(HoldType::kSync));
+  EXPECT_FALSE(proxy.next(HoldType::kRevoke, std::chrono::milliseconds(0)));
+  EXPECT_TRUE(test::accept_within(answer->fds.at(0).get())) << "what waited is served";
+}
+
+TEST_F(MeshHold, TakesNothingBackFromTheProxyThatIsNotItsOwn) {
+  struct Case {
+    const char* name;
+    const char* address;
+    bool on_loopback, in_namespace;
+  };
+  for (const Case& c : {Case{"another port", "127.0.0.1:15002", true, true},
+                        Case{"another namespace", "127.0.0.1:15001", true, false},
+                        Case{"every device", "127.0.0.1:15001", false, true}}) {
+    const NetNs ns = NetNs::create();
+    const NetNs other = NetNs::create();
+    const UniqueFd squatter = c.in_namespace && std::string_view(c.address).ends_with(":15001")
+                                  ? UniqueFd()
+                                  : ns.listen("127.0.0.1:15001");
+    UniqueFd offered = (c.in_namespace ? ns : other).listen(c.address);
+    if (c.on_loopback)
+      ASSERT_EQ(::setsockopt(offered.get(), SOL_SOCKET, SO_BINDTODEVICE, "lo", 3), 0);
+    Peer meshd = connect_meshd();
+    Peer proxy = accept_proxy();
+    Fds fds;
+    fds.push_back(copy_of(ns.fd()));
+    meshd.send(enrol(7), std::move(fds));
+    auto asked = proxy.next(HoldType::kGiveBack);
+    ASSERT_TRUE(asked) << c.name;
+    Fds lie;
+    lie.push_back(std::move(offered));
+    proxy.send(given_back(asked->message), std::move(lie));
+    auto answer = meshd.next(HoldType::kEnrolled);
+    ASSERT_TRUE(answer) << c.name;
+    EXPECT_EQ(answer->message.status, HoldStatus::kForeign) << c.name;
+    kill();
+    start();
+  }
 }
 
 TEST_F(MeshHold, ARestartedMeshdGetsTheSameListenersAndSyncEndsTheRest) {

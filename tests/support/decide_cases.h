@@ -30,6 +30,7 @@ struct World {
   std::map<std::uint64_t, um_workload> workloads;
   std::vector<std::pair<std::uint32_t, std::string>> own;
   std::map<std::string, Service> services;
+  bool has_service_range = false;  // 10.78.0.0/16
   std::map<std::string, std::uint32_t> groups;
   std::vector<Verdict> verdicts;
   std::uint32_t config = 0;
@@ -74,6 +75,9 @@ struct Lookups {
       services[key] = {service.id, static_cast<std::uint32_t>(service.kind),
                        count + service.missing};
     }
+    if (world.has_service_range)
+      service_range = {kernel_address("10.78.0.0"),
+                       kernel_address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0")};
     for (const auto& [address, group] : world.groups) groups[kernel_address(address)] = group;
     for (const auto& v : world.verdicts)
       verdicts[{v.client, v.group, v.service, be16(v.port), 0}] = {v.policy, v.allowed ? 1U : 0U};
@@ -86,6 +90,7 @@ struct Lookups {
   std::set<um_own_key, Bytewise> own;
   std::map<um_destination, um_service, Bytewise> services;
   std::map<um_backend_key, um_destination, Bytewise> backends;
+  um_service_range service_range{};
   std::map<um_address, std::uint32_t, Bytewise> groups;
   std::map<um_verdict_key, um_verdict, Bytewise> verdicts;
   std::uint32_t config = 0, random = 0;
@@ -109,6 +114,9 @@ inline int um_is_own_address(__u32 workload, const um_address* address) {
 }
 inline const um_service* um_find_service(const um_destination* to) {
   return mesh::test::find(mesh::test::lookups.services, *to);
+}
+inline const um_service_range* um_find_service_range() {
+  return &mesh::test::lookups.service_range;
 }
 inline const um_destination* um_find_backend(const um_destination* service, __u32 index) {
   return mesh::test::find(mesh::test::lookups.backends, um_backend_key{*service, index});
@@ -177,6 +185,10 @@ inline std::vector<DecideCase> decide_cases() {
   World second_backend = with_service({2, UM_SERVICE_BALANCE, {"10.0.0.9:1", "10.0.0.11:1"}}, -1,
                                       {{7, 3, 0, 0, 5, false}});
   second_backend.random = 3;
+  World ranged = with_service(proxy, 0, {{7, 3, 0, 0, 21, true}});
+  ranged.has_service_range = true;
+  ranged.groups["10.78.9.9"] = 3;
+  ranged.own.emplace_back(7, "10.78.0.7");
   World full = enrolled();
   full.config = UM_CONFIG_STATE_INCOMPLETE;
   const World::Verdict allow{7, 3, 0, 0, 21, true}, deny{7, 3, 0, 0, 22, false};
@@ -364,6 +376,54 @@ inline std::vector<DecideCase> decide_cases() {
        .counter = UM_CONNECTS_DIRECT,
        .world = with_service(proxy, -1, {allow}),
        .policy = 21},
+
+      {.name = "AServiceAddressThatIsNobodysNow",
+       .to = "10.78.0.2:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_REFUSED_NO_ENDPOINT,
+       .world = ranged},
+      {.name = "AnotherPortOfAServiceInTheRange",
+       .to = "10.78.0.1:81",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_REFUSED_NO_ENDPOINT,
+       .world = ranged},
+      {.name = "AServiceInTheRange",
+       .to = "10.78.0.1:80",
+       .action = UM_REDIRECT,
+       .counter = UM_CONNECTS_REDIRECTED,
+       .world = ranged},
+      {.name = "TheProxyAtAServiceAddress",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_MESH_CONNECTS_REFUSED_ADDRESS,
+       .mesh = true,
+       .world = ranged},
+      {.name = "TheProxyAtAnOwnAddressInTheRange",
+       .to = "10.78.0.7:80",
+       .action = UM_PASS,
+       .counter = UM_MESH_CONNECTS_ALLOWED,
+       .mesh = true,
+       .world = ranged},
+      {.name = "JustOutsideTheRange",
+       .to = "10.79.0.1:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = ranged},
+      {.name = "OutsideTheRangeOfTheOtherFamily",
+       .to = "[fd78::2]:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = ranged},
+      {.name = "AnOwnAddressInTheRange",
+       .to = "10.78.0.7:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_LOCAL,
+       .world = ranged},
+      {.name = "AnEndpointInTheRangeIsNobodysForAnApplication",
+       .to = "10.78.9.9:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_REFUSED_NO_ENDPOINT,
+       .world = ranged},
 
       {.name = "NoBackend",
        .to = "10.78.0.1:80",
