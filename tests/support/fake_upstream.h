@@ -307,6 +307,7 @@ class FakeUpstream {
           }
           const std::string answer = script_(*request);
           if (answer.empty() || !connection.send(answer)) break;
+          if (Message::lower(request->field("connection")) == "close") break;
         }
       }
       std::lock_guard lock(mutex_);

@@ -100,9 +100,12 @@ TEST_F(ReactorTest, ADestroyedTaskEndsItsWait) {
   Result<> result = mesh::success();
   {
     auto task = nap(scope, 20ms, &result);
-    (void)task;
+    // As an awaiting coroutine would start it.
+    std::move(task).operator co_await().await_suspend(std::noop_coroutine()).resume();
+    EXPECT_TRUE(reactor.timers().next());
   }
-  reactor.run_once(50ms);
+  EXPECT_FALSE(reactor.timers().next());
+  scope.cancel();
   EXPECT_TRUE(result);
 }
 
