@@ -179,6 +179,15 @@ bool is_itself(const Workload* client, const Workload* server) {
   return client && server && client->name == server->name;
 }
 
+// Whether any of the policies can let somebody in.
+bool has_way_in(const Selection& selection) {
+  const auto& policies = selection.authorization;
+  return !selection.network.empty() ||
+         std::any_of(policies.begin(), policies.end(), [](const AuthorizationPolicy* policy) {
+           return policy->action == AuthorizationPolicy::Action::kAllow;
+         });
+}
+
 bool is_this_node(const Peer& client, const Snapshot& snapshot) {
   const auto& own = snapshot.node_addresses;
   return client.address && std::find(own.begin(), own.end(), *client.address) != own.end();
@@ -259,24 +268,26 @@ bool LabelSelector::matches(const Labels& own) const {
 
 Selection ingress_selection(const Snapshot& snapshot, const Workload& server) {
   return {authorization_policies(snapshot, server),
-          network_policies(snapshot, server, &NetworkPolicy::ingress)};
+          network_policies(snapshot, server, &NetworkPolicy::ingress), server.strict};
 }
 
 Selection egress_selection(const Snapshot& snapshot, const Workload& client) {
-  return {{}, network_policies(snapshot, client, &NetworkPolicy::egress)};
+  return {{}, network_policies(snapshot, client, &NetworkPolicy::egress), false};
 }
 
 Verdict authorize_ingress(const Snapshot& snapshot, const Selection& selection, const Peer& client,
                           const Workload& server, Transport transport, std::uint16_t port) {
   if (is_itself(client.workload, &server)) return {};
   Verdict authorized;
-  if (transport == Transport::kTcp) {
+  if (transport == Transport::kTcp || selection.strict) {
     Flow flow(client, port);
     Authorization authorization;
     for (const AuthorizationPolicy* policy : selection.authorization)
       authorization.ask(*policy, flow);
     authorized = authorization.verdict();
   }
+  if (selection.strict && authorized.allowed && !has_way_in(selection))
+    return {false, std::string(kStrictDefault), -1, std::move(authorized.audit)};
   if (is_this_node(client, snapshot)) return authorized;
   return both(std::move(authorized),
               network_verdict(selection.network, &NetworkPolicy::ingress_rules,

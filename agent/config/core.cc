@@ -115,6 +115,10 @@ void read_annotations(Report& report, const Labels& annotations, Workload& workl
       workload.netns = value;
     } else if (name == "cgroup") {
       workload.cgroup = value;
+    } else if (name == "mode") {
+      workload.strict = value == "strict";
+      if (!workload.strict && value != "permissive")
+        report.error(path, "must be strict or permissive, not '" + value + "'");
     } else if (name == "addresses") {
       for (std::size_t at = 0; at <= value.size();) {
         std::size_t comma = std::min(value.find(',', at), value.size());

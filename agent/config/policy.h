@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -115,6 +116,7 @@ using NetworkPolicyPtr = std::shared_ptr<const NetworkPolicy>;
 struct Selection {
   std::vector<const AuthorizationPolicy*> authorization;  // ingress only
   std::vector<const NetworkPolicy*> network;
+  bool strict = false;  // the workload; ingress only
   friend auto operator<=>(const Selection&, const Selection&) = default;
 };
 
@@ -124,10 +126,12 @@ struct Peer {
   std::optional<IpAddress> address;    // none: not known
 };
 
+inline constexpr std::string_view kStrictDefault = "default of strict workloads";
+
 struct Verdict {
   bool allowed = true;
-  // Who says so: "ns/name" of an AuthorizationPolicy, "NetworkPolicy ns/name"; empty when nothing
-  // selects either end.
+  // Who says so: "ns/name" of an AuthorizationPolicy, "NetworkPolicy ns/name", kStrictDefault;
+  // empty when nothing selects either end.
   std::string policy;
   int rule = -1;  // index in the policy; -1: its default (nothing matched), or a refused policy
   struct Audit {
@@ -145,12 +149,13 @@ Verdict authorize(const Snapshot& snapshot, const Peer& client, const Peer& serv
                   Transport transport, std::uint16_t port);
 
 // What the server's policies say: AuthorizationPolicies and NetworkPolicies must both allow it.
-// AuthorizationPolicy: refused policies first, then DENY, then ALLOW as Istio combines them; TCP
-// only. A stranger is in no list of principals, namespaces or accounts, and so outside of every
-// not... list. Where the client's address is not known, what asks for it matches in a DENY policy
-// and does not in an ALLOW policy.
-// NetworkPolicy: where any selects the server, a rule of one of them must match; a block matches
-// by address, strangers and workloads alike. This node's own addresses are let in.
+// AuthorizationPolicy: refused policies first, then DENY, then ALLOW as Istio combines them; of TCP
+// only, but for strict workloads. A stranger is in no list of principals, namespaces or accounts,
+// and so outside of every not... list. Where the client's address is not known, what asks for it
+// matches in a DENY policy and does not in an ALLOW policy. NetworkPolicy: where any selects the
+// server, a rule of one of them must match; a block matches by address, strangers and workloads
+// alike. This node's own addresses are let in. A strict workload that neither an ALLOW policy nor a
+// NetworkPolicy selects lets nobody in.
 Verdict authorize_ingress(const Snapshot& snapshot, const Peer& client, const Workload& server,
                           Transport transport, std::uint16_t port);
 // What the client's NetworkPolicies say. Named ports are those of the server.

@@ -36,8 +36,9 @@ struct Workload {
   std::map<std::string, std::uint16_t>
       ports;  // WorkloadEntry.ports: a Service's port name -> number
   std::uint32_t weight = 1;
-  std::string netns;   // annotation undermesh.io/netns; empty: not enrolled here
-  std::string cgroup;  // annotation undermesh.io/cgroup
+  std::string netns;    // annotation undermesh.io/netns; empty: not enrolled here
+  std::string cgroup;   // annotation undermesh.io/cgroup
+  bool strict = false;  // annotation undermesh.io/mode; what nothing lets in is denied
 
   bool is_local() const { return !netns.empty() && !cgroup.empty(); }
   // "cluster.local/ns/<ns>/sa/<service account>", the principal without "spiffe://".

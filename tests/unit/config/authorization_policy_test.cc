@@ -206,6 +206,51 @@ TEST(Authorization, SpeaksOfTcpOnly) {
   EXPECT_TRUE(authorize(*compiled.snapshot, client, server, Transport::kUdp, 53).allowed);
 }
 
+TEST(Authorization, OfAStrictWorkloadIsDeniedUnlessSomethingLetsItIn) {
+  std::string world = kBooks;
+  const std::string plain = "metadata: {name: reviews, namespace: books}\nspec: {address";
+  world.replace(world.find(plain), plain.size(),
+                "metadata: {name: reviews, namespace: books, annotations: {undermesh.io/mode: "
+                "strict}}\nspec: {address");
+  const std::string network =
+      "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: n, namespace: "
+      "books}\nspec: {podSelector: {}, policyTypes: ";
+  const std::string page = "from: [{source: {principals: ['*/sa/productpage']}}]";
+  struct {
+    std::string policies, tcp, udp;
+  } cases[] = {
+      {"", "denied default of strict workloads", "denied default of strict workloads"},
+      {policy("action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]"),
+       "denied default of strict workloads", "denied default of strict workloads"},
+      {policy("action: DENY, rules: [{}]"), "denied books/p", "denied books/p"},
+      {policy("action: AUDIT, rules: [{}]"), "denied default of strict workloads",
+       "denied default of strict workloads"},
+      {policy("rules: [{" + page + "}]"), "allowed books/p", "allowed books/p"},
+      {policy("rules: [{to: [{operation: {ports: ['1']}}]}]"), "denied books/p", "denied books/p"},
+      {network + "[Egress], egress: [{}]}\n", "denied default of strict workloads",
+       "denied default of strict workloads"},
+      {network + "[Ingress], ingress: [{ports: [{port: 9080}]}]}\n",
+       "allowed NetworkPolicy books/n", "denied NetworkPolicy books/n"},
+  };
+  for (const auto& c : cases) {
+    auto compiled = compile_text(world + c.policies);
+    EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
+    const auto& workloads = compiled.snapshot->workloads;
+    const auto ask = [&](std::string_view server, Transport transport) {
+      const Verdict got = authorize(*compiled.snapshot, {workloads.at(books(kPage)).get(), {}},
+                                    {workloads.at(books(server)).get(), {}}, transport, 9080);
+      return (got.allowed ? "allowed " : "denied ") + got.policy;
+    };
+    EXPECT_EQ(ask("reviews", Transport::kTcp), c.tcp) << c.policies;
+    EXPECT_EQ(ask("reviews", Transport::kUdp), c.udp) << c.policies;
+    EXPECT_NE(ask("db", Transport::kUdp), "denied default of strict workloads");
+    EXPECT_TRUE(authorize(*compiled.snapshot, {workloads.at(books("reviews")).get(), {}},
+                          {workloads.at(books("reviews")).get(), {}}, Transport::kUdp, 1)
+                    .allowed)
+        << "itself";
+  }
+}
+
 TEST(Authorization, AnAuditPolicyIsNamedAndChangesNothing) {
   const std::string audit = policy(
       "action: AUDIT, rules: [{to: [{operation: {ports: ['1']}}]}, {from: [{source: "

@@ -297,6 +297,20 @@ spec:
             workload.name);
 }
 
+TEST(WorkloadEntry, HasAMode) {
+  const auto text = [](std::string_view mode) {
+    return "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: o\n  "
+           "annotations:\n    undermesh.io/mode: " +
+           std::string(mode) + "\nspec: {address: 10.0.0.1}\n";
+  };
+  EXPECT_TRUE(compile_text(text("strict")).snapshot->workloads.at({"default", "o"})->strict);
+  EXPECT_FALSE(compile_text(text("permissive")).snapshot->workloads.at({"default", "o"})->strict);
+  EXPECT_THAT(validate_text(text("Strict")),
+              ElementsAre("error t.yaml:6: WorkloadEntry default/o: "
+                          "metadata.annotations[\"undermesh.io/mode\"]: must be strict or "
+                          "permissive, not 'Strict'"));
+}
+
 TEST(WorkloadEntry, RefusesAnnotationsOfOursThatDoNothing) {
   EXPECT_THAT(validate_text("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  "
                             "name: o\n  annotations:\n    undermesh.io/on-proxy-failure: "
