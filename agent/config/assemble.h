@@ -19,7 +19,7 @@ struct Part {
 };
 
 struct Parts {
-  std::vector<Part<Service>> services;
+  std::vector<Part<ServicePart>> services;
   std::vector<Part<Workload>> workloads;
   std::vector<Part<EndpointSlice>> slices;
   std::vector<Part<VirtualService>> virtual_services;

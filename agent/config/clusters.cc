@@ -101,7 +101,7 @@ class EndpointFinder {
     if (slices == slices_.end()) return;
     for (const EndpointSlice* slice : slices->second)
       for (const EndpointSlice::Port& own : slice->ports) {
-        if (own.name != port.name) continue;
+        if (own.name != port.name || own.transport != port.transport()) continue;
         for (const IpAddress& ip : slice->addresses) {
           auto workload = snapshot_.workload_by_address.find(ip);
           bool known = workload != snapshot_.workload_by_address.end();
@@ -206,9 +206,10 @@ class ClusterBuilder {
   void add(const std::string& prefix, const ServicePtr& service,
            const std::vector<std::vector<Endpoint>>& endpoints, const MergedRule* merged) {
     for (std::size_t i = 0; i < service->ports.size(); ++i) {
-      std::uint16_t port = service->ports[i].port;
+      const std::uint16_t port = service->ports[i].port;
+      const Transport transport = service->ports[i].transport();
       PolicyBlocks base = base_policy(merged, port);
-      put(prefix, {"", service, port, "", endpoints[i], finished(base)});
+      put(prefix, {"", service, port, transport, "", endpoints[i], finished(base)});
       if (!merged) continue;
       for (const auto* rule : merged->rules)
         for (const DestinationRule::Subset& subset : rule->value.subsets) {
@@ -219,14 +220,16 @@ class ClusterBuilder {
             if (endpoint.workload ? has_labels(endpoint.workload->labels, subset.labels)
                                   : subset.labels.empty())
               chosen.push_back(endpoint);
-          put(prefix, {"", service, port, subset.name, std::move(chosen), finished(blocks)});
+          put(prefix,
+              {"", service, port, transport, subset.name, std::move(chosen), finished(blocks)});
         }
     }
   }
 
  private:
   void put(const std::string& prefix, Cluster cluster) {
-    cluster.name = cluster_name(cluster.service->host, cluster.port, cluster.subset);
+    cluster.name =
+        cluster_name(cluster.service->host, cluster.port, cluster.subset, cluster.transport);
     std::string key = prefix + cluster.name;
     if (clusters_.contains(key)) return;  // a subset of an older rule has the name
     ClusterPtr before;
@@ -265,10 +268,11 @@ void warn_of_tcp(const DestinationRule& rule, const Service& service, Report& re
                                                  [&](const auto& s) { return is_set(s.policy); });
   if (!sets) return;
   for (const ServicePort& port : service.ports)
-    if (port.protocol == Protocol::kTcp)
+    if (port.protocol != Protocol::kHttp)
       report.warn("spec.trafficPolicy", "has no effect on port " + std::to_string(port.port) +
                                             " of " + service.host +
-                                            ", which the kernel balances as TCP");
+                                            ", which the kernel balances as " +
+                                            (port.protocol == Protocol::kTcp ? "TCP" : "UDP"));
 }
 
 void warn_of_rules(const std::vector<Part<DestinationRule>>& rules, const Snapshot& snapshot) {
@@ -324,7 +328,12 @@ void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* 
 }
 
 void add_services(Parts& parts, const Snapshot* previous, Snapshot& snapshot) {
-  for (auto& [report, service] : parts.services) {
+  for (auto& [report, part] : parts.services) {
+    const Service& service = part.service;
+    if (!part.external_name.empty()) {
+      snapshot.external_names.emplace(service.host, part.external_name);
+      continue;
+    }
     for (const IpAddress& ip : service.addresses) {
       auto taken = snapshot.service_by_address.find(ip);
       if (taken != snapshot.service_by_address.end())
@@ -351,7 +360,7 @@ void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* p
   ClusterBuilder common(snapshot.clusters, previous ? &previous->clusters : nullptr);
   ClusterBuilder own(snapshot.client_clusters, previous ? &previous->client_clusters : nullptr);
   for (const auto& part : parts.services) {
-    auto found = snapshot.services.find(part.value.host);
+    auto found = snapshot.services.find(part.value.service.host);
     if (found == snapshot.services.end()) continue;
     const ServicePtr& service = found->second;
     auto endpoints = finder.find(*service, *part.report);

@@ -93,8 +93,7 @@ void read_object(Report& report, const CompileOptions& options, Parts& parts) {
     case Kind::kNamespace:
       return keep(parts.namespaces, read_namespace(report));
     case Kind::kService:
-      if (auto service = read_service(report)) keep(parts.services, *std::move(service));
-      return;
+      return keep(parts.services, read_service(report));
     case Kind::kEndpointSlice:
       return keep(parts.slices, read_endpoint_slice(report));
     case Kind::kWorkloadEntry:

@@ -6,6 +6,8 @@
 namespace mesh::config {
 namespace {
 
+constexpr std::string_view kAnnotations = "undermesh.io/";
+
 constexpr Field kWorkloadEntry[] = {{"address"},       {"ports"},         {"labels"},
                                     later("network"),  later("locality"), {"weight"},
                                     {"serviceAccount"}};
@@ -56,17 +58,24 @@ std::string read_target(const Fields& port, std::uint16_t number) {
   return name.value_or(std::to_string(number));
 }
 
+std::optional<Transport> read_transport(const Fields& port) {
+  const std::string protocol = port.text("protocol").value_or("TCP");
+  if (protocol == "TCP") return Transport::kTcp;
+  if (protocol == "UDP") return Transport::kUdp;
+  port.error("protocol", protocol == "SCTP" ? "SCTP is not supported; use TCP or UDP"
+                                            : "must be TCP or UDP, not '" + protocol + "'");
+  return {};
+}
+
 std::optional<ServicePort> read_service_port(const Fields& port) {
-  std::string transport = port.text("protocol").value_or("TCP");
-  if (transport != "TCP") {
-    port.warn("protocol", "the mesh carries TCP; this port is left alone");
-    return {};
-  }
+  const auto transport = read_transport(port);
+  if (!transport) return {};
   ServicePort result;
   result.name = port.text("name").value_or("");
   if (!port.has("port")) port.error("port", "is required");
   result.port = port.port("port").value_or(0);
-  result.protocol = read_protocol(port, result.name);
+  result.protocol =
+      *transport == Transport::kUdp ? Protocol::kUdp : read_protocol(port, result.name);
   result.target = read_target(port, result.port);
   return result;
 }
@@ -76,6 +85,7 @@ void read_service_addresses(const Fields& spec, Service& service) {
   std::string one = spec.text("clusterIP").value_or("");
   if (texts.empty() && !one.empty()) texts.push_back(one);
   for (const std::string& text : texts) {
+    service.headless = service.headless || text == "None";
     if (text == "None" || text.empty()) continue;
     auto address = IpAddress::parse(text);
     if (!address)
@@ -84,6 +94,34 @@ void read_service_addresses(const Fields& spec, Service& service) {
       spec.error("clusterIP", "a service cannot have the address " + text);
     else
       service.addresses.push_back(address.value());
+  }
+}
+
+void read_affinity(const Fields& spec, Service& service) {
+  const std::string kind = spec.text("sessionAffinity").value_or("None");
+  if (kind != "ClientIP") {
+    if (kind != "None")
+      spec.error("sessionAffinity", "must be None or ClientIP, not '" + kind + "'");
+    return;
+  }
+  std::optional<std::int64_t> seconds;
+  if (auto config = spec.message("sessionAffinityConfig", {}))
+    if (auto client = config->message("clientIP", {}))
+      seconds = client->number("timeoutSeconds", 1, 86'400);
+  service.affinity = std::chrono::seconds(seconds.value_or(10'800));
+}
+
+void read_service_annotations(Report& report, Service& service) {
+  for (const auto& [key, value] : read_metadata(report).annotations) {
+    if (!key.starts_with(kAnnotations)) continue;
+    std::string path = path_of_key("metadata.annotations", key);
+    if (std::string_view(key).substr(kAnnotations.size()) != "on-endpoint-removal")
+      report.error(path, "not supported; remove the annotation");
+    else if (value != "reset")
+      report.error(path,
+                   "must be reset, not '" + value + "'; without it connections are left alone");
+    else
+      service.resets_on_removal = true;
   }
 }
 
@@ -106,10 +144,9 @@ void add_workload_address(Report& report, const std::string& path, std::string_v
 }
 
 void read_annotations(Report& report, const Labels& annotations, Workload& workload) {
-  constexpr std::string_view kPrefix = "undermesh.io/";
   for (const auto& [key, value] : annotations) {
-    if (!key.starts_with(kPrefix)) continue;
-    std::string_view name = std::string_view(key).substr(kPrefix.size());
+    if (!key.starts_with(kAnnotations)) continue;
+    std::string_view name = std::string_view(key).substr(kAnnotations.size());
     std::string path = path_of_key("metadata.annotations", key);
     if (name == "netns") {
       workload.netns = value;
@@ -150,27 +187,32 @@ void read_slice_endpoint(const Fields& endpoint, EndpointSlice& slice) {
 
 }  // namespace
 
-std::optional<Service> read_service(Report& report) {
+ServicePart read_service(Report& report) {
   const ObjectKey& key = report.object().key;
   Fields spec = open_spec(report, {}, Strictness::kLenient);
-  Service service;
+  ServicePart part;
+  Service& service = part.service;
   service.name = {key.ns, key.name};
   service.host = key.name + "." + key.ns + ".svc.cluster.local";
   if (spec.text("type").value_or("") == "ExternalName") {
-    spec.warn("type", "ExternalName services are not routed by the mesh; this one is left alone");
-    return {};
+    part.external_name = lower(spec.required_text("externalName").value_or(""));
+    if (part.external_name.ends_with('.')) part.external_name.pop_back();
+    if (!part.external_name.empty() &&
+        (!is_host(part.external_name) || part.external_name[0] == '*'))
+      spec.error("externalName", "must be a DNS name");
+    return part;
   }
-  if (spec.text("sessionAffinity").value_or("None") != "None")
-    spec.warn("sessionAffinity", "not honoured by the mesh");
   for (const Fields& port : spec.messages("ports", {})) {
     auto read = read_service_port(port);
     if (!read) continue;
-    if (service.find_port(read->port)) port.error("port", "is given twice");
+    if (service.find_port(read->port, read->transport())) port.error("port", "is given twice");
     service.ports.push_back(*std::move(read));
   }
   read_service_addresses(spec, service);
   service.selector = spec.labels("selector");
-  return service;
+  read_affinity(spec, service);
+  read_service_annotations(report, service);
+  return part;
 }
 
 EndpointSlice read_endpoint_slice(Report& report) {
@@ -190,9 +232,10 @@ EndpointSlice read_endpoint_slice(Report& report) {
     return slice;
   }
   for (const Fields& port : top.messages("ports", {})) {
-    if (port.text("protocol").value_or("TCP") != "TCP") continue;
-    if (auto number = port.port("port"))
-      slice.ports.push_back({port.text("name").value_or(""), *number});
+    const auto transport = read_transport(port);
+    const auto number = port.port("port");
+    if (transport && number)
+      slice.ports.push_back({port.text("name").value_or(""), *number, *transport});
   }
   for (const Fields& endpoint : top.messages("endpoints", {})) read_slice_endpoint(endpoint, slice);
   return slice;

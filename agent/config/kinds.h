@@ -29,6 +29,7 @@ struct EndpointSlice {
   struct Port {
     std::string name;
     std::uint16_t port = 0;
+    Transport transport = Transport::kTcp;
   };
   ObjectName name;
   std::string service;  // label kubernetes.io/service-name, in the slice's namespace
@@ -71,7 +72,11 @@ struct PolicyPart {
   std::vector<std::string> http_fields;  // paths of fields that only HTTP can judge
 };
 
-std::optional<Service> read_service(Report& report);  // nullopt without error: not for the mesh
+struct ServicePart {
+  Service service;
+  std::string external_name;  // of an ExternalName service, which has nothing else
+};
+ServicePart read_service(Report& report);
 EndpointSlice read_endpoint_slice(Report& report);
 Workload read_workload_entry(Report& report);
 VirtualService read_virtual_service(Report& report);  // hosts as written

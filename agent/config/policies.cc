@@ -11,7 +11,7 @@ std::set<ObjectName> http_workloads(const Snapshot& snapshot) {
   std::set<ObjectName> names;
   for (const auto& [name, cluster] : snapshot.clusters) {
     if (!cluster->subset.empty()) continue;
-    const ServicePort* port = cluster->service->find_port(cluster->port);
+    const ServicePort* port = cluster->service->find_port(cluster->port, cluster->transport);
     if (!port || port->protocol != Protocol::kHttp) continue;
     for (const Endpoint& endpoint : cluster->endpoints)
       if (endpoint.workload) names.insert(endpoint.workload->name);

@@ -31,11 +31,12 @@ class KeyText {
     }
     return *this;
   }
-  KeyText& cluster(std::string_view host, std::uint16_t port, std::string_view subset) {
+  KeyText& cluster(std::string_view host, std::uint16_t port, std::string_view subset,
+                   Transport transport) {
     std::array<char, 8> digits;
     char* end = std::to_chars(digits.data(), digits.data() + digits.size(), port).ptr;
-    return *this << "outbound|" << std::string_view(digits.data(), end) << "|" << subset << "|"
-                 << host;
+    return *this << "outbound|" << std::string_view(digits.data(), end)
+                 << (transport == Transport::kUdp ? "/udp|" : "|") << subset << "|" << host;
   }
   std::string_view view() const {
     return spilled_.empty() ? std::string_view(small_.data(), size_) : std::string_view(spilled_);
@@ -70,9 +71,10 @@ std::string Workload::principal() const {
   return "cluster.local/ns/" + name.ns + "/sa/" + service_account;
 }
 
-const ServicePort* Service::find_port(std::uint16_t port) const {
-  auto found =
-      std::find_if(ports.begin(), ports.end(), [&](const auto& p) { return p.port == port; });
+const ServicePort* Service::find_port(std::uint16_t port, Transport transport) const {
+  auto found = std::find_if(ports.begin(), ports.end(), [&](const auto& p) {
+    return p.port == port && p.transport() == transport;
+  });
   return found == ports.end() ? nullptr : &*found;
 }
 
@@ -101,20 +103,21 @@ const HostRoutes* HostTable::find(std::string_view host) const {
 }
 
 ClusterPtr Snapshot::find_cluster(std::string_view client_ns, std::string_view host,
-                                  std::uint16_t port, std::string_view subset) const {
+                                  std::uint16_t port, std::string_view subset,
+                                  Transport transport) const {
   if (!client_clusters.empty()) {
     // Where the client's namespace has a rule for the host, that rule alone counts: its subsets,
     // and no others. The cluster without subset is there whenever the rule is.
     KeyText whole;
     whole << client_ns << "/";
-    if (auto own = find_in(client_clusters, whole.cluster(host, port, ""))) {
+    if (auto own = find_in(client_clusters, whole.cluster(host, port, "", transport))) {
       if (subset.empty()) return own;
       KeyText part;
       part << client_ns << "/";
-      return find_in(client_clusters, part.cluster(host, port, subset));
+      return find_in(client_clusters, part.cluster(host, port, subset, transport));
     }
   }
-  return find_in(clusters, KeyText().cluster(host, port, subset));
+  return find_in(clusters, KeyText().cluster(host, port, subset, transport));
 }
 
 const GatewayServer* Snapshot::find_gateway_server(const SocketAddress& bind,
@@ -148,8 +151,9 @@ std::string qualified_host(const Snapshot& snapshot, std::string_view host, std:
   return snapshot.services.contains(full) ? full : name;
 }
 
-std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset) {
-  return std::string(KeyText().cluster(host, port, subset).view());
+std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset,
+                         Transport transport) {
+  return std::string(KeyText().cluster(host, port, subset, transport).view());
 }
 
 }  // namespace mesh::config

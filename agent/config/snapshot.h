@@ -47,13 +47,17 @@ struct Workload {
 };
 using WorkloadPtr = std::shared_ptr<const Workload>;
 
-enum class Protocol : std::uint8_t { kTcp, kHttp };
+enum class Protocol : std::uint8_t { kTcp, kHttp, kUdp };
 
 struct ServicePort {
   std::string name;
   std::uint16_t port = 0;
   Protocol protocol = Protocol::kTcp;
   std::string target;  // targetPort: a number or a name; never empty
+
+  Transport transport() const {
+    return protocol == Protocol::kUdp ? Transport::kUdp : Transport::kTcp;
+  }
   friend bool operator==(const ServicePort&, const ServicePort&) = default;
 };
 
@@ -61,10 +65,13 @@ struct Service {
   ObjectName name;
   std::string host;                  // "reviews.default.svc.cluster.local"
   std::vector<IpAddress> addresses;  // virtual addresses; empty when headless
-  std::vector<ServicePort> ports;
+  bool headless = false;             // clusterIP: None
+  std::vector<ServicePort> ports;    // one number may be there twice: TCP or HTTP, and UDP
   Labels selector;
+  std::optional<std::chrono::seconds> affinity;  // sessionAffinity ClientIP: for so long
+  bool resets_on_removal = false;  // annotation undermesh.io/on-endpoint-removal: reset
 
-  const ServicePort* find_port(std::uint16_t port) const;
+  const ServicePort* find_port(std::uint16_t port, Transport transport = Transport::kTcp) const;
   friend bool operator==(const Service&, const Service&) = default;
 };
 using ServicePtr = std::shared_ptr<const Service>;
@@ -121,9 +128,12 @@ struct TrafficPolicy {
 
 // The endpoints that one route destination chooses among.
 struct Cluster {
-  std::string name;  // "outbound|9080|v1|reviews.default.svc.cluster.local"; key of all live state
+  // "outbound|9080|v1|reviews.default.svc.cluster.local", "outbound|53/udp||..."; key of all live
+  // state
+  std::string name;
   ServicePtr service;
   std::uint16_t port = 0;  // the service's port
+  Transport transport = Transport::kTcp;
   std::string subset;
   std::vector<Endpoint> endpoints;
   TrafficPolicy policy;
@@ -225,7 +235,8 @@ struct Snapshot {
   std::unordered_map<IpAddress, WorkloadPtr> workload_by_address;
   std::map<std::string, ServicePtr, std::less<>> services;  // by host
   std::unordered_map<IpAddress, ServicePtr> service_by_address;
-  StringMap<ClusterPtr> clusters;  // by name, as seen from the service's namespace
+  StringMap<std::string> external_names;  // of ExternalName services: the name behind each host
+  StringMap<ClusterPtr> clusters;         // by name, as seen from the service's namespace
   // What a DestinationRule of the client's own namespace makes of a service of another: key
   // "<client ns>/<cluster name>".
   StringMap<ClusterPtr> client_clusters;
@@ -241,7 +252,7 @@ struct Snapshot {
 
   // The cluster as a client of `client_ns` sees it; null when service, port or subset is unknown.
   ClusterPtr find_cluster(std::string_view client_ns, std::string_view host, std::uint16_t port,
-                          std::string_view subset) const;
+                          std::string_view subset, Transport transport = Transport::kTcp) const;
   // The VirtualService for mesh clients of `host` (no port, lower case); null when none.
   const HostRoutes* find_mesh_routes(std::string_view host) const { return mesh_hosts.find(host); }
   // The server of the listener at `bind` (as the listener was bound) that serves `host`: the most
@@ -254,6 +265,7 @@ using SnapshotPtr = std::shared_ptr<const Snapshot>;
 // `ns`: short names are of that namespace; "name.ns" and "name.ns.svc" where such a Service exists.
 std::string qualified_host(const Snapshot& snapshot, std::string_view host, std::string_view ns);
 
-std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset);
+std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset,
+                         Transport transport = Transport::kTcp);
 
 }  // namespace mesh::config

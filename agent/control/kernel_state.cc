@@ -224,7 +224,8 @@ datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
   }
   for (const auto& [host, service] : input.snapshot.services)
     for (const config::ServicePort& port : service->ports)
-      add_service(input, *service, port, numbers, state);
+      if (port.transport() == config::Transport::kTcp)
+        add_service(input, *service, port, numbers, state);
   return state;
 }
 

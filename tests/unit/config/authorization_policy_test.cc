@@ -213,7 +213,8 @@ TEST(Authorization, OfAStrictWorkloadIsDeniedUnlessSomethingLetsItIn) {
                 "metadata: {name: reviews, namespace: books, annotations: {undermesh.io/mode: "
                 "strict}}\nspec: {address");
   const std::string network =
-      "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: n, namespace: "
+      "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: net, "
+      "namespace: "
       "books}\nspec: {podSelector: {}, policyTypes: ";
   const std::string page = "from: [{source: {principals: ['*/sa/productpage']}}]";
   struct {
@@ -230,7 +231,7 @@ TEST(Authorization, OfAStrictWorkloadIsDeniedUnlessSomethingLetsItIn) {
       {network + "[Egress], egress: [{}]}\n", "denied default of strict workloads",
        "denied default of strict workloads"},
       {network + "[Ingress], ingress: [{ports: [{port: 9080}]}]}\n",
-       "allowed NetworkPolicy books/n", "denied NetworkPolicy books/n"},
+       "allowed NetworkPolicy books/net", "denied NetworkPolicy books/net"},
   };
   for (const auto& c : cases) {
     auto compiled = compile_text(world + c.policies);

@@ -176,14 +176,27 @@ TEST(Kinds, AreRefusedWithPlaceAndRemedy) {
         "warning 4: spec.ports[1].appProtocol: kubernetes.io/h2c is carried as TCP for now: "
         "balanced "
         "by connection, without HTTP routes"}},
+      {"Service", "spec: {ports: [{port: 53, protocol: UDP}], sessionAffinity: ClientIP}\n", {}},
       {"Service",
-       "spec: {ports: [{port: 53, protocol: UDP}], sessionAffinity: ClientIP}\n",
-       {"warning 4: spec.sessionAffinity: not honoured by the mesh",
-        "warning 4: spec.ports[0].protocol: the mesh carries TCP; this port is left alone"}},
+       "spec: {ports: [{port: 53, protocol: SCTP}, {port: 54, protocol: x}, {port: 1, protocol: "
+       "UDP}, {port: 1, protocol: UDP}, {port: 1}]}\n",
+       {"error 4: spec.ports[0].protocol: SCTP is not supported; use TCP or UDP",
+        "error 4: spec.ports[1].protocol: must be TCP or UDP, not 'x'",
+        "error 4: spec.ports[3].port: is given twice"}},
       {"Service",
-       "spec: {type: ExternalName, externalName: a.b}\n",
-       {"warning 4: spec.type: ExternalName services are not routed by the mesh; this one is left "
-        "alone"}},
+       "spec: {sessionAffinity: Cookie}\n",
+       {"error 4: spec.sessionAffinity: must be None or ClientIP, not 'Cookie'"}},
+      {"Service",
+       "spec: {sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: "
+       "86401}}}\n",
+       {"error 4: spec.sessionAffinityConfig.clientIP.timeoutSeconds: must be a whole number from "
+        "1 "
+        "to 86400, not 86401 (a number)"}},
+      {"Service", "spec: {type: ExternalName, externalName: a.b}\n", {}},
+      {"Service", "spec: {type: ExternalName}\n", {"error 4: spec.externalName: is required"}},
+      {"Service",
+       "spec: {type: ExternalName, externalName: 'a b'}\n",
+       {"error 4: spec.externalName: must be a DNS name"}},
       {"EndpointSlice",
        "endpoints: [{addresses: [127.0.0.1]}, {addresses: [x]}]\n",
        {"warning 3: metadata.labels: the label kubernetes.io/service-name is missing: the slice "
@@ -264,6 +277,87 @@ TEST(Service, KnowsHttpByNameAndAppProtocol) {
   EXPECT_EQ(service.addresses.size(), 2u);
   EXPECT_EQ(compiled.snapshot->service_by_address.at(IpAddress::parse("fd78::1").value())->host,
             service.host);
+}
+
+TEST(Service, HasUdpPortsBesideTcpPortsOfTheSameNumber) {
+  auto compiled = compile_text(object("Service", R"(spec:
+  selector: {app: dns}
+  ports:
+  - {name: dns, port: 53, protocol: UDP, targetPort: 5353}
+  - {name: dns-tcp, port: 53}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: w}
+spec: {address: 10.0.0.1, labels: {app: dns}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s, labels: {kubernetes.io/service-name: o}}
+ports: [{name: dns, port: 54, protocol: UDP}, {name: dns-tcp, port: 55}, {name: dns, port: 56}]
+endpoints: [{addresses: [10.0.0.2]}]
+)"));
+  EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
+  const Snapshot& snapshot = *compiled.snapshot;
+  const std::string host = "o.default.svc.cluster.local";
+  const Service& service = *snapshot.services.at(host);
+  EXPECT_EQ(service.find_port(53)->name, "dns-tcp");
+  EXPECT_EQ(service.find_port(53, Transport::kUdp)->name, "dns");
+  const auto endpoints = [&](Transport transport) {
+    std::vector<std::string> texts;
+    for (const auto& e : snapshot.find_cluster("default", host, 53, "", transport)->endpoints)
+      texts.push_back(e.address.to_string());
+    return texts;
+  };
+  EXPECT_THAT(endpoints(Transport::kUdp), ElementsAre("10.0.0.1:5353", "10.0.0.2:54"));
+  EXPECT_THAT(endpoints(Transport::kTcp), ElementsAre("10.0.0.1:53", "10.0.0.2:55"));
+  EXPECT_EQ(snapshot.find_cluster("default", host, 53, "", Transport::kUdp)->name,
+            "outbound|53/udp||" + host);
+}
+
+TEST(Service, KeepsClientsAtTheirEndpointsWhereItSaysSo) {
+  const auto affinity = [](std::string_view spec) {
+    auto compiled = compile_text(object("Service", "spec: {" + std::string(spec) + "}\n"));
+    return compiled.snapshot->services.at("o.default.svc.cluster.local")->affinity;
+  };
+  EXPECT_EQ(affinity("sessionAffinity: None"), std::nullopt);
+  EXPECT_EQ(affinity("sessionAffinity: ClientIP"), std::chrono::hours(3));
+  EXPECT_EQ(affinity("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: "
+                     "{timeoutSeconds: 9}}"),
+            std::chrono::seconds(9));
+}
+
+TEST(Service, IsHeadlessOrANameElsewhere) {
+  auto headless = compile_text(object("Service", "spec: {clusterIP: None}\n"));
+  EXPECT_TRUE(headless.snapshot->services.at("o.default.svc.cluster.local")->headless);
+  auto external = compile_text(
+      object("Service",
+             "spec: {type: ExternalName, externalName: DB.example.com., ports: [{port: 1}]}\n"));
+  EXPECT_THAT(external.snapshot->services, IsEmpty());
+  EXPECT_THAT(external.snapshot->external_names,
+              ElementsAre(Pair("o.default.svc.cluster.local", "db.example.com")));
+}
+
+TEST(Service, ResetsConnectionsToEndpointsThatAreGoneWhereItSaysSo) {
+  const auto text = [](std::string_view annotation) {
+    return "apiVersion: v1\nkind: Service\nmetadata:\n  name: o\n  annotations:\n    "
+           "undermesh.io/" +
+           std::string(annotation) + "\n    other.io/x: z\nspec: {}\n";
+  };
+  const std::string host = "o.default.svc.cluster.local";
+  EXPECT_FALSE(
+      compile_text(object("Service", "spec: {}\n")).snapshot->services.at(host)->resets_on_removal);
+  EXPECT_TRUE(compile_text(text("on-endpoint-removal: reset"))
+                  .snapshot->services.at(host)
+                  ->resets_on_removal);
+  EXPECT_THAT(validate_text(text("on-endpoint-removal: keep")),
+              ElementsAre("error t.yaml:6: Service default/o: "
+                          "metadata.annotations[\"undermesh.io/on-endpoint-removal\"]: must be "
+                          "reset, not 'keep'; without it connections are left alone"));
+  EXPECT_THAT(validate_text(text("mode: strict")),
+              ElementsAre("error t.yaml:6: Service default/o: "
+                          "metadata.annotations[\"undermesh.io/mode\"]: not supported; remove the "
+                          "annotation"));
 }
 
 TEST(WorkloadEntry, ReadsAnnotationsAndAccount) {
