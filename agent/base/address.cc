@@ -86,8 +86,10 @@ Result<IpBlock> IpBlock::parse(std::string_view text) {
   MESH_TRY(auto base, IpAddress::parse(text.substr(0, slash)));
   int bits = base.is_v4() ? 32 : 128;
   if (slash == std::string_view::npos) return IpBlock{base, bits};
-  MESH_TRY(auto length, parse_number(text.substr(slash + 1), static_cast<unsigned>(bits)));
-  return IpBlock{base, static_cast<int>(length)};
+  auto length = parse_number(text.substr(slash + 1), static_cast<unsigned>(bits));
+  if (!length)
+    return bad("the prefix length must be 0.." + std::to_string(bits) + ", not as in", text);
+  return IpBlock{base, static_cast<int>(length.value())};
 }
 
 bool IpBlock::contains(const IpAddress& ip) const {

@@ -162,10 +162,8 @@ class PolicyReader {
     source.not_service_accounts = Values{fields, "notServiceAccounts"}.accounts();
     source.ip_blocks = Values{fields, "ipBlocks"}.blocks();
     source.not_ip_blocks = Values{fields, "notIpBlocks"}.blocks();
-    std::size_t http_before = part_.http_fields.size();
     note_http(fields, kHttpSource);
-    if (is_empty(source) && part_.http_fields.size() == http_before)
-      fields.error("", "must not be empty");
+    if (fields.is_empty()) fields.error("", "must not be empty");
     bool accounts = !source.service_accounts.empty() || !source.not_service_accounts.empty();
     bool others = !source.principals.empty() || !source.not_principals.empty() ||
                   !source.namespaces.empty() || !source.not_namespaces.empty();
@@ -176,10 +174,8 @@ class PolicyReader {
 
   PortMatch read_operation(const Fields& fields) {
     PortMatch ports{Values{fields, "ports"}.ports(), Values{fields, "notPorts"}.ports()};
-    std::size_t http_before = part_.http_fields.size();
     note_http(fields, kHttpOperation);
-    if (ports == PortMatch{} && part_.http_fields.size() == http_before)
-      fields.error("", "must not be empty");
+    if (fields.is_empty()) fields.error("", "must not be empty");
     return ports;
   }
 
@@ -208,7 +204,7 @@ class PolicyReader {
     } else {
       fields.error("key", "'" + *key + "' is not supported yet");
     }
-    if (fields.texts("values").empty() && fields.texts("notValues").empty())
+    if (!fields.is_set("values") && !fields.is_set("notValues"))
       fields.error("", "must have values or notValues");
     if (!is_empty(source)) rule.when.push_back(std::move(source));
   }

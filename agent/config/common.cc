@@ -30,15 +30,6 @@ Fields open_spec(Report& report, Schema schema, Strictness strictness) {
   return Fields(report, object_or_empty(top, "spec"), "spec", schema, strictness);
 }
 
-bool read_own_namespace_only(const Fields& spec) {
-  std::vector<std::string> scopes = spec.texts("exportTo");
-  if (scopes.empty()) return false;
-  for (const std::string& scope : scopes)
-    if (scope != "*" && scope != ".")
-      spec.error("exportTo", "'" + scope + "' is not supported yet; use \"*\" or \".\"");
-  return std::find(scopes.begin(), scopes.end(), "*") == scopes.end();
-}
-
 bool is_endpoint_address(const IpAddress& ip) {
   static const IpAddress kMetadata[] = {IpAddress::parse("fd00:ec2::254").value(),
                                         IpAddress::v4(100, 100, 100, 200)};

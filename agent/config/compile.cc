@@ -158,9 +158,9 @@ void refuse_duplicates(std::deque<Item>& items) {
   for (Item& item : items) {
     auto [owner, is_new] = owners.emplace(item.object->key, item.object.get());
     if (!is_new)
-      item.report.error(
-          "metadata.name",
-          "the same object is also in " + file_or_source(*owner->second) + "; keep one of the two");
+      item.report.error("metadata.name",
+                        "is also in " + file_or_source(*owner->second) +
+                            "; an object has one owner: remove it from all but one");
   }
 }
 

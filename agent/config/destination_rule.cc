@@ -179,6 +179,16 @@ DestinationPolicy read_policy(const Fields& parent) {
   return policy;
 }
 
+// exportTo: true for "." alone. Anything but absent, "*" and "." is refused.
+bool read_own_namespace_only(const Fields& spec) {
+  std::vector<std::string> scopes = spec.texts("exportTo");
+  if (scopes.empty()) return false;
+  for (const std::string& scope : scopes)
+    if (scope != "*" && scope != ".")
+      spec.error("exportTo", "'" + scope + "' is not supported yet; use \"*\" or \".\"");
+  return std::find(scopes.begin(), scopes.end(), "*") == scopes.end();
+}
+
 }  // namespace
 
 DestinationRule read_destination_rule(Report& report) {

@@ -126,6 +126,16 @@ const json::value* Fields::find(std::string_view name) const {
   return value && !value->is_null() ? value : nullptr;
 }
 
+bool Fields::is_set(std::string_view name) const {
+  const json::value* value = find(name);
+  return value && !is_default(*value);
+}
+
+bool Fields::is_empty() const {
+  return std::all_of(object_->begin(), object_->end(),
+                     [](const auto& member) { return is_default(member.value()); });
+}
+
 std::optional<std::string> Fields::text(std::string_view name) const {
   const json::value* value = find(name);
   if (!value) return {};

@@ -72,6 +72,8 @@ class Fields {
 
   const boost::json::value* find(std::string_view name) const;  // null: absent
   bool has(std::string_view name) const { return find(name) != nullptr; }
+  bool is_set(std::string_view name) const;  // to more than the default of its type
+  bool is_empty() const;                     // no field is set, known or not
 
   std::optional<std::string> text(std::string_view name) const;
   std::optional<std::string> required_text(std::string_view name) const;

@@ -22,9 +22,6 @@ Metadata read_metadata(Report& report);
 // The object's spec under its table; an absent spec is an empty one. Strict: the top level too.
 Fields open_spec(Report& report, Schema schema, Strictness strictness = Strictness::kStrict);
 
-// exportTo: true for "." alone. Anything but absent, "*" and "." is refused.
-bool read_own_namespace_only(const Fields& spec);
-
 struct EndpointSlice {
   struct Port {
     std::string name;

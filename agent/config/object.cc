@@ -72,7 +72,7 @@ std::string Problem::to_string() const {
   std::string text = file;
   if (!file.empty() && line > 0) text += ":" + std::to_string(line);
   if (!text.empty()) text += ": ";
-  text += object.to_string() + ": ";
+  if (!object.kind.empty()) text += object.to_string() + ": ";
   if (!field.empty()) text += field + ": ";
   return text + message;
 }

@@ -42,7 +42,7 @@ bool is_policy(const ObjectKey& key);
 struct Problem {
   enum class Severity : std::uint8_t { kError, kWarning };
   Severity severity = Severity::kError;
-  ObjectKey object;
+  ObjectKey object;  // none (no kind): of a file as a whole
   std::string file;
   int line = 0;
   std::string field;    // "spec.http[0].rewrite"
@@ -56,11 +56,17 @@ struct Problem {
 Result<Object> make_object(boost::json::object tree, std::string file = {},
                            std::map<std::string, int> lines = {});
 
-// All documents of a YAML or JSON text (List kinds are flattened, empty documents skipped). Fails
-// as a whole on a syntax error, a duplicate key, or past the limits: 16 MiB of text, 1 MiB an
-// object, depth 64, 10,000 objects. Scalars are read as kubectl reads them: unquoted yes, no, on,
-// off, y and n are booleans, 0755 is octal, dates are strings. Anchors are fine; aliases and merge
-// keys are refused.
+// All documents of a YAML or JSON text (List kinds are flattened, empty documents skipped). A
+// document that is no object is an error and the next is read; a syntax error, a duplicate key, or
+// a limit (16 MiB of text, 1 MiB an object, depth 64, 10,000 objects) ends it. Scalars are read as
+// kubectl reads them: unquoted yes, no, on, off, y and n are booleans, 0755 is octal, dates are
+// strings. Anchors are fine; aliases and merge keys are refused.
+struct Parsed {
+  std::vector<Object> objects;
+  std::vector<std::string> errors;  // "reviews.yaml:14: ...", in the order of the text
+};
+Parsed parse_text(std::string_view text, std::string_view file);
+// The same, but for an error it fails as a whole.
 Result<std::vector<Object>> parse_objects(std::string_view text, std::string_view file);
 
 struct CompileOptions {

@@ -43,7 +43,14 @@ class TreeBuilder {
     if (documents.size() >= kMaxObjects) throw Stop{line, "too many documents in one text"};
     documents.emplace_back();
     stack_.clear();
-    note("", line);
+    is_open_ = true;
+  }
+  void end_document() { is_open_ = false; }
+  // After an error: those before it.
+  std::vector<Document> take_whole() {
+    if (is_open_) documents.pop_back();
+    is_open_ = false;
+    return std::move(documents);
   }
   bool wants_key() const {
     return !stack_.empty() && stack_.back().value.is_object() && !stack_.back().key;
@@ -57,7 +64,7 @@ class TreeBuilder {
   }
   void begin(json::value container, int line) {
     if (stack_.size() >= kMaxDepth) throw Stop{line, "nested too deeply"};
-    std::string path = stack_.empty() ? "" : item_path(line);
+    std::string path = item_path(line);
     stack_.push_back({std::move(container), {}, std::move(path)});
   }
   void end() {
@@ -66,7 +73,7 @@ class TreeBuilder {
     place(std::move(done));
   }
   void scalar(json::value value, int line) {
-    if (!stack_.empty()) item_path(line);
+    item_path(line);
     place(std::move(value));
   }
 
@@ -83,6 +90,10 @@ class TreeBuilder {
     return path_of_item(frame.path, frame.value.get_array().size());
   }
   std::string item_path(int line) {
+    if (stack_.empty()) {
+      note("", line);  // where the content begins, not its "---"
+      return "";
+    }
     if (++values_ > kMaxValues) throw Stop{line, "more than a million values in one text"};
     std::string path = child_path();
     if (!stack_.back().key) note(path, line);
@@ -105,6 +116,7 @@ class TreeBuilder {
 
   std::vector<Frame> stack_;
   std::size_t values_ = 0;
+  bool is_open_ = false;
 };
 
 class YamlEvents : public YAML::EventHandler {
@@ -112,7 +124,7 @@ class YamlEvents : public YAML::EventHandler {
   explicit YamlEvents(TreeBuilder& builder) : builder_(builder) {}
 
   void OnDocumentStart(const YAML::Mark& mark) override { builder_.begin_document(line(mark)); }
-  void OnDocumentEnd() override {}
+  void OnDocumentEnd() override { builder_.end_document(); }
   void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
     if (builder_.wants_key()) throw Stop{line(mark), "a key must not be empty"};
     builder_.scalar(nullptr, line(mark));
@@ -183,7 +195,10 @@ struct JsonEvents {
     builder->begin_document(line);
     return true;
   }
-  bool on_document_end(Code&) { return true; }
+  bool on_document_end(Code&) {
+    builder->end_document();
+    return true;
+  }
   bool on_object_begin(Code&) {
     builder->begin(json::object(), line);
     return true;
@@ -233,9 +248,8 @@ struct JsonEvents {
 
 constexpr std::string_view kBlank = " \t\r\n";
 
-// Strict JSON documents one after the other; nullopt where the text is not that.
-std::optional<std::vector<Document>> read_json(std::string_view text) {
-  TreeBuilder builder;
+// Strict JSON documents one after the other; false where the text is not that.
+bool read_json(std::string_view text, TreeBuilder& builder) {
   json::parse_options options;
   options.max_depth = kMaxDepth + 8;  // the builder, which knows the line, refuses first
   std::optional<json::basic_parser<JsonEvents>> parser;
@@ -254,24 +268,21 @@ std::optional<std::vector<Document>> read_json(std::string_view text) {
       parser->handler().line = line;
       json::error_code error;
       std::size_t used = parser->write_some(true, chunk.data(), chunk.size(), error);
-      if (error) return {};
+      if (error) return false;
       chunk.remove_prefix(used);
       if (parser->done()) parser.reset();
     }
     ++line;
   }
-  if (parser) return {};  // ends in the middle of a document
-  return std::move(builder.documents);
+  return !parser;  // else it ends in the middle of a document
 }
 
-std::vector<Document> read_yaml(std::string_view text) {
+void read_yaml(std::string_view text, TreeBuilder& builder) {
   std::istringstream stream{std::string(text)};
   YAML::Parser parser(stream);
-  TreeBuilder builder;
   YamlEvents events(builder);
   while (parser.HandleNextDocument(events)) {
   }
-  return std::move(builder.documents);
 }
 
 std::optional<int> line_of_bad_byte(std::string_view text) {
@@ -302,27 +313,18 @@ std::optional<int> line_of_bad_byte(std::string_view text) {
   return {};
 }
 
-Error error_at(std::string_view file, int line, std::string_view message) {
-  std::string place = std::string(file.empty() ? "line " : file);
-  if (!file.empty()) place += ":";
-  return {Errc::invalid_argument, place + std::to_string(line) + ": " + std::string(message)};
-}
-
-Result<std::vector<Document>> read_documents(std::string_view text, std::string_view file) {
+// Throws Stop or a YAML::Exception; what was read before is in the builder then.
+void read_documents(std::string_view text, TreeBuilder& builder) {
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
-  if (text.size() > kMaxText) return error_at(file, 1, "more than 16 MiB of text");
+  if (text.size() > kMaxText) throw Stop{1, "more than 16 MiB of text"};
   if (auto line = line_of_bad_byte(text))
-    return error_at(file, *line, "not UTF-8 text, or a control character");
-  try {
-    std::size_t start = text.find_first_not_of(kBlank);
-    if (start != std::string_view::npos && (text[start] == '{' || text[start] == '['))
-      if (auto documents = read_json(text)) return std::move(*documents);
-    return read_yaml(text);
-  } catch (const Stop& stop) {
-    return error_at(file, stop.line, stop.message);
-  } catch (const YAML::Exception& exception) {
-    return error_at(file, exception.mark.line + 1, exception.msg);
+    throw Stop{*line, "not UTF-8 text, or a control character"};
+  std::size_t start = text.find_first_not_of(kBlank);
+  if (start != std::string_view::npos && (text[start] == '{' || text[start] == '[')) {
+    if (read_json(text, builder)) return;
+    builder = TreeBuilder();
   }
+  read_yaml(text, builder);
 }
 
 std::map<std::string, int> lines_below(const std::map<std::string, int>& lines,
@@ -336,55 +338,87 @@ std::map<std::string, int> lines_below(const std::map<std::string, int>& lines,
   return below;
 }
 
-Error place_error(const Error& error, std::string_view file,
-                  const std::map<std::string, int>& lines) {
-  auto first = lines.find("");
-  return error_at(file, first == lines.end() ? 1 : first->second, error.message);
-}
+// Takes the documents of one text apart.
+class Collector {
+ public:
+  explicit Collector(std::string_view file) : file_(file) {}
 
-Result<> add_document(Document document, std::string_view file, std::vector<Object>& objects) {
-  if (document.root.is_null()) return success();  // an empty document
-  if (!document.root.is_object())
-    return place_error(
-        {Errc::invalid_argument, "not an object; apiVersion, kind and metadata are needed"}, file,
-        document.lines);
-  json::object& tree = document.root.get_object();
-  const json::value* kind = tree.if_contains("kind");
-  json::value* items = tree.if_contains("items");
-  bool is_list = kind && kind->is_string() && kind->get_string().ends_with("List") && items;
-  if (!is_list) {
-    auto object = make_object(std::move(tree), std::string(file), document.lines);
-    if (!object) return place_error(object.error(), file, document.lines);
-    objects.push_back(std::move(object).value());
-    return success();
+  void add(Document document) {
+    if (document.root.is_null()) return;  // an empty document
+    if (!document.root.is_object())
+      return error("not an object; apiVersion, kind and metadata are needed", document.lines);
+    json::object& tree = document.root.get_object();
+    const json::value* kind = tree.if_contains("kind");
+    json::value* items = tree.if_contains("items");
+    bool is_list = kind && kind->is_string() && kind->get_string().ends_with("List") && items;
+    if (!is_list) return add_object(std::move(tree), std::move(document.lines));
+    if (items->is_null()) return;
+    if (!items->is_array()) return error("items: must be a list", document.lines);
+    for (std::size_t i = 0; i < items->get_array().size(); ++i) {
+      json::value& item = items->get_array()[i];
+      auto lines = lines_below(document.lines, path_of_item("items", i));
+      if (item.is_object())
+        add_object(std::move(item.get_object()), std::move(lines));
+      else
+        error("an item of a List must be an object", lines);
+    }
   }
-  if (items->is_null()) return success();
-  if (!items->is_array())
-    return place_error({Errc::invalid_argument, "items: must be a list"}, file, document.lines);
-  json::array array = std::move(items->get_array());
-  for (std::size_t i = 0; i < array.size(); ++i) {
-    std::map<std::string, int> lines = lines_below(document.lines, path_of_item("items", i));
-    if (!array[i].is_object())
-      return place_error({Errc::invalid_argument, "an item of a List must be an object"}, file,
-                         lines);
-    auto object = make_object(std::move(array[i].get_object()), std::string(file), lines);
-    if (!object) return place_error(object.error(), file, lines);
-    objects.push_back(std::move(object).value());
+  void error(std::string_view message, int line) {
+    std::string place = file_.empty() ? "line " : std::string(file_) + ":";
+    parsed_.errors.push_back(place + std::to_string(line) + ": " + std::string(message));
   }
-  return success();
-}
+  Parsed take() { return std::move(parsed_); }
+
+ private:
+  void add_object(json::object tree, std::map<std::string, int> lines) {
+    if (parsed_.objects.size() >= kMaxObjects) {
+      if (!std::exchange(is_full_, true))
+        error("more than 10,000 objects in one text; split it", 1);
+      return;
+    }
+    auto object = make_object(std::move(tree), std::string(file_), lines);
+    if (!object) return error(object.error().message, lines);
+    parsed_.objects.push_back(std::move(object).value());
+  }
+  // At the line of the field that the message begins with, or of what that is in.
+  void error(std::string_view message, const std::map<std::string, int>& lines) {
+    for (std::string_view at = message.substr(0, message.find(": "));; at = parent_path(at)) {
+      if (auto known = lines.find(std::string(at)); known != lines.end())
+        return error(message, known->second);
+      if (at.empty()) return error(message, 1);
+    }
+  }
+
+  std::string_view file_;
+  Parsed parsed_;
+  bool is_full_ = false;
+};
 
 }  // namespace
 
-Result<std::vector<Object>> parse_objects(std::string_view text, std::string_view file) {
-  MESH_TRY(auto documents, read_documents(text, file));
-  std::vector<Object> objects;
-  for (Document& document : documents) {
-    MESH_TRY(add_document(std::move(document), file, objects));
-    if (objects.size() > kMaxObjects)
-      return error_at(file, 1, "more than 10,000 objects in one text; split it");
+Parsed parse_text(std::string_view text, std::string_view file) {
+  TreeBuilder builder;
+  std::optional<Stop> stop;
+  try {
+    read_documents(text, builder);
+  } catch (const Stop& thrown) {
+    stop = thrown;
+  } catch (const YAML::Exception& exception) {
+    stop = Stop{exception.mark.line + 1, exception.msg};
   }
-  return objects;
+  Collector collector(file);
+  for (Document& document : builder.take_whole()) collector.add(std::move(document));
+  if (stop) collector.error(stop->message, stop->line);
+  return collector.take();
+}
+
+Result<std::vector<Object>> parse_objects(std::string_view text, std::string_view file) {
+  Parsed parsed = parse_text(text, file);
+  if (parsed.errors.empty()) return std::move(parsed.objects);
+  std::string message = std::move(parsed.errors.front());
+  if (parsed.errors.size() > 1)
+    message += " (and " + std::to_string(parsed.errors.size() - 1) + " more)";
+  return Error{Errc::invalid_argument, std::move(message)};
 }
 
 }  // namespace mesh::config

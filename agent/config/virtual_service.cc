@@ -421,6 +421,19 @@ void read_hosts(const Fields& spec, VirtualService& service) {
     spec.error("hosts", "is required (delegates are not supported yet)");
 }
 
+// A VirtualService acts for the clients of every namespace: what would be for some is refused.
+void read_export(const Fields& spec, const VirtualService& service) {
+  std::vector<std::string> scopes = spec.texts("exportTo");
+  if (std::find(scopes.begin(), scopes.end(), "*") != scopes.end()) return;
+  for (const std::string& scope : scopes)
+    spec.error(
+        "exportTo",
+        "'" + scope +
+            "' is not supported yet for a VirtualService, only '*' (clients of "
+            "every namespace); remove the field" +
+            (scope == "." ? ", and give each match sourceNamespace: " + service.name.ns : ""));
+}
+
 }  // namespace
 
 VirtualService read_virtual_service(Report& report) {
@@ -431,8 +444,7 @@ VirtualService read_virtual_service(Report& report) {
   service.gateways = read_gateways(spec);
   if (service.gateways.empty()) service.gateways.push_back("mesh");
   read_hosts(spec, service);
-  if (read_own_namespace_only(spec))
-    spec.error("exportTo", "\".\" is not supported yet for a VirtualService; remove the field");
+  read_export(spec, service);
   const Fields* dead_after = nullptr;
   std::vector<Fields> rules = spec.messages("http", kHttpRoute);
   for (const Fields& rule : rules) {

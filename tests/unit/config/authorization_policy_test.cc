@@ -7,6 +7,7 @@ namespace {
 
 namespace json = boost::json;
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::IsEmpty;
 using testing::SizeIs;
 
@@ -428,6 +429,35 @@ spec:
                   "error t.yaml:1: AuthorizationPolicy default/p: the policy is refused: it "
                   "denies every connection to what it selects until it is mended or "
                   "deleted"));
+}
+
+TEST(Authorization, ABadFieldIsNotAlsoAnEmptySourceOrOperation) {
+  struct {
+    std::string_view rule;
+    std::string error;
+  } cases[] = {
+      {"from: [{source: {remoteIpBlocks: [10.0.0.0/8]}}]",
+       "from[0].source.remoteIpBlocks: not supported yet; use ipBlocks"},
+      {"from: [{source: {ipBlocks: [10.0.0.0/33]}}]",
+       "from[0].source.ipBlocks: the prefix length must be 0..32, not as in '10.0.0.0/33'"},
+      {"from: [{source: {ipBlocks: ['fd00::/129']}}]",
+       "from[0].source.ipBlocks: the prefix length must be 0..128, not as in 'fd00::/129'"},
+      {"from: [{source: {principal: [a]}}]",
+       "from[0].source.principal: unknown field (did you mean principals?)"},
+      {"from: [{source: {}}]", "from[0].source: must not be empty"},
+      {"from: [{source: {principals: [], namespaces: null}}]", "from[0].source: must not be empty"},
+      {"to: [{operation: {port: ['80']}}]",
+       "to[0].operation.port: unknown field (did you mean ports?)"},
+      {"to: [{operation: {ports: []}}]", "to[0].operation: must not be empty"},
+      {"when: [{key: source.ip, values: [7]}]",
+       "when[0].values[0]: must be a string, not 7 (a number); write it in quotes"},
+      {"when: [{key: source.ip, values: []}]", "when[0]: must have values or notValues"},
+  };
+  for (const auto& c : cases) {
+    auto texts = validate_text(policy("rules: [{" + std::string(c.rule) + "}]"));
+    ASSERT_THAT(texts, SizeIs(2)) << c.rule;  // and that the policy denies
+    EXPECT_THAT(texts[0], EndsWith(": spec.rules[0]." + c.error));
+  }
 }
 
 TEST(Authorization, OfTcpPortsTakesHttpFieldsAsIstio) {

@@ -128,9 +128,10 @@ TEST(Compile, RefusesTheSecondOfTwoObjectsOfOneName) {
   auto objects = objects_of(service("a"), "one.yaml");
   for (auto& object : objects_of(service("a"), "two.yaml")) objects.push_back(object);
   auto compiled = compile(objects, 1, {});
-  EXPECT_THAT(texts_of(compiled.problems),
-              ElementsAre("error two.yaml:4: Service default/a: metadata.name: the same object is "
-                          "also in one.yaml; keep one of the two"));
+  EXPECT_THAT(
+      texts_of(compiled.problems),
+      ElementsAre("error two.yaml:4: Service default/a: metadata.name: is also in one.yaml; "
+                  "an object has one owner: remove it from all but one"));
 }
 
 // ---- DestinationRules

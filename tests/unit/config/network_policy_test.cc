@@ -291,7 +291,7 @@ TEST(NetworkPolicy, IsRefusedWithPlaceAndRemedy) {
       validate_text(policy("podSelector: {},\n  ingress: [{ports: [{protocol: SCTP}]}]")),
       ElementsAre("error t.yaml:6: NetworkPolicy books/p: spec.ingress[0].ports[0].protocol: SCTP "
                   "is not supported; use TCP or UDP",
-                  "error t.yaml:1: NetworkPolicy books/p: the policy is refused: it denies every "
+                  "error t.yaml:2: NetworkPolicy books/p: the policy is refused: it denies every "
                   "connection to and of what it selects until it is mended or deleted"));
 }
 

@@ -149,15 +149,15 @@ TEST(ParseObjects, RefusesWithThePlace) {
       {"kind: Service\n", "t.yaml:1: apiVersion: is required"},
       {"\napiVersion: v1\n", "t.yaml:2: kind: is required"},
       {"apiVersion: v1\nkind: Service\n", "t.yaml:1: metadata: is required"},
-      {"apiVersion: v1\nkind: Service\nmetadata: {}\n", "t.yaml:1: metadata.name: is required"},
+      {"apiVersion: v1\nkind: Service\nmetadata: {}\n", "t.yaml:3: metadata.name: is required"},
       {"apiVersion: v1\nkind: Service\nmetadata: {name: 5}\n",
-       "t.yaml:1: metadata.name: must be a string"},
+       "t.yaml:3: metadata.name: must be a string"},
       {"apiVersion: v1\nkind: Service\nmetadata: {name: ../../etc}\n",
-       "t.yaml:1: metadata.name: must be lower-case letters, digits, '-' and '.', at most 253"},
+       "t.yaml:3: metadata.name: must be lower-case letters, digits, '-' and '.', at most 253"},
       {"apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b.c}\n",
-       "t.yaml:1: metadata.namespace: must be lower-case letters, digits and '-', at most 63"},
+       "t.yaml:3: metadata.namespace: must be lower-case letters, digits and '-', at most 63"},
       {"apiVersion: v1\nkind: ../x\nmetadata: {name: a}\n",
-       "t.yaml:1: kind: not the name of a kind"},
+       "t.yaml:2: kind: not the name of a kind"},
       {"apiVersion: v1\nkind: List\nitems:\n- 5\n",
        "t.yaml:4: an item of a List must be an object"},
   };
@@ -178,6 +178,38 @@ TEST(ParseObjects, RefusesDeepAndLargeInput) {
 
 TEST(ParseObjects, RefusesTheBillionLaughs) {
   EXPECT_THAT(error_of("a: &a [x, x]\nb: &b [*a, *a]\n"), HasSubstr("aliases"));
+}
+
+TEST(ParseText, GoesOnBehindDocumentsThatAreNoObjects) {
+  Parsed parsed = parse_text(
+      "---\n# nothing\n- a list\n---\n" + std::string(kHead) +
+          "---\napiVersion: v1\nkind: Service\nmetadata:\n  labels: {}\n  name: Not_a_name\n"
+          "---\n\njust text\n---\nkind: List\nitems:\n- 7\n- {apiVersion: v1, kind: "
+          "Service}\n---\n" +
+          std::string(kHead),
+      "t");
+  EXPECT_EQ(parsed.objects.size(), 2u);
+  EXPECT_THAT(
+      parsed.errors,
+      ElementsAre(
+          "t:3: not an object; apiVersion, kind and metadata are needed",
+          "t:13: metadata.name: must be lower-case letters, digits, '-' and '.', at most 253",
+          "t:16: not an object; apiVersion, kind and metadata are needed",
+          "t:20: an item of a List must be an object", "t:21: metadata: is required"));
+}
+
+TEST(ParseText, KeepsWhatStandsBeforeASyntaxError) {
+  for (std::string broken : {"a: [", "a: 1\na: 2\n", "a: *b\n"}) {
+    Parsed parsed = parse_text(std::string(kHead) + "---\n- x\n---\n" + broken, "t");
+    EXPECT_EQ(parsed.objects.size(), 1u) << broken;
+    ASSERT_EQ(parsed.errors.size(), 2u) << broken;
+    EXPECT_THAT(parsed.errors[0], HasSubstr("t:5: not an object"));
+  }
+}
+
+TEST(ParseObjects, FailsAsAWholeWithTheFirstErrorAndTheirNumber) {
+  EXPECT_EQ(error_of(std::string(kHead) + "---\n- x\n---\n- y\n"),
+            "t.yaml:5: not an object; apiVersion, kind and metadata are needed (and 1 more)");
 }
 
 TEST(ToYaml, WritesWhatPeopleExpect) {

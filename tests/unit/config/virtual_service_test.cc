@@ -190,10 +190,13 @@ TEST(VirtualService, RefusesWithPlaceAndRemedy) {
        {"error t.yaml:6: spec.tls: not supported yet; remove the field",
         "error t.yaml:7: spec.tcp: not supported yet; remove the field"}},
       {virtual_service("  hosts: [a]\n  exportTo: [x]\n  http:\n" + ok_route),
-       {"error t.yaml:6: spec.exportTo: 'x' is not supported yet; use \"*\" or \".\"",
-        "error t.yaml:6: spec.exportTo: \".\" is not supported yet for a VirtualService; remove "
-        "the "
-        "field"}},
+       {"error t.yaml:6: spec.exportTo: 'x' is not supported yet for a VirtualService, only '*' "
+        "(clients of every namespace); remove the field"}},
+      {virtual_service("  hosts: [a]\n  exportTo: [.]\n  http:\n" + ok_route),
+       {"error t.yaml:6: spec.exportTo: '.' is not supported yet for a VirtualService, only '*' "
+        "(clients of every namespace); remove the field, and give each match sourceNamespace: "
+        "books"}},
+      {virtual_service("  hosts: [a]\n  exportTo: [., '*']\n  http:\n" + ok_route), {}},
       {rule("    fault: {delay: {exponentialDelay: 1s}}\n"),
        {"error t.yaml:8: spec.http[0].fault.delay.exponentialDelay: not supported yet; remove the "
         "field"}},
