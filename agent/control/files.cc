@@ -29,11 +29,31 @@ Result<> write_all(int fd, std::string_view text, const std::string& path) {
   return success();
 }
 
+std::string_view what_is(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a FIFO";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  return "something else";
+}
+
+Files::Type type_of(mode_t mode) {
+  if (S_ISREG(mode)) return Files::Type::kFile;
+  if (S_ISDIR(mode)) return Files::Type::kDirectory;
+  return S_ISLNK(mode) ? Files::Type::kLink : Files::Type::kOther;
+}
+
 class PosixFiles final : public Files {
  public:
   Result<std::string> read(const std::string& path) override {
-    const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!fd) return errno_error(errno, "open " + path);
+    const UniqueFd fd(
+        ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+    if (!fd && errno == ELOOP)
+      return Error{Errc::refused, path + ": is a symbolic link, not a file; put the file there"};
+    struct stat status{};
+    if (!fd || ::fstat(fd.get(), &status) != 0) return errno_error(errno, "open " + path);
+    if (!S_ISREG(status.st_mode))
+      return Error{Errc::refused, path + ": is " + std::string(what_is(status.st_mode)) +
+                                      ", not a file; remove or rename it"};
     std::string text;
     char chunk[65536];
     while (true) {
@@ -84,17 +104,18 @@ class PosixFiles final : public Files {
     fs::recursive_directory_iterator at(directory, error);
     if (error) return errno_error(error.value(), "list " + directory);
     for (const fs::recursive_directory_iterator end; at != end; at.increment(error)) {
-      if (error) return errno_error(error.value(), "list " + directory);
       struct stat status{};
       const std::string path = at->path().string();
       if (at->path().filename().string().starts_with('.')) {
         if (at->is_directory(error)) at.disable_recursion_pending();
         continue;
       }
-      if (::stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) continue;
+      if (::lstat(path.c_str(), &status) != 0) continue;  // gone meanwhile
       found.push_back({path, status.st_ino, static_cast<std::uint64_t>(status.st_size),
-                       status.st_mtim.tv_sec * 1'000'000'000 + status.st_mtim.tv_nsec});
+                       status.st_mtim.tv_sec * 1'000'000'000 + status.st_mtim.tv_nsec,
+                       type_of(status.st_mode)});
     }
+    if (error) return errno_error(error.value(), "list " + directory);
     std::ranges::sort(found, {}, &Entry::path);
     return found;
   }

@@ -14,22 +14,26 @@ namespace mesh::control {
 
 class Files {
  public:
+  enum class Type : std::uint8_t { kFile, kDirectory, kLink, kOther };
   struct Entry {
     std::string path;
     std::uint64_t inode = 0;
     std::uint64_t size = 0;
     std::int64_t modified_ns = 0;
+    Type type = Type::kFile;
     friend bool operator==(const Entry&, const Entry&) = default;
   };
 
   virtual ~Files() = default;
-  virtual Result<std::string> read(const std::string& path) = 0;               // at most 16 MiB
+  // At most 16 MiB. Regular files alone: a link is not followed, and nothing is waited for.
+  virtual Result<std::string> read(const std::string& path) = 0;
   virtual Result<> write(const std::string& path, std::string_view text) = 0;  // and fsync
   virtual Result<> rename(const std::string& from, const std::string& to) = 0;
   virtual Result<> sync_directory(const std::string& path) = 0;
   virtual Result<> remove(const std::string& path) = 0;  // an absent file is no error
   virtual Result<> make_directories(const std::string& path) = 0;
-  // Regular files below `directory`, sorted; names that begin with a dot are passed over.
+  // What is below `directory`, of any type, sorted; names that begin with a dot are passed over,
+  // and links are not followed.
   virtual Result<std::vector<Entry>> list(const std::string& directory) = 0;
 };
 

@@ -148,8 +148,7 @@ void Node::end_workloads(Clock::time_point now) {
     const config::WorkloadPtr workload = workloads_.all().at(name).workload;
     ended = workloads_.end(name, "its cgroup is empty: its processes have ended") || ended;
     if (options_.sandbox_root.empty() ||
-        !workload->cgroup.starts_with(options_.sandbox_root + "/") ||
-        parts_.store.foreign_file(key))
+        !workload->cgroup.starts_with(options_.sandbox_root + "/") || parts_.store.is_foreign(key))
       continue;
     empty_groups.push_back(workload->cgroup);
     removed = true;

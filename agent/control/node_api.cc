@@ -26,6 +26,12 @@ std::vector<std::string> texts_for(const ObjectKey& key, const std::vector<Probl
   return texts;
 }
 
+std::string joined(const std::vector<std::string>& files) {
+  std::string text;
+  for (const std::string& file : files) text += (text.empty() ? "" : " and ") + file;
+  return text;
+}
+
 api::ObjectRef ref_of(const ObjectKey& key) { return {key.kind, key.ns, key.name}; }
 
 // For an object that could not even be read.
@@ -83,10 +89,16 @@ api::ObjectResult Node::judge(const api::ApplyObject& wanted, ObjectPtr& object)
     result.outcome = "unchanged";
   else
     result.outcome = "configured";
-  if (const auto owner = parts_.store.foreign_file(prepared.key);
-      owner && result.outcome != "unchanged") {
+  const auto files = parts_.store.files_of(prepared.key);
+  if (files.size() > 1) {
     result.outcome = "refused";
-    result.problems.push_back(prepared.key.to_string() + ": is defined in " + *owner +
+    result.problems.push_back(prepared.key.to_string() + ": is defined in " + joined(files) +
+                              "; an object has one owner: remove it from all but one");
+    return result;
+  }
+  if (parts_.store.is_foreign(prepared.key) && result.outcome != "unchanged") {
+    result.outcome = "refused";
+    result.problems.push_back(prepared.key.to_string() + ": is defined in " + files[0] +
                               "; change it there, or remove it there first");
     return result;
   }
@@ -192,17 +204,21 @@ api::ApplyReply Node::remove(const api::DeleteRequest& request, Clock::time_poin
     api::ObjectResult result;
     result.object = ref_of(key);
     const ObjectPtr object = parts_.store.find(key);
+    auto files = parts_.store.files_of(key);
+    const bool is_foreign = std::erase(files, parts_.store.object_path(key)) == 0;
     if (!object) {
       result.outcome = "not_found";
-    } else if (const auto owner = parts_.store.foreign_file(key)) {
+    } else if (is_foreign) {
       result.outcome = "refused";
-      result.problems.push_back(key.to_string() + ": is defined in " + *owner +
+      result.problems.push_back(key.to_string() + ": is defined in " + joined(files) +
                                 "; remove it there");
     } else if (auto removed = parts_.store.remove(key); !removed) {
       result.outcome = "refused";
       result.problems.push_back(key.to_string() + ": " + removed.error().message);
     } else {
       result.outcome = "deleted";
+      if (!files.empty())
+        result.problems.push_back(key.to_string() + ": is still defined in " + joined(files));
     }
     if (object) result.api_version = object->api_version;
     reply.results.push_back(std::move(result));

@@ -133,6 +133,7 @@ ObjectPtr Store::find(const ObjectKey& key) const {
 Result<> Store::read_kept(const std::string& directory, const Keep& keep) {
   MESH_TRY(auto entries, files_.list(directory));
   for (const Files::Entry& entry : entries) {
+    if (entry.type == Files::Type::kDirectory) continue;
     auto objects = kept_objects(files_, entry.path);
     if (!objects) {
       damaged_[entry.path] = objects.error().message;
@@ -148,7 +149,7 @@ Result<bool> Store::read_changed_files() {
   std::map<std::string, SourceFile> now;
   bool changed = false;
   for (const Files::Entry& entry : entries) {
-    if (!is_source_name(entry.path)) continue;
+    if (!is_source_name(entry.path) && entry.type != Files::Type::kLink) continue;
     const auto known = sources_.find(entry.path);
     if (known != sources_.end() && known->second.stamp == entry) {
       now.insert(sources_.extract(known));
@@ -189,7 +190,9 @@ void Store::assemble() {
     if (!file.error.empty()) add_from_unreadable(path, file, all);
   objects_.clear();
   for (const auto& [key, versions] : all) {
-    owners_[key] = versions.front()->file;
+    std::vector<std::string>& owners = owners_[key];
+    for (const ObjectPtr& version : versions)
+      if (owners.empty() || owners.back() != version->file) owners.push_back(version->file);
     if (versions.size() == 1 || is_policy(key))
       objects_.insert(objects_.end(), versions.begin(), versions.end());
     else
@@ -201,12 +204,14 @@ void Store::assemble() {
 // Of an object that is there several times.
 ObjectPtr Store::choose(const ObjectKey& key, const std::vector<ObjectPtr>& versions) {
   const std::string& file = versions.front()->file;
-  const std::string& other = versions[1]->file;
+  std::string others;
+  for (const ObjectPtr& version : versions)
+    if (version->file != file) others += (others.empty() ? "" : " and ") + version->file;
   problems_.push_back(problem_of(
       key, file,
-      other == file
+      others.empty()
           ? "is in this file twice; remove one of them"
-          : "is also in " + other + "; an object has one owner: remove it from one of them"));
+          : "is also in " + others + "; an object has one owner: remove it from all but one"));
   const auto accepted = accepted_.find(key);
   return accepted != accepted_.end() ? accepted->second.object : versions.front();
 }
@@ -230,7 +235,7 @@ void Store::add_from_unreadable(const std::string& path, const SourceFile& file,
     if (accepted.file == path && !parsed.contains(key) && (is_policy(key) || !all.contains(key)))
       add(accepted.object);
   problems_.push_back(
-      problem_of({"File", "", path}, "",
+      problem_of({}, "",
                  file.error + (kept.empty() ? "; nothing of it is known from before"
                                             : "; what was last known of it stays: " + kept)));
 }
@@ -241,7 +246,7 @@ void Store::add_damaged() {
     return !text && text.error().code == Errc::not_found;
   });
   for (const auto& [path, why] : damaged_)
-    problems_.push_back(problem_of({"File", "", path}, "",
+    problems_.push_back(problem_of({}, path,
                                    "damaged (" + why +
                                        "): the version that it kept is lost; check the object "
                                        "that it is named after, and remove this file"));
@@ -305,10 +310,14 @@ std::string Store::parsed_path(const ObjectKey& key) const {
          key.name + ".json";
 }
 
-std::optional<std::string> Store::foreign_file(const ObjectKey& key) const {
-  const auto owner = owners_.find(key);
-  if (owner == owners_.end() || owner->second == object_path(key)) return std::nullopt;
-  return owner->second;
+std::vector<std::string> Store::files_of(const ObjectKey& key) const {
+  const auto owners = owners_.find(key);
+  return owners == owners_.end() ? std::vector<std::string>() : owners->second;
+}
+
+bool Store::is_foreign(const ObjectKey& key) const {
+  const std::string own = object_path(key);
+  return std::ranges::any_of(files_of(key), [&](const std::string& file) { return file != own; });
 }
 
 Result<> Store::put(const Object& object) {

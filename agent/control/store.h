@@ -2,7 +2,9 @@
 //
 //   <dir>/objects/<Kind>/<namespace>.<name>.yaml   written by `meshctl apply`, one object a file
 //   <dir>/objects/**                               files that people put there: any name that ends
-//                                                  in .yaml, .yml or .json, one object or several
+//                                                  in .yaml, .yml or .json, one object or several.
+//                                                  Anything of such a name that is no regular file,
+//                                                  and any symbolic link, cannot be read
 //   <dir>/accepted/<Kind>/<namespace>.<name>.json  {"file", "object"}: the last accepted version
 //   <dir>/parsed/<Kind>/<namespace>.<name>.json    a list of such, for policies: the last version
 //                                                  that could be read of each file, accepted or not
@@ -49,8 +51,9 @@ class Store {
 
   // The object as it would be stored: with its uid, creationTimestamp and generation.
   config::Object prepare(config::Object object);
-  // The file of a person that holds the object, when it is not ours to write.
-  std::optional<std::string> foreign_file(const config::ObjectKey& key) const;
+  // The files that hold the object, sorted; put() and remove() are for object_path() alone.
+  std::vector<std::string> files_of(const config::ObjectKey& key) const;
+  bool is_foreign(const config::ObjectKey& key) const;  // another file holds it, alone or too
   Result<> put(const config::Object& object);
   Result<> remove(const config::ObjectKey& key);
 
@@ -94,10 +97,10 @@ class Store {
   std::function<std::string()> now_;
   std::map<std::string, SourceFile> sources_;
   std::map<config::ObjectKey, Accepted> accepted_;
-  Versions parsed_;                                  // of policies: one of each file
-  std::set<config::ObjectKey> unsaved_;              // of parsed_
-  std::map<std::string, std::string> damaged_;       // files of accepted/ and parsed/ -> why
-  std::map<config::ObjectKey, std::string> owners_;  // the file each object comes from
+  Versions parsed_;                             // of policies: one of each file
+  std::set<config::ObjectKey> unsaved_;         // of parsed_
+  std::map<std::string, std::string> damaged_;  // files of accepted/ and parsed/ -> why
+  std::map<config::ObjectKey, std::vector<std::string>> owners_;  // the files of each object
   std::vector<config::ObjectPtr> objects_;
   std::vector<config::Problem> problems_;
 };

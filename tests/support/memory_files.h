@@ -23,6 +23,7 @@ class MemoryFiles final : public control::Files {
   Result<std::string> read(const std::string& path) override {
     const auto found = texts.find(path);
     if (found == texts.end()) return Error{Errc::not_found, path + ": no such file"};
+    if (types_[path] != Type::kFile) return Error{Errc::refused, path + ": is not a file"};
     return found->second;
   }
   Result<> write(const std::string& path, std::string_view text) override {
@@ -55,13 +56,18 @@ class MemoryFiles final : public control::Files {
     std::vector<Entry> found;
     for (const auto& [path, text] : texts)
       if (path.starts_with(directory + "/") && path.find("/.") == std::string::npos)
-        found.push_back({path, stamps_[path], text.size(), 0});
+        found.push_back({path, stamps_[path], text.size(), 0, types_[path]});
     return found;
   }
   // As a person or an editor does it.
   void set(const std::string& path, std::string text) {
     texts[path] = std::move(text);
     stamps_[path] = ++stamp_;
+    types_[path] = Type::kFile;
+  }
+  void set_odd(const std::string& path, Type type) {
+    set(path, "");
+    types_[path] = type;
   }
 
  private:
@@ -72,6 +78,7 @@ class MemoryFiles final : public control::Files {
   }
   std::map<std::string, std::string> synced_;
   std::map<std::string, std::uint64_t> stamps_;
+  std::map<std::string, Type> types_;
   std::uint64_t stamp_ = 0;
 };
 

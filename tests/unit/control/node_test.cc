@@ -519,6 +519,34 @@ TEST_F(NodeTest, APolicyInTwoFilesDeniesWhatBothSelect) {
   EXPECT_TRUE(may_reach("a", "c"));
 }
 
+TEST_F(NodeTest, APolicyInTwoFilesIsNamedWithBoth) {
+  const std::string both = "/s/objects/1.yaml and /s/objects/2.yaml";
+  add_file("1.yaml", policy_text("b", ""));
+  add_file("2.yaml", policy_text("b", ""));
+  const auto reasons = node_->status(now_).reasons;
+  EXPECT_THAT(reasons,
+              testing::Contains(testing::MatchesRegex(
+                  "/s/objects/2.yaml:[0-9]: AuthorizationPolicy default/p: metadata.name: is also "
+                  "in /s/objects/1.yaml; an object has one owner: remove it from all but one")));
+  const json::object tree = config::parse_objects(policy_text("c", ""), "").value().at(0).tree;
+  EXPECT_EQ(outcome(tree), "refused; AuthorizationPolicy default/p: is defined in " + both +
+                               "; an object has one owner: remove it from all but one");
+  const auto reply = node_->remove({{{"AuthorizationPolicy", "default", "p"}}}, now_);
+  EXPECT_THAT(reply.results.at(0).problems,
+              testing::ElementsAre("AuthorizationPolicy default/p: is defined in " + both +
+                                   "; remove it there"));
+}
+
+TEST_F(NodeTest, DeletingTellsWhereTheObjectIsStill) {
+  outcome(service("reviews"));
+  add_file("mine.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\n");
+  const auto reply = node_->remove({{{"Service", "default", "reviews"}}}, now_);
+  EXPECT_EQ(reply.results.at(0).outcome, "deleted");
+  EXPECT_THAT(reply.results.at(0).problems,
+              testing::ElementsAre("Service default/reviews: is still defined in "
+                                   "/s/objects/mine.yaml"));
+}
+
 TEST_F(NodeTest, ADamagedFileOfTheStoreIsToldAndNothingElse) {
   outcome(service("reviews"));
   outcome(service("ratings"));

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <sys/stat.h>
+
+#include <filesystem>
 #include <string>
 
 #include "control/numbers.h"
@@ -158,16 +161,86 @@ TEST(Store, TheSameObjectInTwoFilesIsAnErrorThatNamesBoth) {
   EXPECT_EQ(port_of(one.store.find(kKey)), 1) << "the last accepted version";
 }
 
+TEST(Store, ABrokenFileIsNamedOnceWithItsLine) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml", yaml("details") + "---\n- a list\n---\n- another\n");
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  ASSERT_EQ(one.store.problems().size(), 1U);
+  EXPECT_EQ(
+      one.store.problems()[0].to_string(),
+      "/s/objects/mine.yaml:7: not an object; apiVersion, kind and metadata are needed (and 1 "
+      "more); nothing of it is known from before");
+}
+
+TEST(Store, WhatIsNoFileIsReportedByName) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml", yaml("reviews"));
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  ASSERT_TRUE(one.store.accept(one.store.find(kKey)));
+  files.set_odd("/s/objects/mine.yaml", Files::Type::kLink);
+  files.set_odd("/s/objects/fifo.json", Files::Type::kOther);
+  files.set_odd("/s/objects/folder.yml", Files::Type::kDirectory);
+  files.set_odd("/s/objects/elsewhere", Files::Type::kLink);
+  files.set_odd("/s/objects/Service", Files::Type::kDirectory);
+  files.set_odd("/s/objects/socket", Files::Type::kOther);
+  files.set("/s/objects/folder.yml/inside.yaml", yaml("details"));
+  EXPECT_TRUE(one.store.rescan().value());
+  std::vector<std::string> named;
+  for (const auto& problem : one.store.problems())
+    named.push_back(problem.to_string().substr(0, problem.to_string().find(':')));
+  EXPECT_THAT(named, testing::ElementsAre("/s/objects/elsewhere", "/s/objects/fifo.json",
+                                          "/s/objects/folder.yml", "/s/objects/mine.yaml"));
+  EXPECT_EQ(port_of(one.store.find(kKey)), 9080) << "what was known of it stays";
+  EXPECT_TRUE(one.store.find({"Service", "default", "details"}));
+  for (const char* path : {"elsewhere", "fifo.json", "folder.yml", "mine.yaml"})
+    files.texts.erase(std::string("/s/objects/") + path);
+  EXPECT_TRUE(one.store.rescan().value());
+  EXPECT_TRUE(one.store.problems().empty());
+}
+
+TEST(PosixFiles, ReadsRegularFilesAloneAndListsAll) {
+  namespace fs = std::filesystem;
+  std::string root = testing::TempDir() + "files-XXXXXX";
+  ASSERT_NE(::mkdtemp(root.data()), nullptr);
+  auto files = posix_files();
+  ASSERT_TRUE(files->write(root + "/a.yaml", "text"));
+  ASSERT_TRUE(files->write(root + "/.hidden.yaml", "text"));
+  ASSERT_TRUE(files->make_directories(root + "/b.yaml"));
+  fs::create_symlink(root + "/a.yaml", root + "/c.yaml");
+  fs::create_symlink(root + "/absent", root + "/d.yaml");
+  fs::create_symlink(root, root + "/loop");
+  ASSERT_EQ(::mkfifo((root + "/e.yaml").c_str(), 0600), 0);
+  std::string found;
+  const auto entries = files->list(root);
+  ASSERT_TRUE(entries);
+  for (const auto& entry : entries.value())
+    found += entry.path.substr(root.size()) + "=" + std::to_string(static_cast<int>(entry.type));
+  EXPECT_EQ(found, "/a.yaml=0/b.yaml=1/c.yaml=2/d.yaml=2/e.yaml=3/loop=2");
+  EXPECT_EQ(files->read(root + "/a.yaml").value(), "text");
+  for (auto [name, what] : {std::pair{"/b.yaml", "is a directory"},
+                            {"/c.yaml", "is a symbolic link"},
+                            {"/d.yaml", "is a symbolic link"},
+                            {"/e.yaml", "is a FIFO"}}) {
+    const auto text = files->read(root + name);
+    ASSERT_FALSE(text) << name;
+    EXPECT_THAT(text.error().message, testing::HasSubstr(root + name + ": " + what));
+  }
+  fs::remove_all(root);
+}
+
 TEST(Store, KnowsWhatIsNotItsToWrite) {
   MemoryFiles files;
   files.set("/s/objects/mine.yml", yaml("reviews"));
   files.set("/s/objects/readme.txt", "not an object");
   Fixture one{files};
   ASSERT_TRUE(one.store.open());
-  EXPECT_EQ(one.store.foreign_file(kKey), "/s/objects/mine.yml");
+  EXPECT_TRUE(one.store.is_foreign(kKey));
+  EXPECT_THAT(one.store.files_of(kKey), testing::ElementsAre("/s/objects/mine.yml"));
   ASSERT_TRUE(one.store.put(one.store.prepare(service(9080, "details"))));
   ASSERT_TRUE(one.store.rescan());
-  EXPECT_EQ(one.store.foreign_file({"Service", "default", "details"}), std::nullopt);
+  EXPECT_FALSE(one.store.is_foreign({"Service", "default", "details"}));
 }
 
 TEST(Store, WhatIsGoneIsForgotten) {
