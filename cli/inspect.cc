@@ -151,6 +151,8 @@ Result<int> status(const Environment& environment, Format format) {
   auto answer = Client(environment.run_dir).get<api::Status>("/v1/status");
   if (!answer) return unreachable(std::move(answer).error(), environment);
   api::Status now = std::move(answer).value();
+  for (auto& [name, program] : now.programs)  // meshd knows its own alone
+    if (program.up_seconds == 0) program.up_seconds = seconds_running(program.pid);
   if (detached_meshd(environment)) {
     now.state = "degraded";
     now.reasons.insert(now.reasons.begin(), kDetached);
@@ -170,7 +172,11 @@ Result<int> status(const Environment& environment, Format format) {
   print_workloads(now);
   print_policies(now);
   print_list("Reasons", now.reasons);
-  print_list("Problems", now.snapshot.problems);
+  auto warnings = std::move(now.snapshot.problems);  // an error is a reason too
+  std::erase_if(warnings, [&](const std::string& problem) {
+    return std::find(now.reasons.begin(), now.reasons.end(), problem) != now.reasons.end();
+  });
+  print_list("Warnings", warnings);
   print_list("Notes", now.notes);
   return code;
 }
@@ -180,14 +186,14 @@ Result<int> tap(const Environment& environment, const TapOptions& options, Forma
                        "&destination=" + api::encode_query(options.destination) +
                        "&status=" + api::encode_query(options.status);
   LiveTable table;
-  if (format == Format::kTable)
-    table.print({"TIME", "SOURCE", "DESTINATION", "ROUTE", "WORKLOAD", "ENDPOINT", "METHOD", "PATH",
-                 "STATUS", "FLAGS", "LATENCY"});
   std::uint64_t seen = 0;
   Result<> problem = success();
   // On stderr: what reads the events need not care, and who starts requests may wait for it.
-  auto on_start = [] {
+  auto on_start = [&] {
     std::fputs("The tap is on: requests show as they end; Ctrl-C ends it\n", stderr);
+    if (format == Format::kTable)
+      table.print({"TIME", "SOURCE", "DESTINATION", "ROUTE", "WORKLOAD", "ENDPOINT", "METHOD",
+                   "PATH", "STATUS", "FLAGS", "LATENCY"});
   };
   MESH_TRY(Client(environment.run_dir).stream(target, on_start, [&](std::string_view line) {
     auto event = api::from_text<api::TapEvent>(line);

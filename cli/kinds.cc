@@ -143,6 +143,18 @@ Result<const Kind*> need_kind(std::string_view name) {
                "unknown kind '" + std::string(name) + "'; one of " + join(known, ", ")};
 }
 
+Result<std::vector<std::string>> need_kinds(std::string_view names) {
+  if (names == "all") return std::vector<std::string>{""};
+  std::vector<std::string> out;
+  for (std::size_t at = 0; at <= names.size();) {
+    std::size_t comma = std::min(names.find(',', at), names.size());
+    MESH_TRY(auto kind, need_kind(names.substr(at, comma - at)));
+    out.emplace_back(kind->kind);
+    at = comma + 1;
+  }
+  return out;
+}
+
 std::string display_name(std::string_view kind, std::string_view api_version,
                          std::string_view name) {
   std::string out = lower(kind);

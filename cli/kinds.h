@@ -25,6 +25,8 @@ struct Kind {
 std::span<const Kind> kinds();
 const Kind* find_kind(std::string_view name);          // any case, singular, plural or short
 Result<const Kind*> need_kind(std::string_view name);  // with the list of kinds in the error
+// "svc,vs" -> Service, VirtualService; "all" -> "", which the API takes for every kind.
+Result<std::vector<std::string>> need_kinds(std::string_view names);
 std::string display_name(std::string_view kind, std::string_view api_version,
                          std::string_view name);
 

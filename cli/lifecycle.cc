@@ -16,7 +16,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 #include <thread>
 
 #include "api/messages.h"
@@ -27,6 +26,7 @@
 #include "netlink.h"
 #include "output.h"
 #include "sandbox.h"
+#include "up_options.h"
 
 namespace mesh::cli {
 namespace {
@@ -64,61 +64,6 @@ Result<> make_directories(const Environment& environment) {
   if (ec) return errno_error(ec.value(), environment.state_dir);
   fs::permissions(environment.state_dir, fs::perms(0700), ec);
   return success();
-}
-
-// What the next `up` and `down` must know of this one: its options, in <run dir>/up.json.
-json::object options_json(const Environment& environment, const ProgramOptions& options) {
-  return {{"state_dir", environment.state_dir},   {"access_log", options.access_log},
-          {"service_cidr", options.service_cidr}, {"log_level", options.log_level},
-          {"workers", options.workers},           {"proxy_uid", options.proxy_uid}};
-}
-
-void remember(const Environment& environment, const ProgramOptions& options) {
-  std::ofstream(environment.run("up.json"), std::ios::trunc)
-      << json::serialize(options_json(environment, options)) << "\n";
-}
-
-// Takes the options of the `up` before over those given; false when there was none.
-bool recall(Environment& environment, ProgramOptions& options) {
-  std::ifstream file(environment.run("up.json"));
-  std::stringstream text;
-  text << file.rdbuf();
-  boost::system::error_code ec;
-  json::value value = json::parse(text.str(), ec);
-  if (ec || !value.is_object()) return false;
-  auto read_text = [&](const char* name, std::string& out) {
-    const json::value* member = value.as_object().if_contains(name);
-    if (member && member->is_string()) out = std::string(member->as_string());
-  };
-  auto read_number = [&](const char* name, auto& out) {
-    const json::value* member = value.as_object().if_contains(name);
-    if (member && member->is_number())
-      out = member->to_number<std::remove_reference_t<decltype(out)>>(ec);
-  };
-  read_text("state_dir", environment.state_dir);
-  read_text("access_log", options.access_log);
-  read_text("service_cidr", options.service_cidr);
-  read_text("log_level", options.log_level);
-  read_number("workers", options.workers);
-  read_number("proxy_uid", options.proxy_uid);
-  return true;
-}
-
-// A mesh that runs keeps the options it was started with; others that were given are told.
-void keep_running_options(Environment& environment, ProgramOptions& options) {
-  json::object given = options_json(environment, options);
-  json::object defaults = options_json(Environment{}, ProgramOptions{});
-  if (!recall(environment, options)) return;
-  json::object kept = options_json(environment, options);
-  for (const auto& [name, value] : given) {
-    if (value == kept.at(name) || value == defaults.at(name)) continue;
-    std::string option = "--" + std::string(name);
-    std::replace(option.begin(), option.end(), '_', '-');
-    std::fprintf(stderr,
-                 "warning: %s %s is not taken over by the mesh that runs (it has '%s'); `meshctl "
-                 "down`, then `up`, does\n",
-                 option.c_str(), cell(value).c_str(), cell(kept.at(name)).c_str());
-  }
 }
 
 // Removes what we know to be ours, never a whole tree that a wrong --run-dir might name; the names
@@ -336,14 +281,17 @@ std::optional<pid_t> detached_meshd(const Environment& environment) {
   return meshd->second;
 }
 
-Result<int> bring_up(Environment environment, ProgramOptions options) {
+Result<int> bring_up(Environment environment, ProgramOptions options,
+                     const std::set<std::string>& given) {
   MESH_TRY(require_root("meshctl up"));
   MESH_TRY(auto exclusive, lock_machine());
   auto cgroups = find_cgroups(environment.cgroup_name);
   if (print_findings(datapath::check_machine(cgroups ? cgroups.value().mesh() : "")) > 0)
     return Error{Errc::internal, "this machine cannot run the mesh yet; nothing was started"};
   if (!cgroups) return std::move(cgroups).error();
-  if (is_populated(cgroups.value().mesh())) keep_running_options(environment, options);
+  if (is_populated(cgroups.value().mesh())) {
+    MESH_TRY(take_options_of_running(environment, options, given));
+  }
   options.cgroup = cgroups.value().root;
   MESH_TRY(make_directories(environment));
   remember(environment, options);

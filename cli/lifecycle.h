@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <optional>
+#include <set>
 #include <string>
 
 #include "base/result.h"
@@ -13,7 +14,9 @@
 
 namespace mesh::cli {
 
-Result<int> bring_up(Environment environment, ProgramOptions options);
+// `given`: the options that the caller named ("--workers"); a mesh that runs with others refuses.
+Result<int> bring_up(Environment environment, ProgramOptions options,
+                     const std::set<std::string>& given);
 Result<int> bring_down(Environment environment, bool purge);
 Result<int> check(const Environment& environment, Format format);
 Result<int> disable_everything(const Environment& environment);

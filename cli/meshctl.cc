@@ -8,14 +8,17 @@
 #include <filesystem>
 #include <functional>
 #include <iostream>
+#include <set>
 
 #include "base/log.h"
 #include "cgroup.h"
 #include "inspect.h"
+#include "kinds.h"
 #include "lifecycle.h"
 #include "objects.h"
 #include "sandbox.h"
 #include "supervisor.h"
+#include "up_options.h"
 
 #ifndef MESH_VERSION
 #define MESH_VERSION "0.1.0"
@@ -40,25 +43,44 @@ constexpr const char* kConfiguration = "Configuration";
 constexpr const char* kWorkloads = "Workloads";
 constexpr const char* kLooking = "Looking inside";
 
-// "k=v,k2=v2" and repeated options alike.
-Result<std::map<std::string, std::string>> parse_pairs(const std::vector<std::string>& texts,
-                                                       const char* option) {
+// Words that can never be right are wrong usage, whoever would notice them later.
+template <class Check>
+CLI::Validator by(Check check) {
+  return CLI::Validator(
+      [check](std::string& text) {
+        auto checked = check(text);
+        return checked ? std::string() : checked.error().message;
+      },
+      "");
+}
+
+Result<> check_pair(const std::string& text) {
+  if (std::size_t equals = text.find('='); equals != 0 && equals != std::string::npos)
+    return success();
+  return Error{Errc::invalid_argument, "'" + text + "': must be NAME=VALUE"};
+}
+
+std::map<std::string, std::string> to_map(const std::vector<std::string>& pairs) {
   std::map<std::string, std::string> out;
-  for (const auto& text : texts) {
+  for (const auto& text : pairs) {
     std::size_t equals = text.find('=');
-    if (equals == 0 || equals == std::string::npos)
-      return Error{Errc::invalid_argument,
-                   std::string(option) + " '" + text + "': must be KEY=VALUE"};
     out[text.substr(0, equals)] = text.substr(equals + 1);
   }
   return out;
 }
 
-Result<> check_environment(const std::vector<std::string>& entries) {
-  for (const auto& entry : entries)
-    if (entry.find('=') == std::string::npos || entry.front() == '=')
-      return Error{Errc::invalid_argument, "--env '" + entry + "': must be NAME=VALUE"};
-  return success();
+Result<Format> parse_format(const std::string& name) {
+  if (name == "table") return Format::kTable;
+  if (name == "json") return Format::kJson;
+  if (name == "yaml") return Format::kYaml;
+  return Error{Errc::invalid_argument, "'" + name + "': must be table, json or yaml"};
+}
+
+Result<> check_status(const std::string& text) {
+  auto is_digit = [&](std::size_t at) { return text[at] >= '0' && text[at] <= '9'; };
+  if (text.size() == 3 && is_digit(0) && (text.ends_with("xx") || (is_digit(1) && is_digit(2))))
+    return success();
+  return Error{Errc::invalid_argument, "'" + text + "': must be a status (503) or a class (5xx)"};
 }
 
 // The words of the command line and what to do once they are understood.
@@ -139,12 +161,10 @@ class CommandLine {
   }
 
   void add_format(CLI::App* sub) {
-    sub->add_option("-o,--output", format_, "table, json or yaml")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, Format>{{"table", Format::kTable},
-                                                                          {"json", Format::kJson},
-                                                                          {"yaml", Format::kYaml}},
-                                            CLI::ignore_case)
-                        .description(""))
+    sub->add_option_function<std::string>(
+           "-o,--output", [this](const std::string& name) { format_ = parse_format(name).value(); },
+           "table, json or yaml")
+        ->check(by(parse_format))
         ->type_name("FORMAT");
   }
 
@@ -158,6 +178,7 @@ class CommandLine {
   void add_namespace(CLI::App* sub) {
     sub->add_option("-n,--namespace", selection_.ns, "Namespace")
         ->type_name("NS")
+        ->check(by(check_name))
         ->capture_default_str();
   }
 
@@ -177,8 +198,10 @@ class CommandLine {
         ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}).description(""))
         ->capture_default_str();
     sub->add_option("--service-cidr", programs_.service_cidr,
-                    "Addresses of services without a clusterIP (10.78.0.0/16)")
-        ->type_name("CIDR");
+                    "Addresses of services without a clusterIP")
+        ->type_name("CIDR")
+        ->check(by(parse_service_cidr))
+        ->capture_default_str();
   }
 
   // Paths outlive the caller's directory: programs get absolute ones.
@@ -196,6 +219,7 @@ class CommandLine {
   void add_sandbox_run(CLI::App& sandbox);
 
   CLI::App app_;
+  CLI::App* up_ = nullptr;
   std::function<Result<int>()> action_;
   Environment environment_;
   ProgramOptions programs_;
@@ -209,11 +233,14 @@ class CommandLine {
 };
 
 void CommandLine::add_mesh_commands() {
-  auto* up = command(app_, "up", "Start the mesh, or take over what runs of it", kMesh, [this] {
+  up_ = command(app_, "up", "Start the mesh, or take over what runs of it", kMesh, [this] {
     make_absolute();
-    return bring_up(environment_, programs_);
+    std::set<std::string> given;
+    for (const CLI::Option* option : up_->get_options())
+      if (option->count() > 0) given.insert("--" + option->get_lnames().at(0));
+    return bring_up(environment_, programs_, given);
   });
-  add_program_options(up);
+  add_program_options(up_);
   auto* down =
       command(app_, "down", "End the mesh and everything of it, sandboxes too", kMesh, [this] {
         make_absolute();
@@ -265,6 +292,7 @@ void CommandLine::add_configuration_commands() {
                        : delete_files(environment_, files_);
       });
   delete_command->add_option("KIND", selection_.kind, "VirtualService (vs), Service (svc), ...")
+      ->check(by(need_kind))
       ->type_name("");
   delete_command->add_option("NAME", selection_.name, "Name of the object")->type_name("");
   delete_command->add_option("-f,--filename", files_, "File, directory, or - for standard input")
@@ -275,6 +303,7 @@ void CommandLine::add_configuration_commands() {
                               [this] { return get(environment_, selection_, format_); });
   get_command
       ->add_option("KIND", selection_.kind, "VirtualService (vs), Service (svc), ..., or all")
+      ->check(by(need_kinds))
       ->type_name("")
       ->required();
   get_command->add_option("NAME", selection_.name, "Name of the object")->type_name("");
@@ -286,6 +315,7 @@ void CommandLine::add_configuration_commands() {
       command(app_, "describe", "Show an object with its state and problems", kConfiguration,
               [this] { return describe(environment_, selection_); });
   describe_command->add_option("KIND", selection_.kind, "VirtualService (vs), Service (svc), ...")
+      ->check(by(need_kind))
       ->type_name("")
       ->required();
   describe_command->add_option("NAME", selection_.name, "Name of the object")
@@ -302,17 +332,14 @@ void CommandLine::add_configuration_commands() {
 }
 
 void CommandLine::add_sandbox_run(CLI::App& sandbox) {
-  auto* run = command(sandbox, "run", "Start a command as a workload of its own", "",
-                      [this]() -> Result<int> {
-                        MESH_TRY(sandbox_.labels, parse_pairs(labels_, "-l"));
-                        MESH_TRY(sandbox_.annotations, parse_pairs(annotations_, "--annotation"));
-                        MESH_TRY(check_environment(sandbox_.environment));
-                        sandbox_.ns = selection_.ns;
-                        sandbox_.command = command_;
-                        if (!sandbox_.log.empty())
-                          sandbox_.log = std::filesystem::absolute(sandbox_.log);
-                        return run_sandbox(environment_, sandbox_);
-                      });
+  auto* run = command(sandbox, "run", "Start a command as a workload of its own", "", [this] {
+    sandbox_.labels = to_map(labels_);
+    sandbox_.annotations = to_map(annotations_);
+    sandbox_.ns = selection_.ns;
+    sandbox_.command = command_;
+    if (!sandbox_.log.empty()) sandbox_.log = std::filesystem::absolute(sandbox_.log);
+    return run_sandbox(environment_, sandbox_);
+  });
   run->group("Commands");
   run->footer(R"(
 The command starts once the workload is enrolled, in a network, mount and PID namespace and a
@@ -321,24 +348,32 @@ through; it ends with meshctl, also with kill -9.
 
 Example:
   sudo meshctl sandbox run reviews-v1 -l app=reviews,version=v1 --service-account reviews -- ./reviews)");
-  run->add_option("NAME", sandbox_.name, "Name of the workload")->type_name("")->required();
+  run->add_option("NAME", sandbox_.name, "Name of the workload")
+      ->type_name("")
+      ->check(by(check_name))
+      ->required();
   add_namespace(run);
   run->add_option("-l,--labels", labels_, "Labels that services select by: k=v,...")
       ->type_name("K=V,...")
       ->delimiter(',')
+      ->check(by(check_pair))
       ->allow_extra_args(false);
   run->add_option("--service-account", sandbox_.service_account,
                   "Its identity in policies (default)")
       ->type_name("NAME");
   run->add_option("--annotation", annotations_, "Annotation K=V of its WorkloadEntry; repeatable")
       ->type_name("K=V")
+      ->check(by(check_pair))
       ->allow_extra_args(false);
   run->add_option("--env", sandbox_.environment, "Environment variable NAME=VALUE; repeatable")
       ->type_name("NAME=VALUE")
+      ->check(by(check_pair))
       ->allow_extra_args(false);
-  run->add_flag("--detach", sandbox_.detach, "Return once the command runs, and leave it running");
+  auto* detach = run->add_flag("--detach", sandbox_.detach,
+                               "Return once the command runs, and leave it running");
   run->add_option("--log", sandbox_.log,
                   "With --detach: file for its output (RUN-DIR/logs/sandbox-NAME.log)")
+      ->needs(detach)
       ->type_name("FILE");
   run->parse_complete_callback([this] { takes_command_ = true; });
 }
@@ -351,15 +386,17 @@ void CommandLine::add_sandbox_commands() {
   auto* list = command(*sandbox, "list", "Show the sandboxes that run", "Commands",
                        [this] { return list_sandboxes(environment_, format_); });
   add_format(list);
-  auto* exec = command(*sandbox, "exec", "Run a command inside a sandbox", "Commands",
-                       [this]() -> Result<int> {
-                         MESH_TRY(check_environment(sandbox_.environment));
-                         return exec_in_sandbox(environment_, selection_.ns, sandbox_.name,
-                                                command_, sandbox_.environment);
-                       });
-  exec->add_option("NAME", sandbox_.name, "Name of the sandbox")->type_name("")->required();
+  auto* exec = command(*sandbox, "exec", "Run a command inside a sandbox", "Commands", [this] {
+    return exec_in_sandbox(environment_, selection_.ns, sandbox_.name, command_,
+                           sandbox_.environment);
+  });
+  exec->add_option("NAME", sandbox_.name, "Name of the sandbox")
+      ->type_name("")
+      ->check(by(check_name))
+      ->required();
   exec->add_option("--env", sandbox_.environment, "Environment variable NAME=VALUE; repeatable")
       ->type_name("NAME=VALUE")
+      ->check(by(check_pair))
       ->allow_extra_args(false);
   add_namespace(exec);
   exec->parse_complete_callback([this] { takes_command_ = true; });
@@ -376,7 +413,9 @@ void CommandLine::add_sandbox_commands() {
         if (stopped.empty()) std::puts("No sandbox runs.");
         return kOk;
       });
-  stop->add_option("NAME", sandbox_.name, "Name of the sandbox")->type_name("");
+  stop->add_option("NAME", sandbox_.name, "Name of the sandbox")
+      ->type_name("")
+      ->check(by(check_name));
   stop->add_flag("--all", all_, "Every sandbox of every namespace");
   add_namespace(stop);
 }
@@ -394,7 +433,8 @@ void CommandLine::add_looking_commands() {
   tap_command->add_option("--destination", tap_.destination, "Only requests to this service")
       ->type_name("SERVICE");
   tap_command->add_option("--status", tap_.status, "Only responses of this status: 503, or 5xx")
-      ->type_name("STATUS");
+      ->type_name("STATUS")
+      ->check(by(check_status));
   tap_command->add_option("--count", tap_.count, "End after so many requests")->type_name("N");
   add_format(tap_command);
 

@@ -107,6 +107,16 @@ ifinfomsg link_header(unsigned up) {
   return header;
 }
 
+rtmsg route_header(const IpAddress& family_of, std::uint8_t type) {
+  rtmsg header{};
+  header.rtm_family = family_of.is_v4() ? AF_INET : AF_INET6;
+  header.rtm_table = RT_TABLE_MAIN;
+  header.rtm_protocol = RTPROT_STATIC;
+  header.rtm_scope = RT_SCOPE_UNIVERSE;
+  header.rtm_type = type;
+  return header;
+}
+
 }  // namespace
 
 Result<Netlink> Netlink::open() {
@@ -234,16 +244,18 @@ Result<> Netlink::add_address(std::string_view name, const IpBlock& block) {
 
 Result<> Netlink::add_default_route(std::string_view name, const IpAddress& gateway) {
   MESH_TRY(auto index, index_of(name));
-  rtmsg header{};
-  header.rtm_family = gateway.is_v4() ? AF_INET : AF_INET6;
-  header.rtm_table = RT_TABLE_MAIN;
-  header.rtm_protocol = RTPROT_STATIC;
-  header.rtm_scope = RT_SCOPE_UNIVERSE;
-  header.rtm_type = RTN_UNICAST;
-  Message message(RTM_NEWROUTE, kCreate, header);
+  Message message(RTM_NEWROUTE, kCreate, route_header(gateway, RTN_UNICAST));
   message.attribute(RTA_GATEWAY, gateway);
   message.attribute(RTA_OIF, static_cast<std::uint32_t>(index));
   return exchange(message, "cannot add the default route by " + gateway.to_string());
+}
+
+Result<> Netlink::add_unreachable_route(const IpBlock& block) {
+  rtmsg header = route_header(block.base, RTN_UNREACHABLE);
+  header.rtm_dst_len = static_cast<std::uint8_t>(block.prefix_length);
+  Message message(RTM_NEWROUTE, kCreate, header);
+  message.attribute(RTA_DST, block.base);
+  return exchange(message, "cannot make " + block.to_string() + " unreachable");
 }
 
 }  // namespace mesh::cli

@@ -32,6 +32,7 @@ class Netlink {
   Result<> set_up(std::string_view name);
   Result<> add_address(std::string_view name, const IpBlock& block);  // no duplicate detection
   Result<> add_default_route(std::string_view name, const IpAddress& gateway);
+  Result<> add_unreachable_route(const IpBlock& block);  // EHOSTUNREACH at once
 
  private:
   explicit Netlink(UniqueFd fd) : fd_(std::move(fd)) {}

@@ -54,10 +54,6 @@ bool print_results(const api::ApplyReply& reply, std::string_view suffix) {
   return all_good;
 }
 
-void print_errors(const std::vector<std::string>& errors) {
-  for (const auto& error : errors) std::fprintf(stderr, "error: %s\n", error.c_str());
-}
-
 std::string created(const json::object& tree) {
   std::int64_t at = parse_time(text_at(tree, "/metadata/creationTimestamp"));
   return at == 0 ? "" : age(std::chrono::seconds(std::time(nullptr) - at));
@@ -115,19 +111,6 @@ void print_tables(const std::vector<api::StoredObject>& objects, bool all_namesp
   }
 }
 
-// "svc,vs" -> Service, VirtualService; "all" -> "", which the API takes for every kind.
-Result<std::vector<std::string>> split_kinds(const std::string& text) {
-  if (text == "all") return std::vector<std::string>{""};
-  std::vector<std::string> out;
-  for (std::size_t at = 0; at <= text.size();) {
-    std::size_t comma = std::min(text.find(',', at), text.size());
-    MESH_TRY(auto kind, need_kind(text.substr(at, comma - at)));
-    out.emplace_back(kind->kind);
-    at = comma + 1;
-  }
-  return out;
-}
-
 void print_map(const char* title, const json::object& tree, std::string_view pointer) {
   const json::value* map = value_at(tree, pointer);
   if (!map || !map->is_object() || map->as_object().empty()) return;
@@ -174,6 +157,31 @@ void print_description(const api::StoredObject& object) {
   }
 }
 
+struct Loaded {
+  std::vector<config::Object> objects;
+  bool has_errors = false;  // files that cannot be read or parsed; told already
+};
+
+// What `verb` is to act on. Of a file with an error nothing acts, but all of it is validated.
+Result<Loaded> load(const std::vector<std::string>& arguments, std::string_view verb) {
+  MESH_TRY(auto files, list_files(arguments));
+  Loaded out;
+  for (const auto& file : files) {
+    config::Parsed parsed;
+    if (auto text = read_text(file))
+      parsed = config::parse_text(text.value(), file == "-" ? "stdin" : file);
+    else
+      parsed.errors.push_back(text.error().message);
+    for (const auto& error : parsed.errors) std::fprintf(stderr, "error: %s\n", error.c_str());
+    out.has_errors |= !parsed.errors.empty();
+    if (parsed.errors.empty() || verb == "validate")
+      std::move(parsed.objects.begin(), parsed.objects.end(), std::back_inserter(out.objects));
+  }
+  if (out.objects.empty() && !out.has_errors)
+    return Error{Errc::refused, "no objects passed to " + std::string(verb)};
+  return out;
+}
+
 }  // namespace
 
 Result<std::vector<std::string>> list_files(const std::vector<std::string>& arguments) {
@@ -197,52 +205,28 @@ Result<std::vector<std::string>> list_files(const std::vector<std::string>& argu
   return out;
 }
 
-Result<Loaded> load(const std::vector<std::string>& arguments) {
-  MESH_TRY(auto files, list_files(arguments));
-  Loaded out;
-  for (const auto& file : files) {
-    auto text = read_text(file);
-    if (!text) {
-      out.errors.push_back(text.error().message);
-      continue;
-    }
-    auto objects = config::parse_objects(text.value(), file == "-" ? "stdin" : file);
-    if (!objects) {
-      out.errors.push_back(objects.error().message);
-      continue;
-    }
-    for (auto& object : objects.value()) out.objects.push_back(std::move(object));
-  }
-  return out;
-}
-
 Result<int> apply(const Environment& environment, const std::vector<std::string>& files,
                   bool dry_run) {
-  MESH_TRY(auto loaded, load(files));
-  print_errors(loaded.errors);
-  if (loaded.objects.empty()) {
-    if (loaded.errors.empty()) return Error{Errc::invalid_argument, "no objects in these files"};
-    return kFailed;
-  }
+  MESH_TRY(auto loaded, load(files, "apply"));
+  if (loaded.objects.empty()) return kFailed;
   api::ApplyRequest request;
   request.dry_run = dry_run;
   for (auto& object : loaded.objects)
     request.objects.push_back({std::move(object.tree), object.file, std::move(object.lines)});
   MESH_TRY(auto reply, Client(environment.run_dir).post<api::ApplyReply>("/v1/apply", request));
   bool good = print_results(reply, dry_run ? " (dry run)" : "");
-  return good && loaded.errors.empty() ? kOk : kFailed;
+  return good && !loaded.has_errors ? kOk : kFailed;
 }
 
 Result<int> delete_files(const Environment& environment, const std::vector<std::string>& files) {
-  MESH_TRY(auto loaded, load(files));
-  print_errors(loaded.errors);
+  MESH_TRY(auto loaded, load(files, "delete"));
+  if (loaded.objects.empty()) return kFailed;
   api::DeleteRequest request;
   for (const auto& object : loaded.objects)
     request.objects.push_back({object.key.kind, object.key.ns, object.key.name});
-  if (request.objects.empty()) return Error{Errc::invalid_argument, "no objects in these files"};
   MESH_TRY(auto reply, Client(environment.run_dir).post<api::ApplyReply>("/v1/delete", request));
   bool good = print_results(reply, "");
-  return good && loaded.errors.empty() ? kOk : kFailed;
+  return good && !loaded.has_errors ? kOk : kFailed;
 }
 
 Result<int> delete_object(const Environment& environment, const Selection& selection) {
@@ -259,7 +243,7 @@ Result<int> delete_object(const Environment& environment, const Selection& selec
 
 Result<int> get(const Environment& environment, const Selection& given, Format format) {
   Selection selection = given;
-  MESH_TRY(auto kinds_wanted, split_kinds(given.kind));
+  MESH_TRY(auto kinds_wanted, need_kinds(given.kind));
   std::vector<api::StoredObject> objects;
   for (const auto& kind : kinds_wanted) {
     selection.kind = kind;
@@ -304,8 +288,7 @@ Result<int> describe(const Environment& environment, const Selection& given) {
 // Together, as meshd would: some errors are between objects, and what a policy may say depends on
 // the services of what it selects. What is stored in a mesh that runs takes no part.
 Result<int> validate(const std::vector<std::string>& files) {
-  MESH_TRY(auto loaded, load(files));
-  print_errors(loaded.errors);
+  MESH_TRY(auto loaded, load(files, "validate"));
   std::vector<config::ObjectPtr> objects;
   for (auto& object : loaded.objects)
     objects.push_back(std::make_shared<config::Object>(std::move(object)));
@@ -319,7 +302,7 @@ Result<int> validate(const std::vector<std::string>& files) {
     std::printf("%s %s\n",
                 display_name(object->key.kind, object->api_version, object->key.name).c_str(),
                 refused.contains(object->key) ? "refused" : "valid");
-  return refused.empty() && loaded.errors.empty() ? kOk : kFailed;
+  return refused.empty() && !loaded.has_errors ? kOk : kFailed;
 }
 
 }  // namespace mesh::cli

@@ -15,12 +15,6 @@ namespace mesh::cli {
 // too, sorted), or "-" (standard input).
 Result<std::vector<std::string>> list_files(const std::vector<std::string>& arguments);
 
-struct Loaded {
-  std::vector<config::Object> objects;
-  std::vector<std::string> errors;  // files that cannot be read or parsed, with file and line
-};
-Result<Loaded> load(const std::vector<std::string>& arguments);
-
 struct Selection {
   std::string kind;
   std::string name;  // empty: all

@@ -3,9 +3,8 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,7 +14,6 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
-#include <optional>
 #include <set>
 
 #include "api/messages.h"
@@ -25,7 +23,7 @@
 #include "netlink.h"
 #include "output.h"
 #include "process.h"
-#include "sandbox_inside.h"
+#include "sandbox_monitor.h"
 #include "sandbox_record.h"
 
 namespace mesh::cli {
@@ -33,406 +31,12 @@ namespace {
 
 namespace fs = std::filesystem;
 namespace json = boost::json;
-using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-
-constexpr milliseconds kClaimPatience{3000};
-constexpr seconds kEnrolDeadline{60};
-constexpr const char* kWorkloadApi = "networking.istio.io/v1";
-
-bool is_dns_label(std::string_view text) {
-  auto is_end = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); };
-  return !text.empty() && text.size() <= 63 && is_end(text.front()) && is_end(text.back()) &&
-         std::all_of(text.begin(), text.end(), [&](char c) { return is_end(c) || c == '-'; });
-}
-
-Result<> check_names(const std::string& ns, const std::string& name) {
-  for (const std::string& text : {ns, name})
-    if (!is_dns_label(text))
-      return Error{Errc::invalid_argument,
-                   "'" + text +
-                       "': a sandbox and its namespace are named with at most 63 lower "
-                       "case letters, digits and '-', starting and ending with a letter or digit"};
-  return success();
-}
-
-bool has_ipv6() { return ::access("/proc/net/if_inet6", F_OK) == 0; }
 
 std::string default_log(const Environment& environment, const SandboxSpec& spec) {
   std::string prefix = spec.ns == "default" ? "" : spec.ns + ".";
   return environment.log_of("sandbox-" + prefix + spec.name);
-}
-
-Result<> ensure_bridge() {
-  MESH_TRY(auto netlink, Netlink::open());
-  MESH_TRY(auto present, netlink.find_link(kBridge));
-  if (present) return success();
-  auto created = netlink.create_bridge(kBridge, link_address(kBridgeNumber));
-  if (!created) {
-    MESH_TRY(auto by_another, netlink.find_link(kBridge));
-    return by_another ? Result<>(success()) : created;  // two first sandboxes at once
-  }
-  MESH_TRY(netlink.add_address(kBridge, {address_v4(kBridgeNumber), 16}));
-  if (has_ipv6()) {
-    MESH_TRY(netlink.add_address(kBridge, {address_v6(kBridgeNumber), 64}));
-  }
-  return success();
-}
-
-Result<> ensure_file(const std::string& path, std::string_view text) {
-  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
-  if (!fd) return errno == EEXIST ? Result<>(success()) : errno_error(errno, path);
-  if (::write(fd.get(), text.data(), text.size()) < 0) return errno_error(errno, path);
-  return success();
-}
-
-// What is mounted into every sandbox. The hosts file is meshd's, which writes it in place. Without
-// a resolv.conf of its own a sandbox would ask name servers that it cannot reach, and wait for
-// them.
-Result<> ensure_name_files(const Environment& environment) {
-  MESH_TRY(ensure_file(environment.run("hosts"), "127.0.0.1 localhost\n::1 localhost\n"));
-  return ensure_file(environment.run("resolv.conf"),
-                     "# No DNS in sandboxes yet: names come from /etc/hosts.\n"
-                     "options timeout:1 attempts:1\n");
-}
-
-Result<> delete_link(AddressNumber number) {
-  MESH_TRY(auto netlink, Netlink::open());
-  return netlink.delete_link(link_name(number));
-}
-
-api::ObjectRef workload_ref(const std::string& ns, const std::string& name) {
-  return {"WorkloadEntry", ns, name};
-}
-
-// A WorkloadEntry that someone wrote by hand is not ours to replace.
-Result<> check_no_stranger(const Client& client, const SandboxSpec& spec) {
-  MESH_TRY(auto list, client.get<api::ObjectList>("/v1/objects?kind=WorkloadEntry&namespace=" +
-                                                  spec.ns + "&name=" + spec.name));
-  for (const auto& object : list.objects) {
-    json::value tree(object.tree);
-    boost::system::error_code ec;
-    const json::value* mark = tree.find_pointer("/metadata/annotations/undermesh.io~1sandbox", ec);
-    if (!mark || !mark->is_string() || mark->as_string() != "true")
-      return Error{Errc::refused, "WorkloadEntry " + spec.ns + "/" + spec.name +
-                                      " exists and is no sandbox; choose another name, or `meshctl "
-                                      "delete WorkloadEntry " +
-                                      spec.name + " -n " + spec.ns + "`"};
-  }
-  return success();
-}
-
-// One sandbox from its claim to the end of its command; the destructor clears everything away.
-class Sandbox {
- public:
-  Sandbox(const Environment& environment, const SandboxSpec& spec, SandboxClaim claim,
-          const SignalRelay& signals)
-      : environment_(environment),
-        spec_(spec),
-        client_(environment.run_dir),
-        claim_(std::move(claim)),
-        signals_(signals) {
-    record_.ns = spec.ns;
-    record_.name = spec.name;
-    record_.command = spec.command;
-    record_.log = spec.detach ? spec.log : "";
-    record_.monitor_pid = ::getpid();
-    record_.started = ::time(nullptr);
-  }
-  Sandbox(const Sandbox&) = delete;
-  ~Sandbox() { clear(); }
-
-  Result<> start();      // returns when the command runs
-  Result<int> finish();  // waits for its end, passing signals in; the exit status
-  const SandboxRecord& record() const { return record_; }
-  // Of a command that could not be executed, as a shell has it.
-  std::optional<int> failed_exit() const { return failed_exit_; }
-
- private:
-  Result<> prepare();
-  Result<> start_first_process();
-  Result<> connect_link();
-  Result<> enrol();
-  Result<> run_command();
-  Result<Notice> expect(Note note);
-  Error failure_of(const Notice& notice);
-  Result<> check_not_interrupted(int within_ms);
-  void clear();
-
-  const Environment& environment_;
-  const SandboxSpec& spec_;
-  Client client_;
-  SandboxClaim claim_;
-  const SignalRelay& signals_;
-  SandboxRecord record_;
-  Cgroups cgroups_;
-  std::string cgroup_;
-  UniqueFd control_;
-  Child first_;
-  bool has_link_ = false, has_entry_ = false;
-  std::optional<int> failed_exit_;
-};
-
-Result<> Sandbox::prepare() {
-  MESH_TRY(check_no_stranger(client_, spec_));
-  MESH_TRY(cgroups_, find_cgroups(environment_.cgroup_name));
-  std::string path = cgroups_.workload(spec_.ns, spec_.name);
-  MESH_TRY(end_cgroups({path}, milliseconds(0)));  // of a monitor that was killed just now
-  MESH_TRY(make_cgroup(path));
-  cgroup_ = path;
-  MESH_TRY(ensure_name_files(environment_));
-  MESH_TRY(ensure_bridge());
-  MESH_TRY(claim_.allocate_address(record_));
-  record_.addresses = {address_v4(record_.number).to_string()};
-  if (has_ipv6()) record_.addresses.push_back(address_v6(record_.number).to_string());
-  return success();
-}
-
-Result<> Sandbox::start_first_process() {
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
-    return errno_error(errno, "socketpair");
-  UniqueFd outside(ends[0]), inside(ends[1]);
-  int on = 1;
-  ::setsockopt(outside.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
-  InsideOptions options{
-      record_.number, has_ipv6(),       environment_.run("hosts"), environment_.run("resolv.conf"),
-      spec_.command,  spec_.environment};
-  auto body = [&] {
-    outside.reset();
-    ::close(claim_.fd());  // the claim is the monitor's: it must end with it
-    return live_inside(inside.get(), signals_, options);
-  };
-  for (int attempt = 0;; ++attempt) {
-    auto child = spawn(cgroup_, CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID, body);
-    if (child) {
-      first_ = std::move(child).value();
-      break;
-    }
-    // meshd may just have removed the empty group of an earlier sandbox of this name.
-    if (attempt == 5) return std::move(child).error();
-    MESH_TRY(make_cgroup(cgroup_));
-  }
-  control_ = std::move(outside);
-  record_.first_pid = first_.pid;
-  return success();
-}
-
-Result<> Sandbox::connect_link() {
-  std::string path = "/proc/" + std::to_string(first_.pid) + "/ns/net";
-  UniqueFd netns(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!netns) return errno_error(errno, path);
-  MESH_TRY(auto netlink, Netlink::open());
-  // A namespace that is still dying may hold the link of this address's last user.
-  MESH_TRY(netlink.delete_link(link_name(record_.number)));
-  has_link_ = true;
-  MESH_TRY(netlink.create_veth(link_name(record_.number), kBridge, "eth0", netns.get(),
-                               host_link_address(record_.number), link_address(record_.number)));
-  if (!send_notice(control_.get(), Note::kConfigure)) return errno_error(errno, "sandbox");
-  MESH_TRY(expect(Note::kReady));
-  return success();
-}
-
-Result<> Sandbox::enrol() {
-  json::object annotations = {
-      {"undermesh.io/sandbox", "true"},
-      {"undermesh.io/netns", "/proc/" + std::to_string(first_.pid) + "/ns/net"},
-      {"undermesh.io/cgroup", cgroup_},
-      {"undermesh.io/addresses", join(record_.addresses, ",")}};
-  for (const auto& [key, value] : spec_.annotations) annotations[key] = value;
-  json::object labels;
-  for (const auto& [key, value] : spec_.labels) labels[key] = value;
-  json::object spec = {{"address", record_.addresses[0]}};
-  if (!labels.empty()) spec["labels"] = labels;
-  if (!spec_.service_account.empty()) spec["serviceAccount"] = spec_.service_account;
-  api::ApplyRequest request;
-  request.objects.push_back(
-      {{{"apiVersion", kWorkloadApi},
-        {"kind", "WorkloadEntry"},
-        {"metadata", {{"name", spec_.name}, {"namespace", spec_.ns}, {"annotations", annotations}}},
-        {"spec", spec}},
-       "sandbox " + spec_.name,
-       {}});
-  has_entry_ = true;
-  MESH_TRY(auto reply, client_.post<api::ApplyReply>("/v1/apply", request));
-  for (const auto& result : reply.results)
-    if (result.outcome == "refused")
-      return Error{Errc::refused, "meshd refused the workload: " + join(result.problems, "; ")};
-  std::string target =
-      "/v1/workloads?wait=" + api::encode_query(spec_.ns + "/" + spec_.name) + "&seconds=1";
-  using Workloads = std::vector<api::WorkloadStatus>;
-  std::string last = "meshd does not know it";
-  for (auto deadline = Clock::now() + kEnrolDeadline; Clock::now() < deadline;) {
-    auto list = client_.get<api::WorkloadList>(target);
-    if (!list && list.error().code != Errc::unavailable) return std::move(list).error();
-    if (!list) last = list.error().message;  // meshd is being restarted, and will know it again
-    for (const auto& workload : list ? list.value().workloads : Workloads{}) {
-      if (workload.ns != spec_.ns || workload.name != spec_.name) continue;
-      if (workload.state == "enrolled") return success();
-      last = workload.reason.empty() ? workload.state : workload.reason;
-      if (workload.state == "failed")
-        return Error{Errc::refused, "the workload cannot be enrolled: " + last};
-    }
-    MESH_TRY(check_not_interrupted(!list || list.value().workloads.empty() ? 50 : 0));
-  }
-  return Error{Errc::timed_out, "the workload was not enrolled within " +
-                                    std::to_string(kEnrolDeadline.count()) + " s (" + last +
-                                    "); `meshctl status` says what meshd waits for"};
-}
-
-Result<> Sandbox::check_not_interrupted(int within_ms) {
-  if (signals_.is_pending(within_ms))
-    return Error{Errc::internal, "interrupted before the command was started"};
-  return success();
-}
-
-Result<> Sandbox::run_command() {
-  send_notice(control_.get(), Note::kRun);
-  MESH_TRY(auto started, expect(Note::kStarted));
-  record_.command_pid = started.sender;
-  Notice running = receive_notice(control_.get());
-  // kGone: the command ran, and the first process was killed at once; finish() tells how.
-  if (running.note == Note::kFailed) return failure_of(running);
-  return claim_.write(record_);
-}
-
-Result<Notice> Sandbox::expect(Note note) {
-  Notice notice = receive_notice(control_.get());
-  if (notice.note == note) return notice;
-  if (notice.note == Note::kFailed) return failure_of(notice);
-  return Error{Errc::internal, "the sandbox's first process ended before the command was started"};
-}
-
-Error Sandbox::failure_of(const Notice& notice) {
-  if (notice.number != 0) failed_exit_ = exit_for_errno(notice.number);
-  return {Errc::internal, notice.text};
-}
-
-Result<> Sandbox::start() {
-  MESH_TRY(prepare());
-  MESH_TRY(start_first_process());
-  MESH_TRY(connect_link());
-  MESH_TRY(claim_.write(record_));
-  MESH_TRY(enrol());
-  return run_command();
-}
-
-Result<int> Sandbox::finish() {
-  pollfd polls[2] = {{control_.get(), POLLIN, 0}, {signals_.fd(), POLLIN, 0}};
-  for (;;) {
-    if (::poll(polls, 2, -1) < 0 && errno != EINTR) return errno_error(errno, "poll");
-    if (polls[1].revents != 0)
-      while (int signal = signals_.next()) send_notice(control_.get(), Note::kSignal, signal);
-    if (polls[0].revents == 0) continue;
-    Notice notice = receive_notice(control_.get());
-    if (notice.note == Note::kEnded) return exit_for_status(notice.number);
-    if (notice.note != Note::kGone) continue;
-    int status = 0;  // killed: the kernel took the rest of its namespace with it
-    ::waitpid(first_.pid, &status, 0);
-    first_ = {};
-    return exit_for_status(status);
-  }
-}
-
-void Sandbox::clear() {
-  control_.reset();  // the first process ends with it, and the kernel ends the others
-  if (first_.pid > 0) {
-    auto ended = end_cgroups({cgroup_}, milliseconds(0));
-    ::waitpid(first_.pid, nullptr, 0);
-  }
-  if (has_entry_) {  // not there: meshd saw the end first
-    auto gone = client_.post<api::ApplyReply>(
-        "/v1/delete", api::DeleteRequest{{workload_ref(spec_.ns, spec_.name)}}, seconds(10));
-  }
-  if (has_link_) auto deleted = delete_link(record_.number);
-  if (!cgroup_.empty()) auto removed = remove_cgroup(cgroup_);
-}
-
-Result<SandboxClaim> claim(const Environment& environment, const SandboxSpec& spec) {
-  // A sandbox that lives is said at once; one that is just ending is awaited.
-  MESH_TRY(auto cgroups, find_cgroups(environment.cgroup_name));
-  bool alive = is_populated(cgroups.workload(spec.ns, spec.name));
-  return SandboxClaim::take(environment, spec.ns, spec.name,
-                            alive ? milliseconds(0) : kClaimPatience);
-}
-
-Result<int> monitor(const Environment& environment, const SandboxSpec& spec,
-                    const std::function<bool(const SandboxRecord&)>& on_running) {
-  MESH_TRY(auto taken, claim(environment, spec));
-  MESH_TRY(auto signals, SignalRelay::open());
-  Sandbox sandbox(environment, spec, std::move(taken), signals);
-  if (auto started = sandbox.start(); !started) {
-    if (!sandbox.failed_exit()) return std::move(started).error();
-    std::fprintf(stderr, "error: %s\n", started.error().message.c_str());
-    if (spec.detach) return std::move(started).error();
-    return *sandbox.failed_exit();
-  }
-  if (!on_running(sandbox.record())) return 1;
-  return sandbox.finish();
-}
-
-// What the monitor tells the caller of --detach through a pipe: one line of JSON.
-void report(int pipe, const json::object& message) {
-  std::string line = json::serialize(message) + "\n";
-  if (::write(pipe, line.data(), line.size()) < 0) return;
-}
-
-[[noreturn]] void detached_monitor(const Environment& environment, const SandboxSpec& spec,
-                                   UniqueFd pipe) {
-  ::setsid();
-  ::signal(SIGPIPE, SIG_IGN);
-  UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  UniqueFd log(::open(spec.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
-  if (!log) {
-    report(pipe.get(), {{"error", errno_error(errno, spec.log).message}, {"code", 1}});
-    ::_exit(1);
-  }
-  ::dup2(null.get(), STDIN_FILENO);
-  ::dup2(log.get(), STDOUT_FILENO);
-  ::dup2(log.get(), STDERR_FILENO);
-  auto ended = monitor(environment, spec, [&](const SandboxRecord& record) {
-    std::string line = json::serialize(json::object{{"address", record.addresses[0]},
-                                                    {"pid", record.command_pid}}) +
-                       "\n";
-    bool heard = ::write(pipe.get(), line.data(), line.size()) > 0;  // else the caller gave up
-    pipe.reset();
-    return heard;
-  });
-  if (!ended && pipe)
-    report(pipe.get(), {{"error", ended.error().message}, {"code", exit_code(ended.error())}});
-  ::_exit(ended ? ended.value() : 1);
-}
-
-Result<int> run_detached(const Environment& environment, const SandboxSpec& spec) {
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error(errno, "pipe");
-  UniqueFd from(ends[0]), to(ends[1]);
-  std::fflush(nullptr);
-  pid_t pid = ::fork();
-  if (pid < 0) return errno_error(errno, "fork");
-  if (pid == 0) {
-    from.reset();
-    detached_monitor(environment, spec, std::move(to));
-  }
-  to.reset();
-  std::string text;
-  char buffer[4096];
-  for (ssize_t n; (n = ::read(from.get(), buffer, sizeof buffer)) != 0;) {
-    if (n > 0) text.append(buffer, static_cast<std::size_t>(n));
-    if (n < 0 && errno != EINTR) break;
-    if (text.ends_with('\n')) break;
-  }
-  auto message = api::parse_body(text);
-  if (!message) return Error{Errc::internal, "the sandbox's monitor ended early; see " + spec.log};
-  const json::object& told = message.value().as_object();
-  if (const json::value* error = told.if_contains("error")) {
-    std::fprintf(stderr, "error: %s\n", error->as_string().c_str());
-    return static_cast<int>(told.at("code").to_number<int>());
-  }
-  std::printf("sandbox/%s started: address %s, pid %s, log %s\n", spec.name.c_str(),
-              cell(told.at("address")).c_str(), cell(told.at("pid")).c_str(), spec.log.c_str());
-  return 0;
 }
 
 // In the child of `exec`: into the namespaces, then the command.
@@ -474,9 +78,7 @@ Error no_sandbox(const std::string& ns, const std::string& name) {
 // What a killed monitor could not clear away itself.
 Result<> clear_remains(const Environment& environment, const std::string& ns,
                        const std::string& name, const std::string& cgroup) {
-  auto deleted = Client(environment.run_dir)
-                     .post<api::ApplyReply>(
-                         "/v1/delete", api::DeleteRequest{{workload_ref(ns, name)}}, seconds(10));
+  auto deleted = delete_entry(Client(environment.run_dir), ns, name);
   if (!deleted && deleted.error().code != Errc::unavailable) return std::move(deleted).error();
   return remove_cgroup(cgroup);
 }
@@ -503,14 +105,24 @@ Result<> end_sandbox(const Environment& environment, const Cgroups& cgroups, con
 
 }  // namespace
 
+Result<> check_name(const std::string& text) {
+  auto is_end = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); };
+  if (!text.empty() && text.size() <= 63 && is_end(text.front()) && is_end(text.back()) &&
+      std::all_of(text.begin(), text.end(), [&](char c) { return is_end(c) || c == '-'; }))
+    return success();
+  return Error{Errc::invalid_argument,
+               "'" + text +
+                   "': must be at most 63 lower case letters, digits and '-', starting and ending "
+                   "with a letter or digit"};
+}
+
 Result<int> run_sandbox(const Environment& environment, const SandboxSpec& given) {
   MESH_TRY(require_root("meshctl sandbox run"));
-  MESH_TRY(check_names(given.ns, given.name));
   MESH_TRY(Client(environment.run_dir).get<api::Version>("/v1/version"));
   SandboxSpec spec = given;
-  if (!spec.detach) return monitor(environment, spec, [](const SandboxRecord&) { return true; });
+  if (!spec.detach) return monitor(environment, spec);
   if (spec.log.empty()) spec.log = default_log(environment, spec);
-  return run_detached(environment, spec);
+  return monitor_detached(environment, spec);
 }
 
 Result<int> exec_in_sandbox(const Environment& environment, const std::string& ns,
@@ -550,7 +162,6 @@ Result<int> exec_in_sandbox(const Environment& environment, const std::string& n
 Result<> stop_sandbox(const Environment& environment, const std::string& ns,
                       const std::string& name) {
   MESH_TRY(require_root("meshctl sandbox stop"));
-  MESH_TRY(check_names(ns, name));
   MESH_TRY(auto cgroups, find_cgroups(environment.cgroup_name));
   if (!fs::exists(cgroups.workload(ns, name)) && !find_sandbox(environment, ns, name))
     return no_sandbox(ns, name);
@@ -577,6 +188,7 @@ Result<std::vector<std::string>> stop_all_sandboxes(const Environment& environme
 }
 
 Result<int> list_sandboxes(const Environment& environment, Format format) {
+  MESH_TRY(require_root("meshctl sandbox list"));
   std::map<std::pair<std::string, std::string>, std::string> states;
   auto known = Client(environment.run_dir).get<api::WorkloadList>("/v1/workloads");
   if (known)

@@ -27,7 +27,11 @@ struct SandboxSpec {
   std::string log;  // with detach; empty: <run dir>/logs/sandbox-<name>.log
 };
 
-// The exit status of the command, or 0 with detach.
+// Of sandboxes and namespaces: a DNS label. invalid_argument otherwise; the functions below expect
+// that it was asked.
+Result<> check_name(const std::string& text);
+
+// All need root. The exit status of the command, or 0 with detach.
 Result<int> run_sandbox(const Environment& environment, const SandboxSpec& spec);
 // Runs a command inside a sandbox; its exit status.
 Result<int> exec_in_sandbox(const Environment& environment, const std::string& ns,

@@ -27,6 +27,9 @@ Result<> configure_links(const InsideOptions& options) {
   }
   MESH_TRY(netlink.set_up("eth0"));
   MESH_TRY(netlink.add_default_route("eth0", address_v4(kBridgeNumber)));
+  // The mesh answers for a service's address before any route is asked. Where it is not asked (a
+  // workload that is disabled) a connect fails at once and does not leave by eth0.
+  MESH_TRY(netlink.add_unreachable_route(options.services));
   if (options.ipv6) {
     MESH_TRY(netlink.add_default_route("eth0", address_v6(kBridgeNumber)));
   }

@@ -9,10 +9,10 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
-#include <sstream>
 #include <thread>
 
 #include "file_lock.h"
+#include "json_file.h"
 
 namespace mesh::cli {
 namespace {
@@ -42,43 +42,21 @@ json::object to_json(const SandboxRecord& r) {
           {"log", r.log}};
 }
 
-template <class T>
-void read_number(const json::object& object, std::string_view name, T& out) {
-  const json::value* value = object.if_contains(name);
-  boost::system::error_code ec;
-  if (value && value->is_number()) out = value->to_number<T>(ec);
-}
-
-void read_text(const json::value& value, std::string& out) {
-  if (const auto* text = value.if_string()) out.assign(text->data(), text->size());
-}
-
-void read_texts(const json::object& object, std::string_view name, std::vector<std::string>& out) {
-  const json::value* value = object.if_contains(name);
-  if (!value || !value->is_array()) return;
-  for (const json::value& item : value->as_array()) read_text(item, out.emplace_back());
-}
-
 // None while the monitor has only just made the file.
 std::optional<SandboxRecord> read_record(const std::string& path) {
-  std::ifstream file(path);
-  std::stringstream text;
-  text << file.rdbuf();
-  boost::system::error_code ec;
-  json::value value = json::parse(text.str(), ec);
-  if (ec || !value.is_object()) return std::nullopt;
-  const json::object& object = value.as_object();
+  auto object = read_json_file(path);
+  if (!object) return std::nullopt;
   SandboxRecord out;
-  if (const auto* ns = object.if_contains("namespace")) read_text(*ns, out.ns);
-  if (const auto* name = object.if_contains("name")) read_text(*name, out.name);
-  if (const auto* log = object.if_contains("log")) read_text(*log, out.log);
-  read_number(object, "number", out.number);
-  read_number(object, "first_pid", out.first_pid);
-  read_number(object, "command_pid", out.command_pid);
-  read_number(object, "monitor_pid", out.monitor_pid);
-  read_number(object, "started", out.started);
-  read_texts(object, "addresses", out.addresses);
-  read_texts(object, "command", out.command);
+  read_member(*object, "namespace", out.ns);
+  read_member(*object, "name", out.name);
+  read_member(*object, "log", out.log);
+  read_member(*object, "number", out.number);
+  read_member(*object, "first_pid", out.first_pid);
+  read_member(*object, "command_pid", out.command_pid);
+  read_member(*object, "monitor_pid", out.monitor_pid);
+  read_member(*object, "started", out.started);
+  read_member(*object, "addresses", out.addresses);
+  read_member(*object, "command", out.command);
   if (out.ns.empty() || out.name.empty()) return std::nullopt;
   return out;
 }
@@ -120,11 +98,12 @@ Result<SandboxClaim> SandboxClaim::take(const Environment& environment, const st
                                         const std::string& name, milliseconds patience) {
   std::error_code ec;
   fs::create_directories(directory_of(environment), ec);
+  if (!ec) fs::permissions(directory_of(environment), fs::perms(0700), ec);  // commands are private
   if (ec) return errno_error(ec.value(), directory_of(environment));
   std::string path = path_of(environment, ns, name);
   auto deadline = Clock::now() + patience;
   for (;;) {
-    UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (!fd) return errno_error(errno, path);
     if (try_lock(fd.get())) {
       if (is_same_file(fd.get(), path)) return SandboxClaim(environment, path, std::move(fd));

@@ -20,13 +20,13 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <sstream>
 #include <thread>
 
 #include "base/log.h"
 #include "base/unique_fd.h"
 #include "cgroup.h"
 #include "file_lock.h"
+#include "json_file.h"
 #include "restart_policy.h"
 
 namespace mesh::cli {
@@ -333,24 +333,16 @@ Result<pid_t> start_supervisor(const Environment& environment, const ProgramOpti
 
 std::map<std::string, SupervisedProgram> supervised_programs(const Environment& environment) {
   std::map<std::string, SupervisedProgram> out;
-  std::ifstream file(environment.run("supervisor.json"));
-  std::stringstream text;
-  text << file.rdbuf();
-  boost::system::error_code ec;
-  json::value value = json::parse(text.str(), ec);
-  if (ec || !value.is_object()) return out;
-  const json::value* programs = value.as_object().if_contains("programs");
+  auto written = read_json_file(environment.run("supervisor.json"));
+  const json::value* programs = written ? written->if_contains("programs") : nullptr;
   if (!programs || !programs->is_object()) return out;
   for (const auto& [name, item] : programs->as_object()) {
     const json::object* program = item.if_object();
     if (!program) continue;
     SupervisedProgram& entry = out[std::string(name)];
-    if (const auto* pid = program->if_contains("pid"); pid && pid->is_number())
-      entry.pid = pid->to_number<pid_t>(ec);
-    if (const auto* restarts = program->if_contains("restarts"); restarts && restarts->is_number())
-      entry.restarts = restarts->to_number<std::uint64_t>(ec);
-    if (const auto* last = program->if_contains("last_end"); last && last->is_string())
-      entry.last_end = std::string(last->as_string());
+    read_member(*program, "pid", entry.pid);
+    read_member(*program, "restarts", entry.restarts);
+    read_member(*program, "last_end", entry.last_end);
   }
   return out;
 }

@@ -21,7 +21,7 @@ namespace mesh::cli {
 struct ProgramOptions {
   std::string bin_dir;  // where the programs are; that of meshctl
   std::string cgroup;   // <cgroup2>/undermesh
-  std::string access_log, service_cidr, log_level = "info";
+  std::string access_log, service_cidr = "10.78.0.0/16", log_level = "info";
   int workers = 0;  // 0: one for every two processors
   unsigned proxy_uid = 65530;
 };

@@ -29,6 +29,8 @@ spec:
 WEB = ("/usr/bin/python3", "-m", "http.server", "8080", "--bind", "::")
 GET = ("curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://web/")
 
+NOT_CONNECTED = 7  # of curl; a time-out is 28
+
 
 def cgroup_root():
     mount = next(line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()
@@ -86,6 +88,12 @@ class Cli(MeshOfItsOwn):
         mesh.meshctl("sandbox", "run", "web", "-l", "app=web", "--detach", "--", *WEB)
         mesh.meshctl("sandbox", "run", "client", "--detach", "--", "sleep", "infinity")
         mesh.eventually("the service answers through the mesh", lambda: status_of() == "200", 30)
+
+    def service_address(self):
+        return mesh.meshctl_json("get", "svc", "web")["spec"]["clusterIP"]
+
+    def curl_exit(self, host):
+        return mesh.meshctl("sandbox", "exec", "client", "--", *GET[:-1], f"http://{host}/", check=False).returncode
 
     def test_a_request_goes_through_the_mesh_and_is_seen(self):
         self.start_pair()
@@ -166,15 +174,50 @@ class Cli(MeshOfItsOwn):
 
     def test_disable_takes_one_workload_out(self):
         self.start_pair()
+        address = self.service_address()
         direct = f"http://{mesh.workload_addresses('web')[0]}:8080/"
         mesh.meshctl("disable", "client")
-        mesh.eventually("the client is not captured any more: the service's address leads nowhere",
-                        lambda: status_of() != "200")
+        mesh.eventually("the client is not captured any more: the service's address leads nowhere, which is said at once",
+                        lambda: self.curl_exit(address) == NOT_CONNECTED)
         mesh.eventually("and not policed: a direct connect passes", lambda: mesh.meshctl(
             "sandbox", "exec", "client", "--", *GET[:-1], direct, check=False).stdout == "200")
         states = {w["name"]: w["state"] for w in mesh.status()["workloads"]}
         self.assertEqual(states["web"], "enrolled")
         self.assertNotEqual(states.get("client"), "enrolled")
+
+    def test_the_address_of_a_deleted_service_fails_at_once(self):
+        self.start_pair()
+        address = self.service_address()
+        self.assertEqual(self.curl_exit(address), 0)
+        mesh.meshctl("delete", "svc", "web")
+        mesh.eventually("no time-out", lambda: self.curl_exit(address) == NOT_CONNECTED)
+
+    def test_what_is_no_file_in_the_store_is_named_by_status(self):
+        objects = pathlib.Path(os.environ["UNDERMESH_STATE_DIR"], "objects")
+        target = pathlib.Path(self._directory.name, "service.yaml")
+        target.write_text(SERVICE)
+        (objects / "link.yaml").symlink_to(target)
+        os.mkfifo(objects / "fifo.yaml")
+        (objects / "folder.json").mkdir()
+        (objects / "broken.yaml").write_text("kind: [")
+
+        def reasons():
+            return [line for line in mesh.meshctl("status", check=False).stdout.splitlines() if str(objects) in line]
+        mesh.eventually("each is named", lambda: len(reasons()) == 4)
+        for name, what in (("link.yaml", "a symbolic link"), ("fifo.yaml", "a FIFO"), ("folder.json", "a directory"), ("broken.yaml:1", "")):
+            line = next(line for line in reasons() if name in line)
+            self.assertIn(what, line)
+            self.assertEqual(line.count(str(objects)), 1, "its path once")
+        self.assertEqual(mesh.meshctl("status", check=False).returncode, 5)
+        self.assertEqual(mesh.meshctl_json("get", "svc")["items"], [])
+        for path in objects.glob("*.*"):
+            path.rmdir() if path.is_dir() else path.unlink()
+        mesh.eventually("all is well", lambda: mesh.meshctl("status", check=False).returncode == 0)
+
+    def test_status_says_how_long_each_program_runs(self):
+        programs = mesh.status()["programs"]
+        mesh.eventually("a second has passed", lambda: all(p["up_seconds"] > 0 for p in mesh.status()["programs"].values()))
+        self.assertEqual(set(programs), {"meshd", "meshhold", "meshproxy"})
 
     def test_down_leaves_nothing(self):
         self.start_pair()
@@ -247,12 +290,12 @@ class Access(MeshOfItsOwn):
 
     def test_who_is_not_in_the_group_is_refused(self):
         self.start(f"root:x:0:\nundermesh:x:{self.GROUP}:\n")
-        self.assert_refused([], (*self.READS, ("tap", "-o", "json")))
+        self.assert_refused([], (*self.READS, ("tap",)))
         self.assert_writes_are_refused([])
 
     def test_without_a_group_root_alone_reads(self):
         self.start("root:x:0:\n")
-        self.assert_refused([self.GROUP, 0], (*self.READS, ("tap", "-o", "json")))
+        self.assert_refused([self.GROUP, 0], (*self.READS, ("tap",)))
 
     def test_root_writes(self):
         self.start(f"root:x:0:\nundermesh:x:{self.GROUP}:\n")

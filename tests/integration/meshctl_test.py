@@ -96,8 +96,12 @@ class MeshctlCase(unittest.TestCase):
         return subprocess.Popen([MESHCTL, *arguments], env=self.environment, text=True, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
-    def meshctl(self, *arguments, stdin=""):
-        return subprocess.run([MESHCTL, *map(str, arguments)], env=self.environment, text=True, input=stdin,
+    def meshctl(self, *arguments, stdin="", user=None):
+        program = MESHCTL
+        if user is not None:  # the clone may be out of their reach
+            os.chmod(self._directory.name, 0o755)
+            program = shutil.copy(MESHCTL, self._directory.name)
+        return subprocess.run([program, *map(str, arguments)], env=self.environment, text=True, input=stdin, user=user,
                               capture_output=True, timeout=60, check=False)
 
     def ok(self, *arguments, **options):
@@ -266,6 +270,28 @@ class Sandboxes(MeshctlCase):
         self.assertEqual(process.returncode, 137)
         self.assert_nothing_left()
 
+    def test_only_root_sees_sandboxes(self):
+        self.ok("sandbox", "run", "secret", "--detach", "--", "sleep", "1000")
+        for arguments in (("list",), ("stop", "secret"), ("exec", "secret", "--", "true"), ("run", "mine", "--", "true")):
+            done = self.meshctl("sandbox", *arguments, user=65530)
+            self.assertEqual((done.returncode, done.stdout), (6, ""), arguments)
+            self.assertIn("needs root", done.stderr)
+        directory = pathlib.Path(self.run_dir, "sandboxes")
+        self.assertEqual(directory.stat().st_mode & 0o777, 0o700)
+        directory.chmod(0o755)  # as an older meshctl left it
+        self.ok("sandbox", "run", "next", "--", "true")
+        self.assertEqual(directory.stat().st_mode & 0o777, 0o700)
+
+    def test_a_service_address_that_nobody_answers_for_fails_at_once(self):
+        connect = ("import errno, socket\ntry: socket.create_connection(('{}', 80), 20)\n"
+                   "except OSError as error: print(errno.errorcode.get(error.errno, error))")
+        for block, address in (("", "10.78.9.9"), ("10.99.16.0/20", "10.99.31.1")):
+            if block:
+                pathlib.Path(self.run_dir, "up.json").write_text(json.dumps({"service_cidr": block}))
+            self.assertEqual(self.ok("sandbox", "run", "caller", "--", "/usr/bin/python3", "-c", connect.format(address)),
+                             "EHOSTUNREACH\n")
+        self.assertIn("unreachable 10.99.16.0/20", self.ok("sandbox", "run", "caller", "--", "ip", "route"))
+
     def test_addresses_are_not_given_again_at_once(self):
         seen = [self.ok("sandbox", "run", "turn", "--", "sh", "-c", "ip -o -4 a show eth0 | awk '{print $4}'")
                 for _ in range(3)]
@@ -336,10 +362,14 @@ class Sandboxes(MeshctlCase):
         self.ok("sandbox", "stop", "hung")
         self.assert_nothing_left()
 
-    def test_bad_names_and_options_are_refused(self):
-        for arguments in (["Upper"], ["under_score"], ["a" * 64], ["-x"], ["ok", "-l", "novalue"], ["ok", "--env", "=x"]):
+    def test_bad_names_and_options_are_wrong_usage(self):
+        for arguments in (["Upper"], ["under_score"], ["a" * 64], ["-x"], ["ok", "-l", "novalue"], ["ok", "-l", "a=b,c"],
+                          ["ok", "--annotation", "=x"], ["ok", "--env", "NOEQ"], ["ok", "-n", "a.b"], ["ok", "--log", "f"]):
             done = self.meshctl("sandbox", "run", *arguments, "--", "true")
-            self.assertIn(done.returncode, (1, 2), arguments)
+            self.assertEqual(done.returncode, 2, arguments)
+            self.assertIn("meshctl --help", done.stderr)
+        self.assertEqual(self.meshctl("sandbox", "exec", "Upper", "--", "true").returncode, 2)
+        self.assertEqual(self.meshctl("sandbox", "stop", "Upper").returncode, 2)
         self.assertEqual(self.meshctl("sandbox", "run", "ok").returncode, 2)
         self.assertEqual(self.meshctl("status", "--", "true").returncode, 2)
 
@@ -446,9 +476,35 @@ class Objects(MeshctlCase):
         self.assertEqual(self.ok("config", "dump", "routes"), "HOST      PORT\nreviews   9080\n")
         self.assertEqual(self.meshctl("config", "dump", "nonsense").returncode, 2)
 
-    def test_an_error_of_the_server_is_told(self):
-        self.assertEqual(self.meshctl("get", "nonsense").returncode, 1)
-        self.assertIn("VirtualService (vs)", self.meshctl("get", "nonsense").stderr)
+    def test_words_that_can_never_be_right_are_wrong_usage(self):
+        for arguments in (("get", "bogus"), ("get", "vs,bogus"), ("describe", "bogus", "x"), ("delete", "bogus", "x"),
+                          ("get", "vs", "-o", "bogus"), ("get", "vs", "-n", "Bad_NS"), ("config", "dump", "bogus"),
+                          ("tap", "--status", "bogus"), ("up", "--service-cidr", "10.78.3.0/16")):
+            done = self.meshctl(*arguments)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), arguments)
+            self.assertRegex(done.stderr, "bogus|Bad_NS|10.78.0.0/16")
+        self.assertIn("VirtualService (vs)", self.meshctl("get", "bogus").stderr)
+
+    def test_without_any_object_apply_delete_and_validate_fail_alike(self):
+        for text in ("", "---\n# nothing\n", "kind: List\napiVersion: v1\nitems: []\n"):
+            for verb in ("apply", "delete", "validate"):
+                done = self.meshctl(verb, "-f", "-", stdin=text)
+                self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", f"error: no objects passed to {verb}\n"))
+
+    def test_validate_tells_the_errors_of_every_document_and_apply_takes_none_of_such_a_file(self):
+        text = f"- a list\n---\n{GOOD}---\n{BAD}---\n\njust text\n"
+        done = self.meshctl("validate", "-f", "-", stdin=text)
+        self.assertEqual(done.returncode, 1)
+        for words in ("stdin:1: not an object", "spec.unsupported: unknown field", "stdin:25: not an object"):
+            self.assertIn(words, done.stderr)
+        self.assertEqual(done.stdout, "virtualservice.networking.istio.io/reviews valid\n"
+                                      "virtualservice.networking.istio.io/bad refused\n")
+        done = self.meshctl("apply", "-f", "-", stdin=text)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+
+    def test_a_tap_that_is_refused_prints_no_header(self):
+        done = self.meshctl("tap", user=65530)
+        self.assertEqual((done.returncode, done.stdout), (6, ""), done.stderr)
 
 
 class Supervision(unittest.TestCase):
@@ -544,12 +600,22 @@ class Supervision(unittest.TestCase):
         os.kill(after["meshhold"][0], signal.SIGKILL)  # no child of this supervisor
         self.wait_for_all(("meshhold", after["meshhold"]))
 
-    def test_a_mesh_that_runs_keeps_its_options_and_says_so(self):
+    def test_a_mesh_that_runs_refuses_other_options_by_name(self):
         self.up()
         self.ok("up")  # none given: none complained of
-        done = self.meshctl("up", "--workers", "3")
-        self.assertEqual(done.returncode, 0)
-        self.assertIn("--workers 3 is not taken over", done.stderr)
+        self.ok("up", "--state-dir", self.state_dir, "--log-level", "info")  # as it has them
+        elsewhere = self._directory.name + "/elsewhere"
+        for option, value, has in (("--access-log", elsewhere, "the default"), ("--workers", "3", "the default"), ("--log-level", "debug", "info"),
+                                   ("--proxy-uid", "77", "65530"), ("--service-cidr", "10.99.0.0/16", "10.78.0.0/16"),
+                                   ("--state-dir", elsewhere, str(self.state_dir))):
+            done = self.meshctl("up", option, value)
+            self.assertEqual((done.returncode, done.stdout), (1, ""), option)
+            self.assertIn(f"{option} {value} (it has {has})", done.stderr)
+            self.assertIn("`meshctl down`", done.stderr)
+        done = self.meshctl("--run-dir", elsewhere, "up")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(f"but {self.run_dir} (--run-dir)", done.stderr)
+        self.assertFalse(os.path.exists(elsewhere))
         pid = self.wait_for_all()["meshd"][0]
         words = pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         self.assertEqual(words[words.index("--state-dir") + 1], str(self.state_dir))

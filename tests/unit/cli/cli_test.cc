@@ -5,7 +5,9 @@
 #include "output.h"
 #include "process.h"
 #include "restart_policy.h"
+#include "sandbox.h"
 #include "supervisor.h"
+#include "up_options.h"
 
 namespace mesh::cli {
 namespace {
@@ -117,6 +119,30 @@ TEST(Kinds, AreFoundByEveryNameThatPeopleUse) {
   }
   EXPECT_EQ(find_kind("pod"), nullptr);
   EXPECT_THAT(need_kind("pod").error().message, HasSubstr("AuthorizationPolicy (ap)"));
+}
+
+TEST(Kinds, SeveralAreNamedWithCommas) {
+  EXPECT_THAT(need_kinds("svc,vs").value(), ElementsAre("Service", "VirtualService"));
+  EXPECT_THAT(need_kinds("all").value(), ElementsAre(""));
+  for (const char* names : {"svc,pod", "svc,", ",", "all,svc", ""})
+    EXPECT_FALSE(need_kinds(names)) << names;
+}
+
+TEST(Sandbox, NamesAreDnsLabels) {
+  for (const std::string& good : {std::string("a"), std::string("a-1"), std::string(63, 'a')})
+    EXPECT_TRUE(check_name(good)) << good;
+  for (const std::string& bad :
+       {std::string(), std::string(64, 'a'), std::string("Upper"), std::string("a_b"),
+        std::string("a.b"), std::string("-a"), std::string("a-"), std::string("../a")})
+    EXPECT_FALSE(check_name(bad)) << bad;
+}
+
+TEST(ServiceCidr, IsAWholeBlockOfIpv4) {
+  EXPECT_EQ(parse_service_cidr("10.78.0.0/16").value().to_string(), "10.78.0.0/16");
+  EXPECT_EQ(parse_service_cidr("10.78.0.16/28").value().prefix_length, 28);
+  for (const char* bad : {"", "x", "10.78.0.0", "10.78.0.0/29", "10.78.0.0/33", "fd78::/64"})
+    EXPECT_FALSE(parse_service_cidr(bad)) << bad;
+  EXPECT_THAT(parse_service_cidr("10.78.3.1/16").error().message, HasSubstr("10.78.0.0/16"));
 }
 
 TEST(Kinds, AreShownAsKubectlDoes) {
