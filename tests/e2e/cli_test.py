@@ -234,7 +234,7 @@ class Access(MeshOfItsOwn):
     mount namespace sees."""
 
     STRANGER, GROUP = 64998, 64999
-    READS = (("status",), ("get", "services"), ("get", "service", "web"), *(("config", "dump", what) for what in
+    READS = (("status",), ("get", "services", "-o", "json"), ("get", "service", "web", "-o", "yaml"), *(("config", "dump", what) for what in
                                                             ("routes", "clusters", "endpoints", "policies")))
 
     def start(self, groups):
