@@ -94,6 +94,14 @@ const std::vector<Kind>& table() {
        {"gw"},
        {"SERVERS"},
        [](const Tree& t) -> Cells { return {each(t, "/spec/servers", server_text)}; }},
+      {"TCPRoute",
+       "gateway.networking.k8s.io",
+       "tcproutes",
+       {"tcpr"},
+       {"PARENTS"},
+       [](const Tree& t) -> Cells {
+         return {each(t, "/spec/parentRefs", [](const Tree& p) { return text_at(p, "/name"); })};
+       }},
       {"AuthorizationPolicy",
        "security.istio.io",
        "authorizationpolicies",

@@ -23,6 +23,7 @@ struct Parts {
   std::vector<Part<Workload>> workloads;
   std::vector<Part<EndpointSlice>> slices;
   std::vector<Part<VirtualService>> virtual_services;
+  std::vector<Part<TcpRoutePart>> tcp_routes;
   std::vector<Part<DestinationRule>> destination_rules;
   std::vector<Part<Gateway>> gateways;
   std::vector<Part<PolicyPart>> policies;
@@ -47,6 +48,7 @@ void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* p
 void add_routes(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                 Snapshot& snapshot);
 void add_network_policies(Parts& parts, const Snapshot* previous, Snapshot& snapshot);
+void add_tcp_routes(Parts& parts, Snapshot& snapshot);
 void add_policies(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                   Snapshot& snapshot);
 

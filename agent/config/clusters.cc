@@ -371,7 +371,9 @@ void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* p
     for (const auto& [client_ns, table] : rules.all) {
       const MergedRule* client_rule = table.find(service->host);
       bool same = rule && client_rule && client_rule->rules == rule->rules;
-      if (client_rule && !same) own.add(client_ns + "/", service, endpoints, client_rule);
+      if (!client_rule || same) continue;
+      own.add(client_ns + "/", service, endpoints, client_rule);
+      snapshot.client_hosts.insert(service->host);
     }
   }
   warn_of_rules(parts.destination_rules, snapshot);

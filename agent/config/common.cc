@@ -37,6 +37,10 @@ bool is_endpoint_address(const IpAddress& ip) {
          std::find(std::begin(kMetadata), std::end(kMetadata), ip) == std::end(kMetadata);
 }
 
+std::string service_host(const ObjectName& service) {
+  return service.name + "." + service.ns + ".svc.cluster.local";
+}
+
 std::string lower(std::string_view text) {
   std::string result(text);
   for (char& c : result)

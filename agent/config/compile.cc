@@ -16,6 +16,7 @@ enum class Kind : std::uint8_t {
   kVirtualService,
   kDestinationRule,
   kGateway,
+  kTcpRoute,
   kAuthorizationPolicy,
   kNetworkPolicy,
 };
@@ -37,18 +38,35 @@ constexpr KindEntry kKinds[] = {
      {"v1", "v1beta1", "v1alpha3"},
      Kind::kDestinationRule},
     {"Gateway", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kGateway},
+    {"TCPRoute", "gateway.networking.k8s.io", {"v1", "v1alpha2"}, Kind::kTcpRoute},
     {"AuthorizationPolicy", "security.istio.io", {"v1", "v1beta1"}, Kind::kAuthorizationPolicy},
     {"NetworkPolicy", "networking.k8s.io", {"v1"}, Kind::kNetworkPolicy},
 };
 
 // Known to the APIs, so not a typing error.
-constexpr std::string_view kLaterKinds[] = {
-    "ServiceEntry",     "Sidecar",   "EnvoyFilter",        "WorkloadGroup",
-    "WasmPlugin",       "Telemetry", "PeerAuthentication", "RequestAuthentication",
-    "ProxyConfig",      "HTTPRoute", "GRPCRoute",          "TCPRoute",
-    "TLSRoute",         "UDPRoute",  "GatewayClass",       "ReferenceGrant",
-    "BackendTLSPolicy", "Pod",       "Deployment",         "ServiceAccount",
-    "ConfigMap",        "Secret",    "Endpoints",          "Ingress"};
+constexpr std::string_view kLaterKinds[] = {"ServiceEntry",
+                                            "Sidecar",
+                                            "EnvoyFilter",
+                                            "WorkloadGroup",
+                                            "WasmPlugin",
+                                            "Telemetry",
+                                            "PeerAuthentication",
+                                            "RequestAuthentication",
+                                            "ProxyConfig",
+                                            "HTTPRoute",
+                                            "GRPCRoute",
+                                            "TLSRoute",
+                                            "UDPRoute",
+                                            "GatewayClass",
+                                            "ReferenceGrant",
+                                            "BackendTLSPolicy",
+                                            "Pod",
+                                            "Deployment",
+                                            "ServiceAccount",
+                                            "ConfigMap",
+                                            "Secret",
+                                            "Endpoints",
+                                            "Ingress"};
 
 // Null for other kinds. Reports those, and versions that are not known.
 const KindEntry* find_kind(Report& report) {
@@ -104,6 +122,8 @@ void read_object(Report& report, const CompileOptions& options, Parts& parts) {
       return keep(parts.destination_rules, read_destination_rule(report));
     case Kind::kGateway:
       return keep(parts.gateways, read_gateway(report));
+    case Kind::kTcpRoute:
+      return keep(parts.tcp_routes, read_tcp_route(report));
     case Kind::kAuthorizationPolicy:
       // Refused or not, it takes part: a refused one denies. It may be refused already: it is in
       // two places, or its version is not known.
@@ -186,6 +206,7 @@ Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
   add_services(parts, previous, *snapshot);
   add_clusters(parts, options, previous, *snapshot);
   add_routes(parts, options, previous, *snapshot);
+  add_tcp_routes(parts, *snapshot);
   add_policies(parts, options, previous, *snapshot);
   add_network_policies(parts, previous, *snapshot);
 

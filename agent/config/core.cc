@@ -193,7 +193,7 @@ ServicePart read_service(Report& report) {
   ServicePart part;
   Service& service = part.service;
   service.name = {key.ns, key.name};
-  service.host = key.name + "." + key.ns + ".svc.cluster.local";
+  service.host = service_host(service.name);
   if (spec.text("type").value_or("") == "ExternalName") {
     part.external_name = lower(spec.required_text("externalName").value_or(""));
     if (part.external_name.ends_with('.')) part.external_name.pop_back();

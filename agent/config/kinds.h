@@ -57,6 +57,18 @@ struct DestinationRule {
   std::vector<Subset> subsets;
 };
 
+struct TcpRoutePart {
+  struct Parent {
+    std::string path;
+    ObjectName service;
+    std::string section;     // the name of one of its ports
+    std::uint16_t port = 0;  // 0: any
+  };
+  ObjectName name;
+  std::vector<Parent> parents;
+  std::vector<TcpRule> rules;
+};
+
 struct Gateway {
   ObjectName name;
   Labels selector;
@@ -79,6 +91,7 @@ Workload read_workload_entry(Report& report);
 VirtualService read_virtual_service(Report& report);  // hosts as written
 DestinationRule read_destination_rule(Report& report);
 Gateway read_gateway(Report& report);
+TcpRoutePart read_tcp_route(Report& report);
 Labels read_namespace(Report& report);
 NetworkPolicy read_network_policy(Report& report);
 PolicyPart read_authorization_policy(Report& report, const std::string& root_namespace);
@@ -86,6 +99,7 @@ PolicyPart read_authorization_policy(Report& report, const std::string& root_nam
 // Whether an endpoint may live at `ip`: not loopback, link-local, metadata, multicast, unspecified.
 bool is_endpoint_address(const IpAddress& ip);
 std::string lower(std::string_view text);
+std::string service_host(const ObjectName& service);  // "reviews.default.svc.cluster.local"
 bool is_host(std::string_view host);  // a DNS name in lower case, perhaps "*" or "*.suffix"
 
 }  // namespace mesh::config

@@ -21,9 +21,9 @@ void sort_wildcards(HostTable& table) {
   });
 }
 
-bool has_http_port(const Service& service) {
+bool has_port(const Service& service, Protocol protocol) {
   return std::any_of(service.ports.begin(), service.ports.end(),
-                     [](const auto& port) { return port.protocol == Protocol::kHttp; });
+                     [&](const auto& port) { return port.protocol == protocol; });
 }
 
 bool is_bound(const VirtualService& service, std::string_view gateway) {
@@ -45,34 +45,43 @@ void qualify(VirtualService& service, const Snapshot& snapshot, Report& report) 
   for (HttpRoute& route : service.http)
     for (WeightedDestination& destination : route.destinations)
       destination.host = qualified_host(snapshot, destination.host, service.name.ns);
+  for (TcpRule& rule : service.tcp)
+    for (WeightedDestination& destination : rule.destinations)
+      destination.host = qualified_host(snapshot, destination.host, service.name.ns);
 }
 
+constexpr std::string_view kAnswered503 = " yet; requests for it are answered 503";
+constexpr std::string_view kShareRefused = " yet; its share of the connections is refused";
+
 // A reference to what does not exist (yet) is a warning: the order of creation is free.
+// `outcome`: what comes of it until then.
 void warn_of_destination(const WeightedDestination& destination, const std::string& path,
-                         const VirtualService& service, const Snapshot& snapshot, Report& report) {
+                         const std::string& ns, std::string_view outcome, const Snapshot& snapshot,
+                         Report& report) {
   auto found = snapshot.services.find(destination.host);
   if (found == snapshot.services.end())
-    return report.warn(path + ".host", "no Service is named " + destination.host +
-                                           " yet; requests for it are answered 503");
+    return report.warn(path + ".host",
+                       "no Service is named " + destination.host + std::string(outcome));
   const Service& target = *found->second;
   if (destination.port != 0 && !target.find_port(destination.port))
     return report.warn(path + ".port", target.host + " has no port " +
-                                           std::to_string(destination.port) +
-                                           " yet; requests for it are answered 503");
+                                           std::to_string(destination.port) + std::string(outcome));
   if (destination.subset.empty() || target.ports.empty()) return;
   std::uint16_t port = destination.port != 0 ? destination.port : target.ports.front().port;
-  if (!snapshot.find_cluster(service.name.ns, target.host, port, destination.subset))
+  if (!snapshot.find_cluster(ns, target.host, port, destination.subset))
     report.warn(path + ".subset", "no DestinationRule has the subset '" + destination.subset +
-                                      "' of " + target.host +
-                                      " yet; requests for it are answered 503");
+                                      "' of " + target.host + std::string(outcome));
 }
 
-void warn_of_references(const VirtualService& service, const Snapshot& snapshot, Report& report) {
-  for (std::size_t i = 0; i < service.http.size(); ++i) {
-    std::string routes = path_of_item("spec.http", i) + ".route";
-    const auto& destinations = service.http[i].destinations;
+template <class Rule>
+void warn_of_references(const std::vector<Rule>& rules, std::string_view name,
+                        const std::string& ns, std::string_view outcome, const Snapshot& snapshot,
+                        Report& report) {
+  for (std::size_t i = 0; i < rules.size(); ++i) {
+    std::string routes = path_of_item(name, i) + ".route";
+    const auto& destinations = rules[i].destinations;
     for (std::size_t j = 0; j < destinations.size(); ++j)
-      warn_of_destination(destinations[j], path_of_item(routes, j) + ".destination", service,
+      warn_of_destination(destinations[j], path_of_item(routes, j) + ".destination", ns, outcome,
                           snapshot, report);
   }
 }
@@ -90,7 +99,10 @@ void add_mesh_hosts(const VirtualServicePtr& service, Snapshot& snapshot, Report
     }
     routes.services.push_back(service);
     auto known = snapshot.services.find(host);
-    if (known != snapshot.services.end() && !has_http_port(*known->second))
+    if (known == snapshot.services.end()) continue;
+    if (!service->tcp.empty() && !has_port(*known->second, Protocol::kTcp))
+      report.warn(path, host + " has no TCP port, so TCP routes have no effect");
+    if (!service->http.empty() && !has_port(*known->second, Protocol::kHttp))
       report.warn(path, host +
                             " has no HTTP port, so HTTP routes have no effect; name a port "
                             "http or http-..., or set its appProtocol to http");
@@ -137,6 +149,71 @@ void bind_to_gateways(const VirtualServicePtr& service, const std::set<std::stri
   }
 }
 
+// ---- TCP
+
+// Of a VirtualService's rules those that mesh clients may match.
+std::vector<TcpRule> mesh_rules(const VirtualService& service) {
+  std::vector<TcpRule> rules;
+  for (TcpRule rule : service.tcp) {
+    const bool every = rule.matches.empty();
+    std::erase_if(rule.matches, [](const TcpMatch& match) {
+      const auto& gateways = match.gateways;
+      return !gateways.empty() &&
+             std::find(gateways.begin(), gateways.end(), "mesh") == gateways.end();
+    });
+    if (every || !rule.matches.empty()) rules.push_back(std::move(rule));
+  }
+  return rules;
+}
+
+// The service's port that a parentRef means: 0 for all; none where there is no such port.
+std::optional<std::uint16_t> parent_port(const TcpRoutePart::Parent& parent, const Service& service,
+                                         Report& report) {
+  if (parent.section.empty() && parent.port == 0) return std::uint16_t{0};
+  for (const ServicePort& port : service.ports) {
+    if (!parent.section.empty() && port.name != parent.section) continue;
+    if (parent.port != 0 && port.port != parent.port) continue;
+    if (port.protocol == Protocol::kTcp) return port.port;
+  }
+  report.warn(parent.path, service.host + " has no such TCP port; the route has no effect on it");
+  return {};
+}
+
+void add_tcp_route(const TcpRoutePart& part, const TcpRoutePart::Parent& parent, Snapshot& snapshot,
+                   Report& report) {
+  auto service = snapshot.services.find(service_host(parent.service));
+  if (service == snapshot.services.end())
+    return report.warn(parent.path, "no Service is named " + service_host(parent.service) + " yet");
+  if (service->second->headless)
+    report.warn(parent.path, service->first +
+                                 " is headless: its clients connect to endpoints, where the route "
+                                 "has no effect");
+  auto port = parent_port(parent, *service->second, report);
+  if (!port) return;
+  const bool is_consumer = parent.service.ns != part.name.ns;
+  TcpRoute route{"TCPRoute " + part.name.to_string(), *port, is_consumer ? part.name.ns : "",
+                 part.rules};
+  std::vector<TcpRoute>& routes = snapshot.tcp_routes[service->first];
+  for (const TcpRoute& older : routes)
+    if (older.client_namespace == route.client_namespace &&
+        (older.port == 0 || older.port == route.port))
+      return report.warn(parent.path, service->first + " is already routed by " + older.name +
+                                          ", which is older; this one is not used for it");
+  // Consumers' routes come first.
+  auto at = is_consumer ? std::find_if(routes.begin(), routes.end(),
+                                       [](const auto& r) { return r.client_namespace.empty(); })
+                        : routes.end();
+  routes.insert(at, std::move(route));
+}
+
+void warn_of_backends(const TcpRoutePart& part, const Snapshot& snapshot, Report& report) {
+  const std::string path = path_of_item("spec.rules", 0) + ".backendRefs";
+  const auto& backends = part.rules.front().destinations;
+  for (std::size_t i = 0; i < backends.size(); ++i)
+    warn_of_destination(backends[i], path_of_item(path, i), part.name.ns, kShareRefused, snapshot,
+                        report);
+}
+
 }  // namespace
 
 void add_routes(Parts& parts, const CompileOptions& options, const Snapshot* previous,
@@ -156,7 +233,8 @@ void add_routes(Parts& parts, const CompileOptions& options, const Snapshot* pre
       before.emplace(service->name, service);
   for (auto& [report, value] : parts.virtual_services) {
     qualify(value, snapshot, *report);
-    warn_of_references(value, snapshot, *report);
+    warn_of_references(value.http, "spec.http", value.name.ns, kAnswered503, snapshot, *report);
+    warn_of_references(value.tcp, "spec.tcp", value.name.ns, kShareRefused, snapshot, *report);
     auto old = before.find(value.name);
     VirtualServicePtr service =
         shared(std::move(value), old == before.end() ? nullptr : old->second);
@@ -166,6 +244,20 @@ void add_routes(Parts& parts, const CompileOptions& options, const Snapshot* pre
   }
   sort_wildcards(snapshot.mesh_hosts);
   for (GatewayServer& server : snapshot.gateway_servers) sort_wildcards(server.routes);
+}
+
+void add_tcp_routes(Parts& parts, Snapshot& snapshot) {
+  for (auto& [report, part] : parts.tcp_routes) {
+    warn_of_backends(part, snapshot, *report);
+    for (const TcpRoutePart::Parent& parent : part.parents)
+      add_tcp_route(part, parent, snapshot, *report);
+  }
+  for (const auto& [host, service] : snapshot.services)
+    if (const HostRoutes* routes = snapshot.find_mesh_routes(host))
+      for (const VirtualServicePtr& owner : routes->services)
+        if (auto rules = mesh_rules(*owner); !rules.empty())
+          snapshot.tcp_routes[host].push_back(
+              {"VirtualService " + owner->name.to_string(), 0, "", std::move(rules)});
 }
 
 }  // namespace mesh::config

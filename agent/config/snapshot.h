@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -192,14 +193,40 @@ struct HttpRoute {
   friend bool operator==(const HttpRoute&, const HttpRoute&) = default;
 };
 
+struct TcpMatch {
+  std::vector<IpBlock> subnets;  // of the address that the client asked for; empty: any
+  std::uint16_t port = 0;        // 0: any
+  Labels source_labels;
+  std::string source_namespace;
+  std::vector<std::string> gateways;  // as in HttpMatch
+
+  friend bool operator==(const TcpMatch&, const TcpMatch&) = default;
+};
+
+struct TcpRule {
+  std::vector<TcpMatch> matches;  // any of them; empty: every connection
+  std::vector<WeightedDestination> destinations;
+  friend bool operator==(const TcpRule&, const TcpRule&) = default;
+};
+
 struct VirtualService {
   ObjectName name;
   std::vector<std::string> hosts;     // exact, "*.suffix" or "*"
   std::vector<std::string> gateways;  // "mesh" or "ns/name"; never empty
   std::vector<HttpRoute> http;        // ordered, first match wins
+  std::vector<TcpRule> tcp;           // the same
   friend bool operator==(const VirtualService&, const VirtualService&) = default;
 };
 using VirtualServicePtr = std::shared_ptr<const VirtualService>;
+
+// What a TCPRoute, or the `tcp` of a VirtualService, makes of a service's TCP ports.
+struct TcpRoute {
+  std::string name;              // "TCPRoute ns/name"
+  std::uint16_t port = 0;        // of the service; 0: all of its TCP ports
+  std::string client_namespace;  // a consumer's route: for its own clients alone; empty: for all
+  std::vector<TcpRule> rules;    // ordered, first match wins; none: the next route
+  friend bool operator==(const TcpRoute&, const TcpRoute&) = default;
+};
 
 // The routing of one host for one kind of listener (mesh clients, or one gateway).
 struct HostRoutes {
@@ -240,7 +267,11 @@ struct Snapshot {
   // What a DestinationRule of the client's own namespace makes of a service of another: key
   // "<client ns>/<cluster name>".
   StringMap<ClusterPtr> client_clusters;
+  std::set<std::string, std::less<>> client_hosts;  // that have client_clusters
   std::vector<VirtualServicePtr> virtual_services;  // oldest first
+  // By the service's host: TCPRoutes of consumers, those of the service's own namespace, then the
+  // VirtualService; oldest first in each.
+  StringMap<std::vector<TcpRoute>> tcp_routes;
   HostTable mesh_hosts;
   std::vector<GatewayServer> gateway_servers;
   std::vector<AuthorizationPolicyPtr> policies;    // oldest first
@@ -267,5 +298,19 @@ std::string qualified_host(const Snapshot& snapshot, std::string_view host, std:
 
 std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset,
                          Transport transport = Transport::kTcp);
+
+// A share of the connections to a service.
+struct TcpBackend {
+  ClusterPtr cluster;  // null: there is no such destination, and its share is refused
+  std::uint32_t weight = 1;
+  friend bool operator==(const TcpBackend&, const TcpBackend&) = default;
+};
+
+// Where a connection of `client` to `to`, an address and TCP port of `service`, may go; the weights
+// need not add up to anything. Empty: nowhere, it is refused.
+std::vector<TcpBackend> tcp_backends(const Snapshot& snapshot, const Workload& client,
+                                     const Service& service, const SocketAddress& to);
+// Whether that differs from client to client.
+bool is_client_dependent(const Snapshot& snapshot, const Service& service, std::uint16_t port);
 
 }  // namespace mesh::config

@@ -18,7 +18,11 @@ bool is_no_retry(const json::value& value) {
 }
 
 constexpr Field kVirtualService[] = {{"hosts"},    {"gateways"}, {"http"},
-                                     later("tls"), later("tcp"), {"exportTo"}};
+                                     later("tls"), {"tcp"},      {"exportTo"}};
+constexpr Field kTcpRoute[] = {{"match"}, {"route"}};
+constexpr Field kTcpMatch[] = {{"destinationSubnets"}, {"port"},     later("sourceSubnet"),
+                               {"sourceLabels"},       {"gateways"}, {"sourceNamespace"}};
+constexpr Field kTcpDestination[] = {{"destination"}, {"weight"}};
 constexpr Field kHttpRoute[] = {{"name"},
                                 {"match"},
                                 {"route"},
@@ -370,22 +374,73 @@ WeightedDestination read_destination(const Fields& fields) {
   return result;
 }
 
-void read_destinations(const Fields& fields, HttpRoute& route) {
-  for (const Fields& destination : fields.messages("route", kRouteDestination))
-    route.destinations.push_back(read_destination(destination));
-  if (route.destinations.empty()) {
-    if (!fields.has("redirect") && !fields.has("directResponse") && !fields.has("delegate"))
-      fields.error("route", "is required");
-    return;
-  }
-  if (route.destinations.size() == 1) route.destinations[0].weight = 1;
+// The destinations of a route; a single one takes all, whatever its weight.
+std::vector<WeightedDestination> read_weighted(const Fields& fields, Schema schema) {
+  std::vector<WeightedDestination> destinations;
+  for (const Fields& destination : fields.messages("route", schema))
+    destinations.push_back(read_destination(destination));
+  if (destinations.empty()) return destinations;
+  if (destinations.size() == 1) destinations[0].weight = 1;
   std::uint64_t total = 0;
-  for (const WeightedDestination& destination : route.destinations) total += destination.weight;
+  for (const WeightedDestination& destination : destinations) total += destination.weight;
   if (total == 0)
     fields.error("route", "all weights are 0; give each destination its weight");
   else if (total > UINT32_MAX)
     fields.error("route", "the sum of the weights is too large");
-  route.total_weight = static_cast<std::uint32_t>(total);
+  return destinations;
+}
+
+void read_destinations(const Fields& fields, HttpRoute& route) {
+  route.destinations = read_weighted(fields, kRouteDestination);
+  if (route.destinations.empty() && !fields.has("redirect") && !fields.has("directResponse") &&
+      !fields.has("delegate"))
+    fields.error("route", "is required");
+  for (const WeightedDestination& destination : route.destinations)
+    route.total_weight += destination.weight;
+}
+
+std::vector<IpBlock> read_subnets(const Fields& fields) {
+  std::vector<IpBlock> blocks;
+  for (const std::string& text : fields.texts("destinationSubnets")) {
+    auto block = IpBlock::parse(text);
+    if (block)
+      blocks.push_back(block.value());
+    else
+      fields.error("destinationSubnets", block.error().message);
+  }
+  return blocks;
+}
+
+TcpRule read_tcp_rule(const Fields& fields) {
+  TcpRule rule;
+  for (const Fields& match : fields.messages("match", kTcpMatch))
+    rule.matches.push_back({read_subnets(match), match.port("port").value_or(0),
+                            match.labels("sourceLabels"),
+                            match.text("sourceNamespace").value_or(""), read_gateways(match)});
+  rule.destinations = read_weighted(fields, kTcpDestination);
+  if (rule.destinations.empty()) fields.error("route", "is required");
+  return rule;
+}
+
+bool is_catch_all(const TcpRule& rule) {
+  return rule.matches.empty() ||
+         std::find(rule.matches.begin(), rule.matches.end(), TcpMatch{}) != rule.matches.end();
+}
+
+// The rules of one list; `what` is what a catch-all takes from those behind it.
+template <class Rule>
+std::vector<Rule> read_rules(const Fields& spec, std::string_view name, Schema schema,
+                             std::string_view what, Rule (*read)(const Fields&)) {
+  std::vector<Rule> rules;
+  std::string dead_after;
+  for (const Fields& fields : spec.messages(name, schema)) {
+    if (!dead_after.empty())
+      fields.warn("", "is never reached: " + dead_after + " matches every " + std::string(what) +
+                          " (IST0130)");
+    rules.push_back(read(fields));
+    if (dead_after.empty() && is_catch_all(rules.back())) dead_after = fields.path();
+  }
+  return rules;
 }
 
 HttpRoute read_route(const Fields& fields) {
@@ -445,17 +500,13 @@ VirtualService read_virtual_service(Report& report) {
   if (service.gateways.empty()) service.gateways.push_back("mesh");
   read_hosts(spec, service);
   read_export(spec, service);
-  const Fields* dead_after = nullptr;
-  std::vector<Fields> rules = spec.messages("http", kHttpRoute);
-  for (const Fields& rule : rules) {
-    if (dead_after)
-      rule.warn("", "is never reached: " + dead_after->path() + " matches every request (IST0130)");
-    service.http.push_back(read_route(rule));
-    if (!dead_after && is_catch_all(service.http.back())) dead_after = &rule;
-  }
-  if (rules.empty() && !spec.has("tls") && !spec.has("tcp") &&
-      (!spec.has("http") || spec.find("http")->is_array()))
-    spec.error("http", "is required");
+  service.http = read_rules(spec, "http", kHttpRoute, "request", read_route);
+  service.tcp = read_rules(spec, "tcp", kTcpRoute, "connection", read_tcp_rule);
+  const auto is_missing = [&](std::string_view name) {
+    return !spec.has(name) || (spec.find(name)->is_array() && spec.find(name)->get_array().empty());
+  };
+  if (is_missing("http") && is_missing("tcp") && !spec.has("tls"))
+    spec.error("http", "is required, or tcp");
   return service;
 }
 

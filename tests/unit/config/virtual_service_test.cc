@@ -188,7 +188,20 @@ TEST(VirtualService, RefusesWithPlaceAndRemedy) {
         "supported yet; remove the condition"}},
       {virtual_service("  hosts: [a]\n  tls: [{}]\n  tcp: [{}]\n  http:\n" + ok_route),
        {"error t.yaml:6: spec.tls: not supported yet; remove the field",
-        "error t.yaml:7: spec.tcp: not supported yet; remove the field"}},
+        "error t.yaml:7: spec.tcp[0].route: is required"}},
+      {virtual_service(
+           "  hosts: [a]\n  tcp:\n  - match: [{destinationSubnets: [x], sourceSubnet: "
+           "10.0.0.0/8, port: 0}]\n    route: [{destination: {host: a}, headers: {}}]\n"),
+       {"error t.yaml:7: spec.tcp[0].match[0].sourceSubnet: not supported yet; remove the field",
+        "error t.yaml:7: spec.tcp[0].match[0].destinationSubnets: not an IP address: 'x'",
+        "error t.yaml:7: spec.tcp[0].match[0].port: must be a whole number from 1 to 65535, not 0 "
+        "(a number)",
+        "error t.yaml:8: spec.tcp[0].route[0].headers: unknown field"}},
+      {virtual_service("  hosts: [a]\n  tcp:\n  - route: [{destination: {host: a}}, {destination: "
+                       "{host: b}}]\n  - route: [{destination: {host: a}}]\n"),
+       {"error t.yaml:7: spec.tcp[0].route: all weights are 0; give each destination its weight",
+        "warning t.yaml:8: spec.tcp[1]: is never reached: spec.tcp[0] matches every connection "
+        "(IST0130)"}},
       {virtual_service("  hosts: [a]\n  exportTo: [x]\n  http:\n" + ok_route),
        {"error t.yaml:6: spec.exportTo: 'x' is not supported yet for a VirtualService, only '*' "
         "(clients of every namespace); remove the field"}},
@@ -214,7 +227,7 @@ TEST(VirtualService, RefusesWithPlaceAndRemedy) {
         "error t.yaml:5: spec.hosts[2]: is given twice"}},
       {virtual_service("  hosts: a\n  http:\n" + ok_route),
        {"error t.yaml:5: spec.hosts: must be a list of strings, not 'a'"}},
-      {virtual_service("  hosts: [a]\n"), {"error t.yaml:4: spec.http: is required"}},
+      {virtual_service("  hosts: [a]\n"), {"error t.yaml:4: spec.http: is required, or tcp"}},
       // routes and weights
       {virtual_service("  hosts: [a]\n  http:\n  - name: x\n"),
        {"error t.yaml:7: spec.http[0].route: is required"}},
