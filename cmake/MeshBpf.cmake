@@ -1,5 +1,6 @@
 # mesh_bpf(NAME SOURCE file.bpf.c DEPENDS headers...)
-#   clang object -> bpftool skeleton -> INTERFACE target mesh::bpf_NAME with "NAME.skel.h".
+#   clang object -> bpftool skeleton -> INTERFACE target mesh::bpf_NAME with "NAME.skel.h". The global property
+#   MESH_BPF_PRODUCT has the names of those in bpf/.
 find_program(BPFTOOL bpftool PATHS /usr/sbin /sbin REQUIRED)
 find_program(BPF_CLANG clang-19 REQUIRED)
 
@@ -21,6 +22,9 @@ function(mesh_bpf name)
     COMMAND "${BPFTOOL}" gen skeleton "${object}" name ${name}_bpf > "${skeleton}"
     DEPENDS "${object}")
   add_custom_target(bpf_${name}_skeleton DEPENDS "${skeleton}")
+  if(CMAKE_CURRENT_SOURCE_DIR STREQUAL "${PROJECT_SOURCE_DIR}/bpf")
+    set_property(GLOBAL APPEND PROPERTY MESH_BPF_PRODUCT ${name})
+  endif()
   add_library(mesh_bpf_${name} INTERFACE)
   add_dependencies(mesh_bpf_${name} bpf_${name}_skeleton)
   target_include_directories(mesh_bpf_${name} SYSTEM INTERFACE "${CMAKE_CURRENT_BINARY_DIR}/skel")
