@@ -216,6 +216,8 @@ api::Dump dump_policies(const Snapshot& snapshot,
     json::object row =
         policy_row(snapshot, *policy, policy->name.to_string(), counts, policy->rules.size());
     row["action"] = action_text(policy->action);
+    if (policy->refused && policy->action == config::AuthorizationPolicy::Action::kAudit)
+      row["state"] = "refused: audits nothing";
     dump.rows.push_back(std::move(row));
   }
   for (const auto& policy : snapshot.network_policies) {
