@@ -147,9 +147,7 @@ void Node::end_workloads(Clock::time_point now) {
     const ObjectKey key{"WorkloadEntry", name.ns, name.name};
     const config::WorkloadPtr workload = workloads_.all().at(name).workload;
     ended = workloads_.end(name, "its cgroup is empty: its processes have ended") || ended;
-    if (options_.sandbox_root.empty() ||
-        !workload->cgroup.starts_with(options_.sandbox_root + "/") || parts_.store.is_foreign(key))
-      continue;
+    if (!is_sandbox(*workload) || parts_.store.is_foreign(key)) continue;
     empty_groups.push_back(workload->cgroup);
     removed = true;
     if (auto gone = parts_.store.remove(key); !gone)
@@ -165,19 +163,40 @@ void Node::end_workloads(Clock::time_point now) {
       log()->debug("the group of an ended sandbox stays error={}", gone.error().message);
 }
 
-// What a sandbox leaves whose starter was killed before it had an entry.
-void Node::remove_orphan_groups() {
-  std::set<std::string> used;
+bool Node::is_sandbox(const config::Workload& workload) const {
+  return !options_.sandbox_root.empty() && workload.cgroup.starts_with(options_.sandbox_root + "/");
+}
+
+// What a sandbox leaves whose starter was killed before it had an entry, or that ended while it was
+// not enrolled.
+void Node::remove_orphans() {
+  std::set<std::string> used, groups;
   for (const auto& [name, enrolment] : workloads_.all()) used.insert(enrolment.workload->cgroup);
+  for (const std::string& group : parts_.machine.sandbox_groups()) groups.insert(group);
+  std::map<std::string, ObjectKey> entries;
+  for (const auto& [name, workload] : compilation_.snapshot->workloads)
+    if (const ObjectKey key{"WorkloadEntry", name.ns, name.name};
+        is_sandbox(*workload) && !parts_.store.is_foreign(key))
+      entries[workload->cgroup] = key;
+  for (const auto& [group, key] : entries) groups.insert(group);
   std::map<std::string, int> orphans;
-  for (const std::string& group : parts_.machine.sandbox_groups())
-    if (!used.contains(group) && parts_.machine.is_populated(group) == false)
+  for (const std::string& group : groups)
+    if (!used.contains(group) && parts_.machine.is_populated(group) != true)
       orphans[group] = orphans_[group] + 1;
   orphans_ = std::move(orphans);
-  for (const auto& [group, ticks] : orphans_)
-    if (ticks > kOrphanTicks)
-      if (auto gone = parts_.machine.remove_cgroup(group); !gone)
-        log()->warn("an empty group cannot be removed error={}", gone.error().message);
+  bool removed = false;
+  for (const auto& [group, ticks] : orphans_) {
+    if (ticks <= kOrphanTicks) continue;
+    if (const auto entry = entries.find(group); entry != entries.end()) {
+      removed = true;
+      if (auto gone = parts_.store.remove(entry->second); !gone)
+        log()->error("the entry of an ended sandbox cannot be removed name={} error={}",
+                     entry->second.to_string(), gone.error().message);
+    }
+    if (auto gone = parts_.machine.remove_cgroup(group); !gone)
+      log()->warn("an empty group cannot be removed error={}", gone.error().message);
+  }
+  if (removed) on_store_changed(now_);
 }
 
 // --- meshhold
@@ -322,7 +341,7 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
   now_ = now;
   on_store_changed(now);
   end_workloads(now);
-  remove_orphan_groups();
+  remove_orphans();
   if (!publisher_.kernel_error().empty() || !publisher_.kernel_errors().empty()) {
     publisher_.refresh_kernel();
     workloads_.set_kernel_errors(publisher_.kernel_errors());

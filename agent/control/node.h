@@ -125,7 +125,8 @@ class Node {
   void reconcile_host_listeners();
   void sync_hold();
   void end_workloads(Clock::time_point now);
-  void remove_orphan_groups();
+  bool is_sandbox(const config::Workload& workload) const;
+  void remove_orphans();
   void send_options();
   void send_tap_state();
   void read_counters();
@@ -162,7 +163,7 @@ class Node {
   datapath::Counters counters_;
   std::uint64_t access_log_inode_ = 0;
   int ticks_ = 0;
-  std::map<std::string, int> orphans_;  // empty sandbox groups without an entry -> ticks seen
+  std::map<std::string, int> orphans_;  // empty sandbox groups of nobody enrolled -> ticks seen
 };
 
 }  // namespace mesh::control

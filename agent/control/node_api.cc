@@ -242,8 +242,7 @@ api::WorkloadStatus Node::status_of(const config::ObjectName& name,
   status.service_account = workload.service_account;
   status.cgroup = workload.cgroup;
   status.netns = workload.netns;
-  status.sandbox =
-      !options_.sandbox_root.empty() && workload.cgroup.starts_with(options_.sandbox_root + "/");
+  status.sandbox = is_sandbox(workload);
   if (enrolment.state == Enrolment::State::kFailed) {
     status.state = "failed";
     status.reason = enrolment.reason;

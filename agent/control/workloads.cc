@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/log.h"
@@ -23,6 +24,7 @@ Logger log() {
 UniqueFd duplicate(const UniqueFd& fd) { return UniqueFd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 3)); }
 
 constexpr int kPatientLooks = 3;
+constexpr int kMaxRoundsToRetry = 8;
 
 std::string refusal_text(const HoldMessage& message) {
   std::string text(feed::to_string(message.status));
@@ -91,22 +93,26 @@ void Workloads::begin(Enrolment& enrolment) {
     machine_.watch_cgroup(cgroup);
     enrolment.was_populated = machine_.is_populated(cgroup) == true;
   }
-  if (!enrolment.workload->netns.empty()) {
-    auto opened = machine_.open_netns(enrolment.workload->netns);
-    if (opened)
-      enrolment.netns = std::move(opened).value();
-    else
-      enrolment.reason = opened.error().message;
-  }
+  // Where it cannot be opened meshhold may hold it all the same, or says that it does not.
+  (void)open_netns(enrolment).has_value();
+  start_waiting(enrolment);
+}
+
+Result<> Workloads::open_netns(Enrolment& enrolment) {
+  if (enrolment.netns || enrolment.workload->netns.empty()) return success();
+  MESH_TRY(enrolment.netns, machine_.open_netns(enrolment.workload->netns));
+  return success();
+}
+
+void Workloads::start_waiting(Enrolment& enrolment) {
+  enrolment.state = Enrolment::State::kWaiting;
+  enrolment.reason =
+      hold_.is_connected() ? "waiting for meshhold" : "meshhold is away; see its log";
   ask_to_hold(enrolment);
 }
 
-void Workloads::ask_to_hold(Enrolment& enrolment) {
-  enrolment.state = Enrolment::State::kWaiting;
-  if (!hold_.is_connected()) {
-    enrolment.reason = "meshhold is away; see its log";
-    return;
-  }
+void Workloads::ask_to_hold(const Enrolment& enrolment) {
+  if (!hold_.is_connected()) return;
   HoldMessage message;
   message.type = HoldType::kEnrol;
   message.workload = enrolment.id;
@@ -118,12 +124,26 @@ void Workloads::ask_to_hold(Enrolment& enrolment) {
     for (const UniqueFd& listener : enrolment.listeners) fds.push_back(duplicate(listener));
   }
   hold_.send(feed::as_bytes(message), std::move(fds));
-  enrolment.reason = "waiting for meshhold";
 }
 
 void Workloads::on_hold_connected() {
-  for (auto& [name, enrolment] : enrolments_)
-    if (enrolment.state != Enrolment::State::kFailed) ask_to_hold(enrolment);
+  for (auto& [name, enrolment] : enrolments_) {
+    if (enrolment.id == 0) continue;  // it ended
+    if (enrolment.state == Enrolment::State::kFailed)
+      ask_to_hold(enrolment);
+    else
+      start_waiting(enrolment);
+  }
+}
+
+void Workloads::fail(Enrolment& enrolment, std::string reason) {
+  enrolment.rounds_to_retry = std::min(1 << std::min(enrolment.failures, 8), kMaxRoundsToRetry);
+  ++enrolment.failures;
+  if (enrolment.state != Enrolment::State::kFailed || enrolment.reason != reason)
+    log()->warn("workload cannot be enrolled name={} reason={}",
+                enrolment.workload->name.to_string(), reason);
+  enrolment.state = Enrolment::State::kFailed;
+  enrolment.reason = std::move(reason);
 }
 
 Result<bool> Workloads::on_hold_message(const HoldMessage& message, feed::Fds fds) {
@@ -131,15 +151,12 @@ Result<bool> Workloads::on_hold_message(const HoldMessage& message, feed::Fds fd
   for (auto& [name, enrolment] : enrolments_) {
     if (enrolment.id != message.workload) continue;
     if (message.status != HoldStatus::kOk) {
-      enrolment.state = Enrolment::State::kFailed;
-      enrolment.cookie = 0;
-      enrolment.reason = refusal_text(message);
-      log()->warn("workload cannot be enrolled name={} reason={}", name.to_string(),
-                  enrolment.reason);
-      return true;
+      fail(enrolment, refusal_text(message));
+      return false;  // what is in the kernel stays there: its processes run
     }
     const bool changed = enrolment.cookie != message.netns_cookie;
     enrolment.state = Enrolment::State::kHeld;
+    enrolment.failures = 0;
     enrolment.cookie = message.netns_cookie;
     enrolment.families = message.families;
     enrolment.listeners = std::move(fds);
@@ -180,6 +197,7 @@ bool Workloads::end(const config::ObjectName& name, const std::string& reason) {
   at->second.cookie = 0;
   at->second.was_populated = false;
   at->second.looks_at_empty = 0;
+  at->second.failures = at->second.rounds_to_retry = 0;
   // Should it come back, it is another one.
   numbers_.forget(Space::kWorkload, number_name(*at->second.workload));
   at->second.id = 0;
@@ -202,15 +220,12 @@ void Workloads::retry_failed() {
     if (enrolment.state != Enrolment::State::kFailed || !hold_.is_connected()) continue;
     const std::string& cgroup = enrolment.workload->cgroup;
     if (!cgroup.empty() && machine_.is_populated(cgroup) != true) continue;
+    if (enrolment.rounds_to_retry > 0 && --enrolment.rounds_to_retry > 0) continue;
     if (enrolment.id == 0)
       enrolment.id = numbers_.number(Space::kWorkload, number_name(*enrolment.workload));
-    if (!enrolment.netns && !enrolment.workload->netns.empty()) {
-      auto opened = machine_.open_netns(enrolment.workload->netns);
-      if (!opened) {
-        enrolment.reason = opened.error().message;
-        continue;
-      }
-      enrolment.netns = std::move(opened).value();
+    if (auto opened = open_netns(enrolment); !opened) {
+      fail(enrolment, opened.error().message);
+      continue;
     }
     if (!cgroup.empty()) machine_.watch_cgroup(cgroup);
     ask_to_hold(enrolment);

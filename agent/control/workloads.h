@@ -2,7 +2,9 @@
 //
 // A local workload (a WorkloadEntry with netns and cgroup) is held by meshhold, entered into the
 // kernel, told to the proxy, and then enrolled; it ends when its WorkloadEntry goes or its cgroup
-// is empty. Ids are never given twice. The node's gateway is workload 1. One thread.
+// is empty. Until then it stays in the kernel, also while meshhold cannot hold it again: its policy
+// holds, and where no listener is left its HTTP services refuse. What failed is tried again, ever
+// more seldom. Ids are never given twice. The node's gateway is workload 1. One thread.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +51,10 @@ struct Enrolment {
   std::string kernel_error;
   bool was_populated = false;
   int looks_at_empty = 0;
+  int failures = 0;         // in a row
+  int rounds_to_retry = 0;  // of retry_failed()
 
-  bool is_in_kernel() const { return cookie != 0 && state != State::kFailed; }
+  bool is_in_kernel() const { return cookie != 0; }
 };
 
 class Workloads {
@@ -67,10 +71,10 @@ class Workloads {
   void on_hold_connected();
   Result<bool> on_hold_message(const feed::HoldMessage& message, feed::Fds fds);
 
-  // Marks those whose cgroup is empty or gone; returns them. Also tries those that failed again.
+  // Those whose cgroup is empty or gone.
   std::vector<config::ObjectName> find_ended();
   bool end(const config::ObjectName& name, const std::string& reason);  // false: it had ended
-  void retry_failed();
+  void retry_failed();                                                  // every few seconds
 
   void set_kernel_errors(const std::map<datapath::WorkloadId, Error>& errors);
   std::vector<Client> clients() const;  // for the kernel
@@ -78,7 +82,10 @@ class Workloads {
 
  private:
   void begin(Enrolment& enrolment);
-  void ask_to_hold(Enrolment& enrolment);
+  Result<> open_netns(Enrolment& enrolment);
+  void start_waiting(Enrolment& enrolment);
+  void ask_to_hold(const Enrolment& enrolment);
+  void fail(Enrolment& enrolment, std::string reason);
   void let_go(Enrolment& enrolment);
   std::string number_name(const config::Workload& workload) const;
 

@@ -365,6 +365,72 @@ TEST_F(NodeTest, ARefusalOfMeshholdOrTheKernelIsTold) {
   EXPECT_EQ(node_->status(now_).state, "degraded");
 }
 
+TEST_F(NodeTest, WhatRunsStaysInTheKernelWhenMeshholdCannotHoldItAgain) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t id = id_of("a");
+  answer_enrol(id);
+  acknowledge();
+  const datapath::EnrolledWorkload before = datapath_.state.workloads.at(id);
+  for (const bool restarts : {false, true}) {
+    if (restarts) restart();
+    connect_hold();
+    answer_enrol(id, feed::HoldStatus::kPortTaken);
+    EXPECT_THAT(state_of("a"), testing::StartsWith("failed: another process listens"));
+    outcome(service("reviews"));
+    for (const auto& state : datapath_.history)
+      if (state.workloads.contains(id)) EXPECT_EQ(state.workloads.at(id), before);
+    ASSERT_TRUE(datapath_.state.workloads.contains(id)) << "restarts: " << restarts;
+  }
+  answer_enrol(id);
+  connect_proxy();
+  acknowledge();
+  EXPECT_EQ(state_of("a"), "enrolled");
+  answer_enrol(id, feed::HoldStatus::kPortTaken);
+  machine_.cgroups["/cg/a"] = false;
+  node_->on_cgroups_changed(now_);
+  EXPECT_FALSE(datapath_.state.workloads.contains(id)) << "its processes have ended";
+}
+
+TEST_F(NodeTest, WhatFailsStaysFailedWhileItIsTriedEverMoreSeldom) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t id = id_of("a");
+  answer_enrol(id, feed::HoldStatus::kLoopbackDown);
+  const std::string failed = state_of("a");
+  const std::uint64_t version = node_->version();
+  std::vector<int> gaps = {0};
+  for (int ticks = 0; ticks < 150; ++ticks) {
+    hold_.payloads.clear();
+    node_->tick(now_, 0);
+    ++gaps.back();
+    EXPECT_EQ(state_of("a"), failed) << "never pending in between";
+    if (held(feed::HoldType::kEnrol).empty()) continue;
+    gaps.push_back(0);
+    answer_enrol(id, feed::HoldStatus::kLoopbackDown);
+  }
+  EXPECT_EQ(node_->version(), version) << "nothing changed, so nothing is published";
+  gaps.pop_back();
+  EXPECT_THAT(gaps, ElementsAre(3, 6, 12, 24, 24, 24, 24, 24));
+}
+
+TEST_F(NodeTest, ASandboxThatEndedWhileItWasDisabledLeavesNothing) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  json::object entry = workload("a", "10.77.0.1");
+  entry["metadata"].as_object()["annotations"].as_object().erase("undermesh.io/netns");
+  outcome(entry);
+  for (int i = 0; i < 10; ++i) node_->tick(now_, 0);
+  EXPECT_EQ(state_of("a"), "remote") << "its processes run";
+  machine_.cgroups["/cg/a"] = false;
+  for (int i = 0; i < 6; ++i) node_->tick(now_, 0);
+  EXPECT_EQ(state_of("a"), "absent");
+  EXPECT_THAT(machine_.removed, ElementsAre("/cg/a"));
+  EXPECT_FALSE(files_.texts.contains("/s/objects/WorkloadEntry/default.a.yaml"));
+}
+
 TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
