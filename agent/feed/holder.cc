@@ -51,9 +51,11 @@ bool is_listener_of(const ListenerIdentity& identity, const SocketAddress& addre
   return identity.v6 == v6 && identity.address == address;
 }
 
+// Of a listener as make_outbound_listeners() makes it.
 std::optional<std::uint8_t> outbound_family(const ListenerIdentity& identity) {
   if (identity.address.port != kOutboundPort) return std::nullopt;
-  if (!identity.v6 && identity.address.ip == IpAddress::v4(127, 0, 0, 1)) return kFamily4;
+  if (!identity.v6 && identity.on_loopback && identity.address.ip == IpAddress::v4(127, 0, 0, 1))
+    return kFamily4;
   IpAddress::Bytes loopback{};
   loopback[15] = 1;
   if (identity.v6 && identity.address.ip == IpAddress(loopback)) return kFamily6;
@@ -268,8 +270,7 @@ Refusal Holder::hold(const HoldMessage& message, Fds& fds) {
 Refusal Holder::take_back(Workload& workload, Fds& fds) const {
   for (std::size_t i = 1; i < fds.size(); ++i) {
     const auto identity = identify_listener(fds[i].get());
-    if (!identity || identity->netns_cookie != workload.cookie || !outbound_family(*identity) ||
-        !identity->on_loopback)
+    if (!identity || identity->netns_cookie != workload.cookie || !outbound_family(*identity))
       return {HoldStatus::kForeign, 0};
   }
   for (std::size_t i = 1; i < fds.size(); ++i) {

@@ -148,7 +148,9 @@ Refusal NamespaceSockets::make_outbound_listeners(int netns, Fds& listeners) con
         refusal.status != HoldStatus::kOk)
       return refusal;
     UniqueFd v6;
-    const Refusal refusal = make_listener(loopback(true), true, true, v6);
+    // Not bound to lo (decisions/0002): it could not answer a client that bound another address of
+    // its own, and Linux drops by itself what arrives for ::1 from elsewhere.
+    const Refusal refusal = make_listener(loopback(true), true, false, v6);
     const bool has_no_v6 = refusal.error == EADDRNOTAVAIL || refusal.error == EAFNOSUPPORT;
     if (refusal.status != HoldStatus::kOk && !has_no_v6) return refusal;
     listeners.push_back(std::move(v4));

@@ -30,8 +30,8 @@ class NamespaceSockets {
   std::uint64_t own_cookie() const { return own_cookie_; }
   // Checks that the descriptor is a network namespace other than our own, and reads its cookie.
   Refusal inspect(int netns, std::uint64_t& cookie) const;
-  // 127.0.0.1 and [::1] port 15001, bound to lo, listening; without the second where the namespace
-  // has no IPv6 loopback.
+  // 127.0.0.1 (bound to lo) and [::1], port 15001, listening; without the second where the
+  // namespace has no IPv6 loopback.
   Refusal make_outbound_listeners(int netns, Fds& listeners) const;
   // A listener at `address` in our own namespace; "::" is every address of both families.
   Refusal make_host_listener(const SocketAddress& address, bool v6, UniqueFd& listener) const;

@@ -237,6 +237,33 @@ TEST_F(MeshHold, TheListenerIsNotReachedThroughAnotherDevice) {
   EXPECT_NE(connect_in(neighbour), 0);
 }
 
+TEST_F(MeshHold, AClientThatBoundItsOwnAddressReachesTheListener) {
+  const NetNs ns = NetNs::create();
+  const NetNs neighbour = NetNs::create();
+  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  ns.command("ip addr add fd00::1/64 dev veth0 nodad");
+  Peer meshd = connect_meshd();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  struct Case {
+    const char* own;
+    const char* listener;
+  };
+  for (const Case& c : {Case{"10.1.0.1:0", "127.0.0.1:15001"}, Case{"[fd00::1]:0", "[::1]:15001"}})
+    EXPECT_EQ(ns.run([&c] {
+      const SocketAddress to = test::endpoint(c.listener);
+      const int family = test::family_of(to);
+      const auto bound = test::raw_address(test::endpoint(c.own), family);
+      const auto wanted = test::raw_address(to, family);
+      const UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      const timeval patience{10, 0};
+      ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+      if (::bind(fd.get(), bound.get(), bound.size) != 0) return errno;
+      return ::connect(fd.get(), wanted.get(), wanted.size) == 0 ? 0 : errno;
+    }),
+              0)
+        << c.own;
+}
+
 TEST_F(MeshHold, HandsOutUnconnectedSocketsOfTheNamespaceAndKeepsNone) {
   const NetNs ns = NetNs::create();
   Peer meshd = connect_meshd();
