@@ -148,6 +148,10 @@ void Reactor::wake(Waiter& waiter) {
   ready_.push_back(static_cast<detail::QueueLink&>(waiter));
 }
 
+void Reactor::wake_next_turn(Waiter& waiter) {
+  next_turn_.push_back(static_cast<detail::QueueLink&>(waiter));
+}
+
 void Reactor::run_ready() {
   for (int runs = 0; runs < kRunsPerTurn && !ready_.is_empty(); ++runs) {
     auto& waiter = static_cast<Waiter&>(static_cast<detail::QueueLink&>(*ready_.front()));
@@ -178,7 +182,7 @@ void Reactor::dispatch(const epoll_event& event) {
 }
 
 int Reactor::wait_time(Clock::duration wait) const {
-  if (!ready_.is_empty()) return 0;
+  if (!ready_.is_empty() || !next_turn_.is_empty()) return 0;
   if (const auto next = timers_.next()) wait = std::min(wait, *next - now_);
   if (wait <= Clock::duration::zero()) return 0;
   const auto milliseconds = std::chrono::ceil<std::chrono::milliseconds>(wait).count();
@@ -194,6 +198,7 @@ bool Reactor::run_once(Clock::duration wait) {
   // connection of the same batch meets no dangling event.
   for (int i = 0; i < count; ++i) dispatch(events[static_cast<std::size_t>(i)]);
   timers_.advance(now_);
+  ready_.splice_back(next_turn_);
   const bool busy = count > 0 || !ready_.is_empty();
   run_ready();
   return busy;
@@ -255,6 +260,7 @@ void WaitQueue::Wait::await_suspend(std::coroutine_handle<> caller) {
 bool WaitQueue::notify_one(Reactor& reactor) {
   if (waiting_.is_empty()) return false;
   auto& waiter = static_cast<Waiter&>(static_cast<detail::QueueLink&>(*waiting_.front()));
+  static_cast<Wait&>(waiter).notified_ = true;
   reactor.wake(waiter);
   return true;
 }

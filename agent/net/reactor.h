@@ -148,6 +148,8 @@ class Reactor {
   TimerWheel& timers() { return timers_; }
   // Runs `waiter` soon. It is not waiting for its event any more.
   void wake(Waiter& waiter);
+  // The same, but after the next look for events and timers.
+  void wake_next_turn(Waiter& waiter);
 
  private:
   friend class IoHandle;
@@ -165,6 +167,7 @@ class Reactor {
   Clock::time_point now_;
   TimerWheel timers_;
   ListNode ready_;
+  ListNode next_turn_;
   // Descriptors are found through slots with a generation: an event of one that is gone (its
   // description may live on in another process) finds nobody.
   std::vector<Slot> slots_;
@@ -218,14 +221,14 @@ inline Sleep sleep_for(Scope& scope, Clock::duration time) {
   return Sleep(scope, scope.reactor().now() + time);
 }
 
-// Lets everything else that is ready run first.
+// Lets everything else run first, what becomes ready by now included.
 class Yield : public SimpleWait {
  public:
   explicit Yield(Scope& scope) : SimpleWait(scope) {}
   bool await_ready() const { return scope_.is_cancelled(); }
   void await_suspend(std::coroutine_handle<> caller) {
     caller_ = caller;
-    scope_.reactor().wake(*this);
+    scope_.reactor().wake_next_turn(*this);
   }
 };
 inline Yield yield(Scope& scope) { return Yield(scope); }
@@ -253,9 +256,13 @@ class WaitQueue {
     Wait(WaitQueue& queue, Scope& scope) : SimpleWait(scope), queue_(queue) {}
     bool await_ready() const { return scope_.is_cancelled(); }
     void await_suspend(std::coroutine_handle<> caller);
+    // Whatever came of the wait: one notified and then cancelled owes its turn to the next in line.
+    bool was_notified() const { return notified_; }
 
    private:
+    friend class WaitQueue;
     WaitQueue& queue_;
+    bool notified_ = false;
   };
 
   Wait wait(Scope& scope) { return Wait(*this, scope); }

@@ -36,7 +36,8 @@ struct Downstream {
   net::Scope& scope;  // the client's: ends with it
   ReadBuffer in;
   SocketAddress destination;  // where the client wanted to go; a gateway's own address
-  bool linger = false;        // the client may still be sending: let it read the answer
+  std::uint32_t requests = 0;
+  bool linger = false;  // the client may still be sending: let it read the answer
   // The service at the destination, looked up once for a view.
   std::uint64_t service_epoch = 0;
   const config::Service* service = nullptr;

@@ -188,10 +188,11 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
                                                        net::Scope& scope, Refused& refused) {
   net::Stream& stream = connection.stream();
   const auto stall = worker_.limits().stream_idle_timeout;
+  std::uint32_t interim = 0;
   while (true) {
     if (up_.is_held()) {
       const auto parsed = response_parser_.parse(up_.unread(), head_.method, response_);
-      if (parsed == http::Parse::error) {
+      if (parsed == http::Parse::error || interim > worker_.limits().interim_responses) {
         report(Outcome::reset());
         refused = Refusal{.reason = Reason::kUpstreamProtocol};
         co_return Next::kRefused;
@@ -204,6 +205,7 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
           co_return Next::kRefused;
         }
         response_parser_.reset();
+        if (++interim % Limits::kTurns == 0) (void)co_await net::yield(scope);
         continue;
       }
     } else {

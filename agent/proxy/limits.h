@@ -23,6 +23,11 @@ struct Limits {
   std::size_t linger_bytes = 256 * 1024;
   std::chrono::milliseconds drain{5'000};  // shutdown: for requests in flight
 
+  std::uint32_t interim_responses = 1'000;  // 1xx before one response: 502 (UPE)
+  // Without a wait, of one connection or listener: requests, connections accepted, writes of a
+  // body, 1xx. Then the others of the worker have their turn.
+  static constexpr std::uint32_t kTurns = 16;
+
   // Unconnected sockets kept for each workload and family: from `stock_first` up to `stock_most`
   // as they are used up.
   std::uint32_t stock_first = 8;

@@ -66,6 +66,7 @@ Proxy::~Proxy() { stop(); }
 
 void Proxy::begin_stop() {
   if (std::exchange(stopping_, true)) return;
+  listeners_.clear();  // or those who connect now would wait for nobody
   for (auto& worker : workers_) {
     worker->begin_stop([this] {
       main_.post([this] {

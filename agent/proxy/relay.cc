@@ -5,12 +5,13 @@
 #include <cstring>
 #include <string>
 
+#include "proxy/limits.h"
+
 namespace mesh::proxy {
 
 namespace {
 
 constexpr std::size_t kMaxPieces = 32;  // of one write: many small chunks are joined into one
-constexpr int kTurns = 16;              // then others get their turn
 
 enum class Gathered : std::uint8_t { kFull, kMore, kEnd, kError };
 
@@ -124,7 +125,7 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
     return scope.is_cancelled() || error.code == Errc::timed_out ? RelayEnd::kCancelled : otherwise;
   };
   Batch batch;
-  for (int turn = 1;; ++turn) {
+  for (std::uint32_t turn = 1;; ++turn) {
     const Gathered gathered = gather(relay, batch);
     // Bad from its first bytes on: nothing of the message goes out.
     if (gathered == Gathered::kError && !relay.wrote) co_return RelayEnd::kSourceProtocol;
@@ -142,7 +143,7 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
     }
     if (gathered == Gathered::kEnd) co_return RelayEnd::kDone;
     if (gathered == Gathered::kError) co_return RelayEnd::kSourceProtocol;
-    if (turn % kTurns == 0) (void)co_await net::yield(scope);
+    if (turn % Limits::kTurns == 0) (void)co_await net::yield(scope);
     if (gathered == Gathered::kFull) continue;
     const auto space = relay.buffer.space();
     if (space.empty()) co_return RelayEnd::kSourceProtocol;  // trailers beyond all limits
@@ -165,7 +166,7 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
 net::Task<bool> relay_raw(net::Stream& from, ReadBuffer& buffer, net::Stream& to,
                           std::chrono::milliseconds stall, std::uint64_t& bytes,
                           net::Scope& scope) {
-  for (int turn = 1;; ++turn) {
+  for (std::uint32_t turn = 1;; ++turn) {
     if (!buffer.is_empty()) {
       const auto unread = buffer.unread();
       iovec part{const_cast<char*>(unread.data()), unread.size()};
@@ -173,7 +174,7 @@ net::Task<bool> relay_raw(net::Stream& from, ReadBuffer& buffer, net::Stream& to
       bytes += unread.size();
       buffer.consume(unread.size());
     }
-    if (turn % kTurns == 0) (void)co_await net::yield(scope);
+    if (turn % Limits::kTurns == 0) (void)co_await net::yield(scope);
     auto read = co_await from.read_some(buffer.space(), scope, stall);
     if (!read) co_return false;
     if (read.value() == 0) {

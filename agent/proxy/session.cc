@@ -109,6 +109,7 @@ bool find_destination(Downstream& down) {
     co_await exchange->refuse(down, refusal);
   }
   down.worker.give_back(std::move(exchange));
+  if (++down.requests % Limits::kTurns == 0) (void)co_await net::yield(down.scope);
   co_return keep;
 }
 

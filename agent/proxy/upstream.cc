@@ -98,8 +98,9 @@ net::Task<Result<UniqueFd>> SocketStock::take(net::Scope& parent) {
     // In slices, so that a request that was lost with meshhold is made again.
     net::Scope slice(scope);
     slice.expires_after(kAskAgain);
-    auto waited = co_await waiting_.wait(slice);
-    if (!waited && scope.is_cancelled()) {
+    auto turn = waiting_.wait(slice);
+    if (!co_await turn && scope.is_cancelled()) {
+      if (turn.was_notified()) waiting_.notify_one(reactor_);  // the socket is the next one's
       if (parent.is_cancelled()) co_return net::cancelled_error(*parent.cancelled());
       co_return Error{Errc::unavailable, "no socket came from meshhold in time"};
     }
@@ -258,10 +259,11 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::obtain(EndpointPool& endpoint, n
   while (true) {
     net::Scope slice(scope);
     if (shared_) slice.expires_after(kShareInterval);
-    auto woken = co_await waiting_.wait(slice);
-    if (woken) --promised_;
+    auto turn = waiting_.wait(slice);
+    (void)co_await turn;
+    if (turn.was_notified()) --promised_;
     if (scope.is_cancelled()) {
-      if (woken) freed();  // for the next in line
+      if (turn.was_notified()) freed();  // for the next in line
       co_return Obtained{
           nullptr, Refusal{.reason = *scope.cancelled() == Errc::timed_out ? Reason::kTimeout
                                                                            : Reason::kClientGone}};

@@ -255,6 +255,7 @@ void Worker::add_listener(const ListenerId& id, UniqueFd fd, bool shared) {
 
 net::Task<> Worker::accept_all(Source& source) {
   const ListenerId id = source.id;
+  std::uint32_t accepted = 0;
   while (!source.scope.is_cancelled()) {
     // Connections wait in the backlog until the configuration says who they are from.
     if (source.client.workload() == nullptr) {
@@ -276,6 +277,7 @@ net::Task<> Worker::accept_all(Source& source) {
       continue;
     }
     client.connections().spawn(serve_connection(*this, client, id, std::move(fd).value()));
+    if (++accepted % Limits::kTurns == 0) (void)co_await net::yield(source.scope);
   }
   if (const auto found = sources_.find(id);
       found != sources_.end() && found->second.get() == &source) {

@@ -148,6 +148,21 @@ TEST_F(ProxyTest, AnAnswerThatCameBeforeAFailedWriteIsPassedOn) {
   EXPECT_EQ(upstream.connections(), 1);
 }
 
+TEST_F(ProxyTest, InterimResponsesWithoutEndAreA502) {
+  std::atomic<bool> was_left{false};
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) {
+    if (!connection.read()) return;
+    while (connection.send("HTTP/1.1 102 Processing\r\n\r\n")) {
+    }
+    was_left = true;
+  });
+  serve({&upstream});
+  const auto response = ask(get("/"));
+  EXPECT_EQ(response.status(), 502);
+  EXPECT_EQ(response.interim.size(), options_.limits.interim_responses + 1);
+  EXPECT_TRUE(eventually([&] { return was_left.load(); }));
+}
+
 TEST_F(ProxyTest, AFreshConnectionThatDiesIsA503WithFlagUC) {
   auto upstream = FakeUpstream::raw([](HttpSocket& connection) { connection.read(); });
   serve({&upstream});

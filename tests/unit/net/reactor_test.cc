@@ -64,6 +64,22 @@ TEST_F(ReactorTest, SleepEndsAfterItsTime) {
   EXPECT_GE(net::Clock::now() - before, 20ms);
 }
 
+net::Task<> yield_until(net::Scope& scope, const bool* seen, int* yields) {
+  while (!*seen && *yields < 100'000) {
+    ++*yields;
+    (void)co_await net::yield(scope);
+  }
+}
+
+TEST_F(ReactorTest, AYieldLetsEventsComeFirst) {
+  bool seen = false;
+  int yields = 0;
+  group.spawn(yield_until(scope, &seen, &yields));
+  reactor.post([&] { seen = true; });
+  finish();
+  EXPECT_LE(yields, 2);
+}
+
 TEST_F(ReactorTest, CancellingAScopeReachesEverythingBelow) {
   Result<> a = mesh::success(), b = mesh::success();
   net::Scope child(scope);
