@@ -56,7 +56,7 @@ void kill_below(const std::string& path) {
 
 Result<Cgroups> find_cgroups(const std::string& name) {
   MESH_TRY(auto mount, datapath::find_cgroup2());
-  return Cgroups{mount + "/" + name};
+  return Cgroups{mount, mount + "/" + name};
 }
 
 Result<> make_cgroup(const std::string& path) {

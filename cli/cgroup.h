@@ -15,7 +15,8 @@
 namespace mesh::cli {
 
 struct Cgroups {
-  std::string root;  // "<cgroup2>/undermesh"
+  std::string mount;  // of cgroup2
+  std::string root;   // "<cgroup2>/undermesh"
   std::string mesh() const { return root + "/mesh"; }
   std::string workloads() const { return root + "/workloads"; }
   std::string workload(std::string_view ns, std::string_view name) const {

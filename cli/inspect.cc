@@ -114,10 +114,6 @@ std::vector<std::string> cells_of(const api::TapEvent& event) {
           event.flags,  latency};
 }
 
-constexpr const char* kDetached =
-    "no connection is captured or policed: `meshctl disable --all` has detached everything; "
-    "`meshctl up` attaches it again, `meshctl down` ends the rest";
-
 // Without meshd the rest goes on: what still runs, what is still captured, and what to do.
 Error unreachable(Error error, const Environment& environment) {
   if (error.code != Errc::unavailable) return error;
@@ -153,10 +149,6 @@ Result<int> status(const Environment& environment, Format format) {
   api::Status now = std::move(answer).value();
   for (auto& [name, program] : now.programs)  // meshd knows its own alone
     if (program.up_seconds == 0) program.up_seconds = seconds_running(program.pid);
-  if (detached_meshd(environment)) {
-    now.state = "degraded";
-    now.reasons.insert(now.reasons.begin(), kDetached);
-  }
   int code = now.state == "ready" ? kOk : kDegraded;
   if (format != Format::kTable) {
     json::object out = api::to_json(now);

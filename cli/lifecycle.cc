@@ -54,20 +54,28 @@ Result<UniqueFd> lock_machine() {
   return fd;
 }
 
-Result<> make_directories(const Environment& environment) {
+// One that is there keeps its mode: it may be somebody else's.
+Result<> make_directory(const std::string& path, mode_t mode) {
   std::error_code ec;
-  fs::create_directories(environment.run("logs"), ec);
-  if (ec) return errno_error(ec.value(), environment.run("logs"));
-  fs::permissions(environment.run_dir, fs::perms(0755), ec);  // the sockets have their own
-  fs::permissions(environment.run("logs"), fs::perms(0750), ec);
-  fs::create_directories(environment.state_dir, ec);
-  if (ec) return errno_error(ec.value(), environment.state_dir);
-  fs::permissions(environment.state_dir, fs::perms(0700), ec);
+  fs::create_directories(fs::path(path).parent_path(), ec);
+  if (ec) return errno_error(ec.value(), path);
+  if (::mkdir(path.c_str(), mode) == 0)
+    return ::chmod(path.c_str(), mode) == 0 ? Result<>(success()) : errno_error(errno, path);
+  if (errno != EEXIST || !fs::is_directory(path, ec)) return errno_error(errno, path);
   return success();
 }
 
-// Removes what we know to be ours, never a whole tree that a wrong --run-dir might name; the names
-// that stay are returned.
+// up.json comes first and goes last: it says that a mesh was up here, so that what has the name of
+// a file of the mesh is one.
+Result<> make_directories(const Environment& environment, const ProgramOptions& options) {
+  MESH_TRY(make_directory(environment.run_dir, 0755));  // the sockets have their own modes
+  remember(environment, options);
+  MESH_TRY(make_directory(environment.run("logs"), 0750));
+  return make_directory(environment.state_dir, 0700);
+}
+
+// Removes what we know to be ours, in this order, never a whole tree that a wrong --run-dir might
+// name; the names that stay are returned.
 std::vector<std::string> remove_known(const std::string& directory,
                                       const std::vector<std::string>& known) {
   std::error_code ec;
@@ -218,15 +226,11 @@ Result<> end_supervisor(const Environment& environment, const Cgroups& cgroups) 
 
 std::vector<std::string> state_files() { return {"objects", "accepted", "parsed", "ids.json"}; }
 
-std::vector<std::string> run_files(const Environment& environment) {
-  std::vector<std::string> out = {
-      "proxy.sock",     "hold.sock",           "meshd.sock", "hosts",     "logs",
-      "supervisor.pid", "supervisor.json",     "sandboxes",  "addresses", "up.json",
-      "mounted-bpffs",  "supervisor.json.new", "resolv.conf"};
-  std::error_code ec;
-  for (fs::directory_iterator it(environment.run_dir, ec), end; !ec && it != end; it.increment(ec))
-    if (it->is_socket(ec)) out.push_back(it->path().filename());
-  return out;
+std::vector<std::string> run_files() {
+  return {"proxy.sock", "hold.sock",      "meshd.sock",      "hosts",
+          "logs",       "supervisor.pid", "supervisor.json", "supervisor.json.new",
+          "sandboxes",  "addresses",      "mounted-bpffs",   "resolv.conf",
+          "up.json"};
 }
 
 void warn_left(const std::string& directory, const std::vector<std::string>& left) {
@@ -236,28 +240,30 @@ void warn_left(const std::string& directory, const std::vector<std::string>& lef
                  join(left, ", ").c_str());
 }
 
-// meshd attaches only when it starts: the supervisor starts it again. One that does not answer yet
-// is on its way.
-Result<> restart_detached(const Environment& environment) {
-  if (!Client(environment.run_dir).get<api::Version>("/v1/version", seconds(5))) return success();
-  auto meshd = detached_meshd(environment);
-  if (!meshd) return success();
-  std::fputs("Nothing is attached (`meshctl disable --all`): meshd starts again\n", stderr);
-  ::kill(*meshd, SIGKILL);
-  auto deadline = Clock::now() + seconds(5);
-  while (::kill(*meshd, 0) == 0 && Clock::now() < deadline)
-    std::this_thread::sleep_for(milliseconds(5));
-  return success();
+// ---- disable ------------------------------------------------------------------------------------
+
+// What attaches, and what would start that again: all but meshhold and meshproxy, also a child of
+// the supervisor that is no program yet.
+std::vector<pid_t> attaching_processes(const std::string& mesh_cgroup) {
+  auto out = cgroup_processes(mesh_cgroup);
+  for (const auto& [name, pid] : running_programs(mesh_cgroup))
+    if (name != "meshd") std::erase(out, pid);
+  return out;
 }
 
-bool has_bpf_maps(pid_t pid) {
-  std::error_code ec;
-  const std::string fds = "/proc/" + std::to_string(pid) + "/fd";
-  for (fs::directory_iterator it(fs::path(fds), ec), end; !ec && it != end; it.increment(ec)) {
-    std::error_code closed;
-    if (fs::read_symlink(it->path(), closed) == "anon_inode:bpf-map") return true;
+Result<bool> end_attaching(const std::string& mesh_cgroup) {
+  auto deadline = Clock::now() + seconds(5);
+  bool any = false;
+  for (auto pids = attaching_processes(mesh_cgroup); !pids.empty();
+       pids = attaching_processes(mesh_cgroup)) {
+    any = true;
+    if (Clock::now() > deadline)
+      return Error{Errc::timed_out, "process " + std::to_string(pids[0]) +
+                                        " does not end after SIGKILL; repeat this when it has"};
+    for (pid_t pid : pids) ::kill(pid, SIGKILL);
+    std::this_thread::sleep_for(milliseconds(5));
   }
-  return false;
+  return any;
 }
 
 }  // namespace
@@ -272,15 +278,6 @@ std::optional<bool> is_attached(const Environment& environment) {
   return false;
 }
 
-std::optional<pid_t> detached_meshd(const Environment& environment) {
-  auto cgroups = find_cgroups(environment.cgroup_name);
-  if (!cgroups || is_attached(environment) != false) return std::nullopt;
-  auto running = running_programs(cgroups.value().mesh());
-  auto meshd = running.find("meshd");
-  if (meshd == running.end() || !has_bpf_maps(meshd->second)) return std::nullopt;
-  return meshd->second;
-}
-
 Result<int> bring_up(Environment environment, ProgramOptions options,
                      const std::set<std::string>& given) {
   MESH_TRY(require_root("meshctl up"));
@@ -293,13 +290,11 @@ Result<int> bring_up(Environment environment, ProgramOptions options,
     MESH_TRY(take_options_of_running(environment, options, given));
   }
   options.cgroup = cgroups.value().root;
-  MESH_TRY(make_directories(environment));
-  remember(environment, options);
+  MESH_TRY(make_directories(environment, options));
   MESH_TRY(make_cgroup(cgroups.value().mesh()));
   MESH_TRY(make_cgroup(cgroups.value().workloads()));
   MESH_TRY(mount_bpffs(environment));
   bool was_running = running_programs(cgroups.value().mesh()).size() == std::size(kPrograms);
-  MESH_TRY(restart_detached(environment));
   auto supervisor = running_supervisor(environment);
   if (!supervisor) {
     MESH_TRY(supervisor, start_supervisor(environment, options));
@@ -333,8 +328,13 @@ Result<int> bring_down(Environment environment, bool purge) {
   MESH_TRY(unmount_bpffs(environment));
   if (purge) warn_left(environment.state_dir, remove_known(environment.state_dir, state_files()));
   // Last: it remembers the state directory and the mount, should this be interrupted.
-  bool had_files = fs::exists(environment.run_dir);
-  warn_left(environment.run_dir, remove_known(environment.run_dir, run_files(environment)));
+  bool had_files = fs::exists(environment.run("up.json"));
+  if (had_files) {
+    warn_left(environment.run_dir, remove_known(environment.run_dir, run_files()));
+  } else {  // an `up` that was killed at its very beginning, or another's directory
+    std::error_code not_empty;
+    fs::remove(environment.run_dir, not_empty);
+  }
   if (programs + sandboxes + detached.size() == 0 && !had_files)
     std::puts("The mesh was not running; nothing to do.");
   else
@@ -374,15 +374,19 @@ Result<int> check(const Environment& environment, Format format) {
 
 Result<int> disable_everything(const Environment& environment) {
   MESH_TRY(require_root("meshctl disable"));
+  auto cgroups = find_cgroups(environment.cgroup_name);
+  // First: a meshd that starts attaches everything. Should that fail, the rest is still tried.
+  auto ended = cgroups ? end_attaching(cgroups.value().mesh()) : Result<bool>(false);
   MESH_TRY(auto detached, datapath::disable_all(environment.pin_dir));
   for (const auto& what : detached) std::printf("%s detached\n", what.c_str());
   std::printf("%zu pinned objects removed: no connection is captured or policed by the mesh now.\n",
               detached.size());
-  auto cgroups = find_cgroups(environment.cgroup_name);
+  MESH_TRY(auto any, std::move(ended));
+  if (any) std::puts("meshd and its supervisor were ended, so it stays like this.");
   if (cgroups && is_populated(cgroups.value().mesh()))
     std::puts(
-        "The mesh's programs still run: `meshctl down` ends them, with their sandboxes; `meshctl "
-        "up` attaches everything again.");
+        "`meshctl up` attaches everything again; `meshctl down` ends the rest, with the "
+        "sandboxes.");
   return kOk;
 }
 

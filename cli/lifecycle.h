@@ -19,13 +19,11 @@ Result<int> bring_up(Environment environment, ProgramOptions options,
                      const std::set<std::string>& given);
 Result<int> bring_down(Environment environment, bool purge);
 Result<int> check(const Environment& environment, Format format);
+// Ends meshd and the supervisor, so that nothing is attached again before the next `up`.
 Result<int> disable_everything(const Environment& environment);
 // Whether anything of the mesh is attached in the kernel, meshd alive or dead; nothing where the
 // caller may not look.
 std::optional<bool> is_attached(const Environment& environment);
-// The meshd under which `disable --all` detached everything: it has its maps, and nothing is
-// pinned.
-std::optional<pid_t> detached_meshd(const Environment& environment);
 // Takes one workload out of the mesh: its WorkloadEntry keeps everything but its netns annotation.
 Result<int> disable_workload(const Environment& environment, const std::string& ns,
                              const std::string& name);

@@ -207,8 +207,11 @@ class CommandLine {
   // Paths outlive the caller's directory: programs get absolute ones.
   void make_absolute() {
     for (std::string* path :
-         {&environment_.run_dir, &environment_.state_dir, &programs_.access_log})
-      if (!path->empty()) *path = std::filesystem::absolute(*path).lexically_normal();
+         {&environment_.run_dir, &environment_.state_dir, &programs_.access_log}) {
+      if (path->empty()) continue;
+      auto whole = std::filesystem::absolute(*path).lexically_normal();
+      *path = whole.has_filename() ? whole : whole.parent_path();  // "run/"
+    }
     programs_.bin_dir = std::filesystem::read_symlink("/proc/self/exe").parent_path();
   }
 
@@ -260,7 +263,8 @@ void CommandLine::add_mesh_commands() {
                             return usage("disable: either a WORKLOAD or --all");
                           });
   disable->add_option("WORKLOAD", selection_.name, "Name of its WorkloadEntry")->type_name("");
-  disable->add_flag("--all", all_, "Detach every BPF program; works with meshd dead");
+  disable->add_flag("--all", all_,
+                    "Detach every BPF program, until the next up; works with meshd dead");
   add_namespace(disable);
   auto* supervise_command = command(app_, "supervise", "", "", [this]() -> Result<int> {
     make_absolute();

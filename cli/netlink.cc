@@ -6,6 +6,7 @@
 #include <linux/veth.h>
 #include <net/if.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -187,17 +188,18 @@ Result<int> Netlink::index_of(std::string_view name) {
 }
 
 Result<> Netlink::create_bridge(std::string_view name, const Mac& mac) {
-  Message message(RTM_NEWLINK, kCreate, link_header(IFF_UP));
+  Message message(RTM_NEWLINK, kCreate, link_header(0));
   message.attribute(IFLA_IFNAME, name);
   message.attribute(IFLA_ADDRESS, mac);
   message.nested(IFLA_LINKINFO, [&] { message.attribute(IFLA_INFO_KIND, "bridge"); });
-  return exchange(message, "cannot make the bridge " + std::string(name));
+  MESH_TRY(exchange(message, "cannot make the bridge " + std::string(name)));
+  return set_up(name);
 }
 
 Result<> Netlink::create_veth(std::string_view name, std::string_view bridge, std::string_view peer,
                               int netns, const Mac& mac, const Mac& peer_mac) {
   MESH_TRY(auto master, index_of(bridge));
-  Message message(RTM_NEWLINK, kCreate, link_header(IFF_UP));
+  Message message(RTM_NEWLINK, kCreate, link_header(0));
   message.attribute(IFLA_IFNAME, name);
   message.attribute(IFLA_ADDRESS, mac);
   message.attribute(IFLA_MASTER, static_cast<std::uint32_t>(master));
@@ -212,7 +214,8 @@ Result<> Netlink::create_veth(std::string_view name, std::string_view bridge, st
       });
     });
   });
-  return exchange(message, "cannot make the link pair " + std::string(name));
+  MESH_TRY(exchange(message, "cannot make the link pair " + std::string(name)));
+  return set_up(name);
 }
 
 Result<> Netlink::delete_link(std::string_view name) {
@@ -223,7 +226,23 @@ Result<> Netlink::delete_link(std::string_view name) {
   return deleted;
 }
 
+// In a message of its own, while the link is down: the address is made as it comes up, and of a
+// message that has both the kernel does IFF_UP first.
+Result<> Netlink::refuse_link_local(std::string_view name) {
+  Message message(RTM_NEWLINK, 0, link_header(0));
+  message.attribute(IFLA_IFNAME, name);
+  const std::uint8_t mode = IN6_ADDR_GEN_MODE_NONE;
+  message.nested(IFLA_AF_SPEC, [&] {
+    message.nested(AF_INET6,
+                   [&] { message.attribute(IFLA_INET6_ADDR_GEN_MODE, &mode, sizeof mode); });
+  });
+  return exchange(message, "cannot keep link-local addresses off the link " + std::string(name));
+}
+
 Result<> Netlink::set_up(std::string_view name) {
+  if (::access("/proc/net/if_inet6", F_OK) == 0) {
+    MESH_TRY(refuse_link_local(name));
+  }
   Message message(RTM_NEWLINK, 0, link_header(IFF_UP));
   message.attribute(IFLA_IFNAME, name);
   return exchange(message, "cannot bring up the link " + std::string(name));

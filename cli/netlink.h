@@ -25,10 +25,11 @@ class Netlink {
   // A bridge that is up, with a fixed address: otherwise it takes that of a port, and changes it as
   // ports come and go, under the neighbours' feet.
   Result<> create_bridge(std::string_view name, const Mac& mac);
-  // One message: `name` here, up, in the bridge; `peer` in the namespace behind `netns`, down.
+  // `name` here, up, in the bridge; `peer` in the namespace behind `netns`, down.
   Result<> create_veth(std::string_view name, std::string_view bridge, std::string_view peer,
                        int netns, const Mac& mac, const Mac& peer_mac);
   Result<> delete_link(std::string_view name);  // no such link: success
+  // It never gets an fe80:: address: no policy could name that.
   Result<> set_up(std::string_view name);
   Result<> add_address(std::string_view name, const IpBlock& block);  // no duplicate detection
   Result<> add_default_route(std::string_view name, const IpAddress& gateway);
@@ -39,6 +40,7 @@ class Netlink {
   class Message;
   Result<> exchange(Message& message, std::string_view what);
   Result<int> index_of(std::string_view name);
+  Result<> refuse_link_local(std::string_view name);
 
   UniqueFd fd_;
   std::uint32_t sequence_ = 0;

@@ -42,15 +42,31 @@ Result<> mount_file(const std::string& file, const char* at) {
   return success();
 }
 
+// Against accidents, not a boundary: the command is root in the host's user namespace, and may
+// undo each of these (docs/security.md).
+Result<> cover_the_mesh(const InsideOptions& options) {
+  for (const std::string& directory : options.hidden)
+    if (::access(directory.c_str(), F_OK) == 0 &&
+        ::mount("none", directory.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY,
+                "mode=0755,size=4k") != 0)
+      return errno_error(errno, "cannot hide " + directory);
+  constexpr unsigned long kReadOnly =
+      MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  if (::mount(nullptr, options.cgroup_mount.c_str(), nullptr, kReadOnly, nullptr) != 0)
+    return errno_error(errno, "cannot make " + options.cgroup_mount + " read-only");
+  return success();
+}
+
 Result<> configure_mounts(const InsideOptions& options) {
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
     return errno_error(errno, "cannot make the sandbox's mounts its own");
   if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0)
     return errno_error(errno, "cannot mount /proc");
   MESH_TRY(mount_file(options.hosts_file, "/etc/hosts"));
-  if (::access("/etc/resolv.conf", F_OK) == 0)
-    return mount_file(options.resolv_file, "/etc/resolv.conf");
-  return success();
+  if (::access("/etc/resolv.conf", F_OK) == 0) {
+    MESH_TRY(mount_file(options.resolv_file, "/etc/resolv.conf"));
+  }
+  return cover_the_mesh(options);  // last: these files are in the run directory
 }
 
 Result<> configure(const InsideOptions& options) {

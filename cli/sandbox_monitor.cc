@@ -172,6 +172,8 @@ Result<> Sandbox::start_first_process() {
                         service_block(environment_),
                         environment_.run("hosts"),
                         environment_.run("resolv.conf"),
+                        {environment_.run_dir, "/sys/fs/bpf"},
+                        cgroups_.mount,
                         spec_.command,
                         spec_.environment};
   auto body = [&] {

@@ -66,7 +66,7 @@ std::vector<std::string> record_paths(const Environment& environment) {
   std::error_code ec;
   for (fs::directory_iterator it(directory_of(environment), ec), end; !ec && it != end;
        it.increment(ec))
-    if (it->path().filename().string().find(".new") == std::string::npos) out.push_back(it->path());
+    out.push_back(it->path());
   std::sort(out.begin(), out.end());
   return out;
 }

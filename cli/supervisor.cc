@@ -6,7 +6,7 @@
 #include <spawn.h>
 
 #include <sys/prctl.h>
-#include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -27,6 +27,7 @@
 #include "cgroup.h"
 #include "file_lock.h"
 #include "json_file.h"
+#include "process.h"
 #include "restart_policy.h"
 
 namespace mesh::cli {
@@ -38,7 +39,8 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::duration_cast;
 using std::chrono::milliseconds;
 
-constexpr std::uintmax_t kLogLimit = 64u << 20;
+constexpr off_t kLogLimit = 16 << 20;
+constexpr milliseconds kLogInterval{5000};
 
 // (<sys/pidfd.h> of glibc 2.36 forgets extern "C".)
 UniqueFd open_pidfd(pid_t pid) {
@@ -61,21 +63,21 @@ std::string executable_of(pid_t pid) {
   return std::string(path.substr(path.rfind('/') + 1));
 }
 
-// A log that grew past the limit becomes <name>.1 when its program starts next.
-UniqueFd open_log(const std::string& path) {
-  std::error_code ec;
-  if (fs::file_size(path, ec) > kLogLimit && !ec) fs::rename(path, path + ".1", ec);
-  return UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
+// The end of a log that grew past the limit becomes <name>.1, and the log starts over. Its writers
+// append, so they go on at its beginning; a line that is written meanwhile may be lost.
+void bound_log(const std::string& path) {
+  UniqueFd log(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  off_t size = log ? ::lseek(log.get(), 0, SEEK_END) : 0;
+  if (size <= kLogLimit) return;
+  constexpr int kAfresh = O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC;
+  UniqueFd end(::open((path + ".1").c_str(), kAfresh, 0640));
+  for (off_t from = size - kLogLimit; end && from < size;)
+    if (::sendfile(end.get(), log.get(), &from, static_cast<std::size_t>(size - from)) <= 0) break;
+  if (::ftruncate(log.get(), 0) != 0) logger("supervisor")->warn("log not cut path={}", path);
 }
 
-void raise_limits() {  // every connection of the node passes through one proxy
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  rlim_t most = 1048576;
-  std::ifstream("/proc/sys/fs/nr_open") >> most;
-  limit.rlim_max = std::max<rlim_t>(limit.rlim_max, std::min<rlim_t>(most, 1048576));
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
+UniqueFd open_log(const std::string& path) {
+  return UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
 }
 
 // Becomes the program; only what is safe between fork and exec.
@@ -106,6 +108,7 @@ class Supervisor {
   [[noreturn]] void run() {
     adopt();
     for (;;) {
+      bound_logs();
       for (Program& program : programs_)
         if (!program.pidfd && Clock::now() >= program.start_at) start(program);
       wait();
@@ -144,23 +147,27 @@ class Supervisor {
     std::vector<char*> argv;
     for (auto& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
-    UniqueFd log_fd = open_log(environment_.log_of(program.name));
-    pid_t pid = log_fd ? ::fork() : -1;
-    if (pid == 0) become(argv, log_fd.get());
     program.started = Clock::now();
-    if (pid < 0) {
-      failed_to_start(program);
+    auto child = spawn_logged(program, argv);
+    if (!child) {
+      failed_to_start(program, child.error());
       return;
     }
-    program.pid = pid;
-    program.pidfd = open_pidfd(pid);
+    program.pid = child.value().pid;
+    program.pidfd = std::move(child.value().pidfd);
     program.is_child = true;
-    log_->info("program started name={} pid={}", program.name, pid);
+    log_->info("program started name={} pid={}", program.name, program.pid);
     write_state();
   }
 
-  void failed_to_start(Program& program) {
-    program.last_end = std::string("cannot start: ") + std::strerror(errno);
+  Result<Child> spawn_logged(const Program& program, const std::vector<char*>& argv) {
+    UniqueFd log_fd = open_log(environment_.log_of(program.name));
+    if (!log_fd) return errno_error(errno, environment_.log_of(program.name));
+    return spawn(options_.cgroup + "/mesh", 0, [&]() -> int { become(argv, log_fd.get()); });
+  }
+
+  void failed_to_start(Program& program, const Error& error) {
+    program.last_end = "cannot start: " + error.message;
     log_->error("program cannot be started name={} reason={}", program.name, program.last_end);
     schedule(program);
   }
@@ -177,17 +184,25 @@ class Supervisor {
     write_state();
   }
 
+  // All in the directory: also of detached sandboxes, whose commands write there by themselves.
+  void bound_logs() {
+    if (Clock::now() < logs_at_) return;
+    logs_at_ = Clock::now() + kLogInterval;
+    std::error_code ec;
+    for (fs::directory_iterator it(environment_.run("logs"), ec), end; !ec && it != end;
+         it.increment(ec))
+      if (it->path().extension() == ".log" && it->is_regular_file(ec)) bound_log(it->path());
+  }
+
   void wait() {
     std::array<pollfd, std::size(kPrograms)> polls{};
-    auto next = Clock::time_point::max();
+    auto next = logs_at_;
     for (std::size_t i = 0; i < programs_.size(); ++i) {
       polls[i] = {programs_[i].pidfd.get(), POLLIN, 0};
       if (!programs_[i].pidfd) next = std::min(next, programs_[i].start_at);
     }
-    int timeout = -1;
-    if (next != Clock::time_point::max())
-      timeout = static_cast<int>(
-          std::max<std::int64_t>(0, duration_cast<milliseconds>(next - Clock::now()).count() + 1));
+    auto left = duration_cast<milliseconds>(next - Clock::now()).count() + 1;
+    int timeout = static_cast<int>(std::max<std::int64_t>(0, left));
     if (::poll(polls.data(), polls.size(), timeout) <= 0) return;
     for (std::size_t i = 0; i < programs_.size(); ++i)
       if (polls[i].revents != 0) ended(programs_[i]);
@@ -222,6 +237,7 @@ class Supervisor {
   ProgramOptions options_;
   Logger log_;
   std::vector<Program> programs_;
+  Clock::time_point logs_at_{};
 };
 
 }  // namespace
@@ -282,7 +298,6 @@ Result<> supervise(const Environment& environment, const ProgramOptions& options
   if (!try_lock(lock.get()))
     return Error{Errc::refused, "another supervisor runs (its lock on " + path + " is held)"};
   MESH_TRY(enter_cgroup(options.cgroup + "/mesh"));
-  raise_limits();
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGHUP, SIG_IGN);
   ::prctl(PR_SET_NAME, "mesh-supervisor");

@@ -159,14 +159,15 @@ class Cli(MeshOfItsOwn):
         mesh.meshctl("disable", "--all")
         self.assertIn("nothing is captured or policed", mesh.meshctl("status", check=False).stderr)
 
-    def test_after_disable_all_status_says_so_and_up_attaches_again(self):
+    def test_disable_all_lasts_until_up_which_attaches_again(self):
         self.start_pair()
         said = mesh.meshctl("disable", "--all").stdout
-        self.assertIn("`meshctl down`", said)
-        self.assertIn("`meshctl up` attaches everything again", said)
+        for words in ("it stays like this", "`meshctl down`", "`meshctl up` attaches everything again"):
+            self.assertIn(words, said)
+        self.assertEqual((set(programs()), pins()), ({"meshhold", "meshproxy"}, []))
         done = mesh.meshctl("status", check=False)
-        self.assertEqual(done.returncode, 5)
-        self.assertIn("no connection is captured or policed", done.stdout)
+        self.assertEqual(done.returncode, 3)
+        self.assertIn("nothing is captured or policed", done.stderr)
         self.assertNotEqual(status_of(), "200")
         mesh.meshctl("up")
         self.assertEqual(mesh.meshctl("status", check=False).returncode, 0)

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -151,6 +152,31 @@ class Sandboxes(MeshctlCase):
         self.assertLess(len(re.findall(r"^/proc/\d+$", output, re.M)), 6)
         self.assertIn(f"0::/{CGROUP_NAME}/workloads/default.one", output)
         self.assert_nothing_left()
+
+    def test_no_link_has_an_address_that_no_policy_could_name(self):
+        self.ok("sandbox", "run", "box", "--detach", "--", "sleep", "1000")
+
+        def addresses(*command):
+            return json.loads(subprocess.run([*command, "ip", "-j", "addr"], capture_output=True, text=True, check=True).stdout)
+
+        def are_up():  # its addresses are made as a link comes up
+            here, inside = addresses(), addresses("nsenter", "-n", "-t", str(members("box")[0]))
+            ours = [link for link in (*here, *inside) if re.fullmatch("um[0-9a-f]{4}|undermesh0|eth0", link["ifname"])]
+            return len(ours) == 3 and all(link["operstate"] == "UP" for link in ours) and ours
+
+        local = [a["local"] for link in eventually("all three links are up", are_up) for a in link["addr_info"]]
+        self.assertEqual([a for a in local if a.startswith("fe80")], [])
+        self.assertEqual(len(local), 4, local)
+
+    def test_what_is_the_meshs_is_out_of_sight(self):
+        pathlib.Path("/sys/fs/bpf/undermesh").mkdir()
+        self.addCleanup(os.rmdir, "/sys/fs/bpf/undermesh")
+        self.ok("sandbox", "run", "box", "--detach", "--", "sleep", "1000")
+        for words in (("run", "other"), ("exec", "box")):
+            done = self.ok("sandbox", *words, "--", "sh", "-c", f"ls -A {self.run_dir} /sys/fs/bpf; touch {self.run_dir}/x /sys/fs/bpf/x;"
+                           f"mkdir {cgroup_root()}/workloads/mine; echo 0 > {cgroup_root()}/cgroup.procs; cat /etc/hosts; true")
+            self.assertEqual(done, f"/sys/fs/bpf:\n\n{self.run_dir}:\n127.0.0.1 localhost\n::1 localhost\n")
+        self.assertEqual(cgroups(), {"default.box"})
 
     def test_a_name_that_nobody_has_fails_at_once(self):
         # Without a name server the resolver asks loopback, which refuses; one out of reach would be waited for.
@@ -308,6 +334,12 @@ class Sandboxes(MeshctlCase):
             process.communicate(timeout=30)
         self.ok("sandbox", "stop", "--all")
         eventually("all is gone", lambda: not cgroups() and not workload_links() and not self.entries())
+
+    def test_every_name_is_listed_also_one_that_begins_with_new(self):
+        for name in ("newsletter", "new", "x-new"):
+            self.ok("sandbox", "run", name, "--detach", "--", "sleep", "1000")
+        listed = json.loads(self.ok("sandbox", "list", "-o", "json"))["sandboxes"]
+        self.assertEqual({s["name"] for s in listed}, {"newsletter", "new", "x-new"})
 
     def test_a_name_is_taken_while_its_sandbox_runs(self):
         self.ok("sandbox", "run", "taken", "--detach", "--", "sleep", "1000")
@@ -586,6 +618,47 @@ class Supervision(unittest.TestCase):
         self.assertEqual({name: restarts[name]["restarts"] for name in self.PROGRAMS}, dict.fromkeys(self.PROGRAMS, 1))
         self.assertIn("signal 9", restarts["meshd"]["last_end"])
 
+    def test_what_cannot_be_started_is_tried_again_and_runs_once(self):
+        self.up()
+        before = self.wait_for_all()
+        supervisor, meshd = before["meshctl"][0], before["meshd"][0]
+        open_files = len(os.listdir(f"/proc/{supervisor}/fd"))
+        self.assertTrue(os.path.exists(f"/proc/{supervisor}/fd/{open_files - 1}"), "there are gaps between them")
+        soft, hard = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (open_files, hard))  # meshd's own is free when it ends
+        os.kill(meshd, signal.SIGKILL)
+        state = self.run_dir / "supervisor.json"
+        eventually("its start has failed", lambda: "cannot start" in state.read_text())
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (soft, hard))
+        after = self.wait_for_all(("meshd", before["meshd"]))
+        self.assertEqual({**after, "meshd": []}, {**before, "meshd": []})
+
+    def test_logs_are_bounded_while_their_writers_go_on(self):
+        self.up()
+        self.wait_for_all()
+        most = 16 << 20
+        self.ok("sandbox", "run", "chatty", "--detach", "--", "sh", "-c",
+                "head -c 40000000 /dev/zero; while :; do echo more; sleep 0.1; done")
+        for name in ("sandbox-chatty", "meshhold"):
+            log = self.run_dir / "logs" / f"{name}.log"
+            if name == "meshhold":
+                with open(log, "a") as file:
+                    file.write("x" * (most + 1))
+            eventually("it begins again", lambda: log.stat().st_size < most and log.with_suffix(".log.1").exists(), 60)
+            self.assertEqual(log.with_suffix(".log.1").stat().st_size, most)
+        eventually("and is written on", lambda: (self.run_dir / "logs/sandbox-chatty.log").read_text().startswith("more\n"))
+
+    def test_disable_all_lasts_until_up(self):
+        self.up()
+        before = self.wait_for_all()
+        self.assertIn("it stays like this", self.ok("disable", "--all"))
+        self.assertEqual(self.pids(), {name: before[name] for name in ("meshhold", "meshproxy")})
+        self.assertEqual(self.meshctl("status").returncode, 3)
+        self.assertNotIn("it stays like this", self.ok("disable", "--all"))
+        self.up()
+        after = self.wait_for_all(("meshd", before["meshd"]))
+        self.assertEqual((after["meshhold"], after["meshproxy"]), (before["meshhold"], before["meshproxy"]))
+
     def test_the_supervisors_death_stops_nothing_and_the_next_one_takes_over(self):
         self.up()
         before = self.wait_for_all()
@@ -652,6 +725,31 @@ class Supervision(unittest.TestCase):
         self.assertFalse(cgroup_root().exists() or self.run_dir.exists())
         self.up()  # and the mesh can be started again
         self.wait_for_all()
+
+    def test_directories_of_others_keep_their_modes(self):
+        for directory in (self.run_dir, self.state_dir):
+            directory.mkdir()
+            directory.chmod(0o1777)
+        self.up()
+        self.assertEqual([d.stat().st_mode & 0o7777 for d in (self.run_dir, self.run_dir / "logs", self.state_dir)],
+                         [0o1777, 0o750, 0o1777])
+        self.ok("down", "--purge")
+        self.ok("up", "--run-dir", f"{self.run_dir}/", "--state-dir", f"{self.state_dir}/")
+        self.assertEqual([d.stat().st_mode & 0o7777 for d in (self.run_dir, self.run_dir / "logs", self.state_dir)],
+                         [0o755, 0o750, 0o700])
+
+    def test_down_removes_no_files_of_others(self):
+        self.up()
+        mine = socket.socket(socket.AF_UNIX)
+        self.addCleanup(mine.close)
+        mine.bind(str(self.run_dir / "mine.sock"))
+        elsewhere = pathlib.Path(self._directory.name, "elsewhere")  # such as /etc
+        (elsewhere / "logs").mkdir(parents=True)
+        (elsewhere / "hosts").touch()
+        self.ok("--run-dir", elsewhere, "down")
+        self.assertEqual({path.name for path in elsewhere.iterdir()}, {"logs", "hosts"})
+        self.ok("down")
+        self.assertEqual(os.listdir(self.run_dir), ["mine.sock"])
 
     def test_down_keeps_what_is_not_the_meshs(self):
         self.up()
