@@ -3,10 +3,10 @@
 #include <linux/capability.h>
 #include <signal.h>
 
-#include <charconv>
 #include <cstdio>
 #include <string>
 
+#include "base/arguments.h"
 #include "base/log.h"
 #include "control/agent.h"
 #include "datapath/datapath.h"
@@ -36,15 +36,6 @@ struct Arguments {
 constexpr const char* kUsage =
     "usage: meshd [--run-dir DIR] [--state-dir DIR] [--cgroup CGROUP] [--proxy-uid UID] "
     "[--access-log FILE] [--service-cidr BLOCK] [--pin-dir DIR] [--log-level LEVEL]";
-
-Result<std::uint32_t> parse_uid(std::string_view text) {
-  std::uint32_t uid = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), uid);
-  if (error != std::errc() || end != text.data() + text.size())
-    return Error{Errc::invalid_argument,
-                 "--proxy-uid wants a number, not '" + std::string(text) + "'"};
-  return uid;
-}
 
 Result<mesh::IpBlock> parse_range(std::string_view text) {
   auto block = mesh::IpBlock::parse(text);
@@ -79,7 +70,7 @@ Result<Arguments> parse(int argc, char** argv) {
         agent.cgroup = optarg;
         break;
       case 'u': {
-        MESH_TRY(agent.proxy_uid, parse_uid(optarg));
+        MESH_TRY(agent.proxy_uid, mesh::parse_number("--proxy-uid", optarg));
         break;
       }
       case 'a':

@@ -6,11 +6,11 @@
 #include <signal.h>
 #include <sys/signalfd.h>
 
-#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 
+#include "base/arguments.h"
 #include "base/log.h"
 #include "feed/holder.h"
 #include "feed/privilege.h"
@@ -30,15 +30,6 @@ struct Arguments {
   std::string log_level = "info";
 };
 
-Result<std::uint32_t> parse_uid(std::string_view text) {
-  std::uint32_t uid = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), uid);
-  if (error != std::errc() || end != text.data() + text.size())
-    return Error{Errc::invalid_argument,
-                 "--proxy-uid wants a number, not '" + std::string(text) + "'"};
-  return uid;
-}
-
 Result<Arguments> parse(int argc, char** argv) {
   static constexpr option kOptions[] = {{"run-dir", required_argument, nullptr, 'r'},
                                         {"proxy-uid", required_argument, nullptr, 'u'},
@@ -51,7 +42,7 @@ Result<Arguments> parse(int argc, char** argv) {
     if (choice == 'r') {
       arguments.holder.run_dir = optarg;
     } else if (choice == 'u') {
-      MESH_TRY(arguments.holder.proxy_uid, parse_uid(optarg));
+      MESH_TRY(arguments.holder.proxy_uid, mesh::parse_number("--proxy-uid", optarg));
     } else if (choice == 'l') {
       arguments.log_level = optarg;
     } else {

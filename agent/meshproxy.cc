@@ -2,18 +2,18 @@
 // (proxy/feeds.h), which bring everything it serves with.
 #include <getopt.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <thread>
 
+#include "base/arguments.h"
 #include "base/log.h"
+#include "feed/privilege.h"
 #include "net/reactor.h"
 #include "proxy/confine.h"
 #include "proxy/feeds.h"
@@ -33,16 +33,6 @@ struct Arguments {
   std::string log_level = "info";
 };
 
-Result<std::uint32_t> parse_number(std::string_view option, std::string_view text) {
-  std::uint32_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size()) {
-    return Error{Errc::invalid_argument,
-                 std::string(option) + " wants a number, not '" + std::string(text) + "'"};
-  }
-  return number;
-}
-
 Result<Arguments> parse(int argc, char** argv) {
   static constexpr option kOptions[] = {{"run-dir", required_argument, nullptr, 'r'},
                                         {"uid", required_argument, nullptr, 'u'},
@@ -54,9 +44,9 @@ Result<Arguments> parse(int argc, char** argv) {
     if (choice == 'r') {
       arguments.run_dir = optarg;
     } else if (choice == 'u') {
-      MESH_TRY(arguments.uid, parse_number("--uid", optarg));
+      MESH_TRY(arguments.uid, mesh::parse_number("--uid", optarg));
     } else if (choice == 'w') {
-      MESH_TRY(arguments.workers, parse_number("--workers", optarg));
+      MESH_TRY(arguments.workers, mesh::parse_number("--workers", optarg));
     } else if (choice == 'l') {
       arguments.log_level = optarg;
     } else {
@@ -69,18 +59,6 @@ Result<Arguments> parse(int argc, char** argv) {
     return Error{Errc::invalid_argument, "--workers wants 1 to 256"};
   }
   return arguments;
-}
-
-// Connections, their upstream legs and the stock of sockets.
-Result<> raise_file_limit() {
-  constexpr rlim_t kWanted = 1'048'576;
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return mesh::errno_error(errno, "getrlimit");
-  rlimit wanted{kWanted, std::max(limit.rlim_max, kWanted)};
-  if (::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return mesh::success();
-  wanted = {limit.rlim_max, limit.rlim_max};
-  if (::setrlimit(RLIMIT_NOFILE, &wanted) != 0) return mesh::errno_error(errno, "setrlimit");
-  return mesh::success();
 }
 
 Result<UniqueFd> stop_signals() {
@@ -110,7 +88,7 @@ Result<> run(const Arguments& arguments) {
   MESH_TRY(mesh::init_logging("meshproxy", arguments.log_level));
   (void)mesh::logger("proxy");  // opened here: later nothing can be opened
   (void)mesh::logger("feed");
-  MESH_TRY(raise_file_limit());
+  MESH_TRY(mesh::feed::raise_file_limit());  // connections, upstream legs, the stock of sockets
   MESH_TRY(auto signals, stop_signals());
   MESH_TRY(auto listener, mesh::proxy::confine(arguments.run_dir + "/proxy.sock", arguments.uid));
   net::Reactor reactor;

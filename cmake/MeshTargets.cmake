@@ -3,6 +3,9 @@
 #   the `layers` test. A dependency must be declared before its user, so arrows only point down.
 #   A library without SOURCES is an INTERFACE library.
 # mesh_program(NAME SOURCES ... DEPS ... LIBS ...)
+#   Its DEPS are its allow-list too.
+# mesh_layer(NAME DEP...)
+#   The allow-list of a folder that is no mesh_library (cli).
 # mesh_test(NAME LABEL <unit|integration|bpf|e2e> SOURCES ... DEPS ... LIBS ...)
 # mesh_fuzz(NAME SOURCES ... DEPS ...)
 
@@ -35,6 +38,11 @@ endif()
 
 set_property(GLOBAL PROPERTY MESH_LAYERS "")
 
+function(mesh_layer name)
+  list(JOIN ARGN " " deps)
+  set_property(GLOBAL APPEND PROPERTY MESH_LAYERS "${name}: ${deps}")
+endfunction()
+
 function(mesh_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;HEADERS;DEPS;LIBS" ${ARGN})
   foreach(dep IN LISTS ARG_DEPS)
@@ -54,8 +62,7 @@ function(mesh_library name)
     target_sources(mesh_${name} INTERFACE FILE_SET HEADERS BASE_DIRS "${PROJECT_SOURCE_DIR}/agent" FILES ${ARG_HEADERS})
   endif()
   add_library(mesh::${name} ALIAS mesh_${name})
-  string(REPLACE ";" " " dep_words "${ARG_DEPS}")
-  set_property(GLOBAL APPEND PROPERTY MESH_LAYERS "${name}: ${dep_words}")
+  mesh_layer(${name} ${ARG_DEPS})
 endfunction()
 
 function(mesh_program name)
@@ -64,6 +71,7 @@ function(mesh_program name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE mesh_build mesh::warnings ${deps} ${ARG_LIBS})
   install(TARGETS ${name} RUNTIME)
+  mesh_layer(${name} ${ARG_DEPS})
 endfunction()
 
 function(mesh_test name)

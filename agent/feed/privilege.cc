@@ -33,7 +33,7 @@ Result<> keep_only_capabilities(std::span<const unsigned> kept) {
 }
 
 Result<> raise_file_limit() {
-  constexpr rlim_t kWanted = 262144;
+  constexpr rlim_t kWanted = 1'048'576;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return errno_error(errno, "getrlimit");
   rlimit wanted{kWanted, std::max(limit.rlim_max, kWanted)};

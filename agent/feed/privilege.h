@@ -12,7 +12,7 @@ namespace mesh::feed {
 // no_new_privs.
 Result<> keep_only_capabilities(std::span<const unsigned> kept);
 
-// As many open files as may be had: 262,144, or without CAP_SYS_RESOURCE the hard limit.
+// As many open files as may be had: 1,048,576, or without CAP_SYS_RESOURCE the hard limit.
 Result<> raise_file_limit();
 
 }  // namespace mesh::feed

@@ -2,7 +2,8 @@
 """The arrows between libraries point down, and what is banned stays out (docs/architecture.md).
 
 usage: layers.py SOURCE_DIR LAYERS_FILE
-LAYERS_FILE has one line a library, "name: dep dep ...": the DEPS of mesh_library(), written by CMake.
+LAYERS_FILE has one line a library, program or folder, "name: dep dep ...": the DEPS of mesh_library(),
+mesh_program() and mesh_layer(), written by CMake.
 """
 import pathlib
 import re
@@ -48,7 +49,7 @@ def check_include(folder, allowed, libraries, kind, target):
     if BANNED_EVERYWHERE.match(target):
         return f"{target} is banned everywhere"
     if kind == '"' and first in libraries and allowed is not None and first not in allowed:
-        return f'"{target}": {folder} may not use {first} (DEPS in agent/CMakeLists.txt)'
+        return f'"{target}": {folder} may not use {first} (its DEPS in CMakeLists.txt)'
     if kind == '"' and target.startswith("tests/"):
         return f'"{target}": nothing of tests/ in production code'
     for pattern, homes in ONLY_IN:
@@ -74,7 +75,11 @@ def main():
     for path in sources(root):
         files += 1
         parts = path.relative_to(root).parts
-        folder = parts[1] if parts[0] == "agent" and len(parts) > 2 else parts[0]
+        folder = parts[0]
+        if folder == "agent":
+            folder = parts[1] if len(parts) > 2 else path.stem  # agent/meshd.cc
+        if folder not in allowed and folder != "bpf":
+            faults.append(f"{path.relative_to(root)}: nothing declares what {folder} may use")
         for number, line in enumerate(path.read_text().splitlines(), 1):
             where = f"{path.relative_to(root)}:{number}"
             if BANNED_TEXT.search(line):
@@ -87,7 +92,7 @@ def main():
             fault = check_include(folder, allowed.get(folder), set(deps), match[1], match[2])
             if fault:
                 faults.append(f"{where}: {fault}")
-    print("\n".join(faults) or f"layers: {files} files, {len(deps)} libraries: every arrow points down")
+    print("\n".join(faults) or f"layers: {files} files, {len(deps)} libraries and programs: every arrow points down")
     return 1 if faults else 0
 
 

@@ -1,6 +1,6 @@
 // Namespaces and cgroups for tests that need root: anonymous (nothing is named or mounted), so
 // everything vanishes with the test process, also after kill -9; only empty cgroup directories
-// below <cgroup2>/undermesh-test-<pid> could then remain.
+// below <cgroup2>/undermesh-test-<pid> then remain, until the next test makes one.
 //
 //   NetNs client = NetNs::create();                       // lo is up
 //   join_veth(client, "10.1.0.1/24", server, "10.1.0.2/24");
@@ -29,8 +29,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -226,11 +228,29 @@ inline std::string cgroup2_mount() {
   return {};
 }
 
+inline constexpr std::string_view kTestGroups = "/undermesh-test-";  // and the test's pid
+
+// What killed tests left. Never a group with processes: rmdir refuses that.
+inline void remove_groups_of_the_dead(const std::string& mount) {
+  namespace fs = std::filesystem;
+  std::error_code ec;
+  for (const auto& group : fs::directory_iterator(mount, ec)) {
+    std::string name = "/" + group.path().filename().string();
+    if (!name.starts_with(kTestGroups)) continue;
+    pid_t pid = std::atoi(name.c_str() + kTestGroups.size());
+    if (pid <= 0 || ::kill(pid, 0) == 0 || errno != ESRCH) continue;
+    for (const auto& below : fs::directory_iterator(group, ec)) ::rmdir(below.path().c_str());
+    ::rmdir(group.path().c_str());
+  }
+}
+
 // A scratch cgroup, removed at the end (its processes must have ended or left by then).
 class Cgroup {
  public:
   static Cgroup create(const std::string& name) {
-    std::string parent = cgroup2_mount() + "/undermesh-test-" + std::to_string(::getpid());
+    std::string mount = cgroup2_mount();
+    remove_groups_of_the_dead(mount);
+    std::string parent = mount + std::string(kTestGroups) + std::to_string(::getpid());
     if (::mkdir(parent.c_str(), 0755) != 0 && errno != EEXIST) fixture_failed("mkdir " + parent);
     Cgroup made;
     made.path_ = parent + "/" + name;
