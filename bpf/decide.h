@@ -1,4 +1,5 @@
-// What happens to a TCP connect: the whole decision, over plain structs, without helper calls.
+// What happens to a connection at either end: the whole decision, over plain structs, without
+// helper calls.
 //
 // Compiles in the kernel and on the host. Whoever includes it provides the lookups first:
 //   const struct um_workload*    um_find_workload(__u64 netns_cookie)
@@ -6,8 +7,11 @@
 //   const struct um_service*     um_find_service(const struct um_destination*)
 //   const struct um_service_range* um_find_service_range(void)                0: not known
 //   const struct um_destination* um_find_backend(const struct um_destination*, __u32 index)
-//   __u32                        um_find_group(const struct um_address*)      0: none
-//   const struct um_verdict*     um_find_verdict(const struct um_verdict_key*)
+//   const struct um_peer*        um_find_peer(const struct um_address*)
+//   __u32                        um_find_block(const struct um_address*)      a class
+//   const struct um_verdict*     um_find_verdict(__u32 set, const struct um_verdict_key*)
+//   const __u32*                 um_find_refusal(__u32 client, __u32 service) a policy's number
+//   const __u32*                 um_find_flow(const struct um_destination* from, to)  a class
 //   __u32                        um_config_flags(void)
 //   __u64                        um_heartbeat(void), um_now(void)             nanoseconds
 //   __u32                        um_random(void)
@@ -34,9 +38,15 @@
 struct um_connect {
   __u64 netns_cookie;
   struct um_destination to;
-  __u8 tcp;      // a stream socket
   __u8 v4_only;  // an AF_INET socket: cannot reach an IPv6 backend
-  __u16 zero;
+  __u8 zero[3];
+};
+
+// What arrives at a workload's address: a SYN, or a datagram for an unconnected socket.
+struct um_arrival {
+  __u64 netns_cookie;
+  struct um_destination from;
+  struct um_destination to;
 };
 
 enum um_action {
@@ -48,11 +58,14 @@ enum um_action {
 
 #define UM_NO_COUNTER 0xffffffffU
 
+// The client's own policy may rule, and that of its destination.
+#define UM_MAX_RULINGS 2
+
 struct um_decision {
   __u32 action;   // um_action
   __u32 counter;  // um_counter, or UM_NO_COUNTER
-  __u32 policed;  // a policy decided; `policy` is its counter
-  __u32 policy;
+  __u32 rulings;  // how many policies ruled; the last of them refused, where one did
+  struct um_verdict ruling[UM_MAX_RULINGS];
   struct um_destination backend;
 };
 
@@ -71,9 +84,14 @@ static __always_inline int um_is_unspecified(const struct um_address* a) {
   return a->word[2] == 0 || a->word[2] == um_be32(0xffff);
 }
 
+// Whose it is depends on the link: no policy can name it.
+static __always_inline int um_is_link_local6(const struct um_address* a) {
+  return (a->word[0] & um_be32(0xffc00000)) == um_be32(0xfe800000);
+}
+
 static __always_inline int um_is_link_local(const struct um_address* a) {
   if (um_is_v4(a)) return (a->word[3] & um_be32(0xffff0000)) == um_be32(0xa9fe0000);
-  return (a->word[0] & um_be32(0xffc00000)) == um_be32(0xfe800000);
+  return um_is_link_local6(a);
 }
 
 // 0.0.0.0/8 and 240/4 (with broadcast) go with multicast: nothing that an endpoint may be.
@@ -101,53 +119,81 @@ static __always_inline void um_decided(struct um_decision* out, __u32 action, __
   out->counter = counter;
 }
 
-static __always_inline const struct um_verdict* um_verdict_of(__u32 client, __u32 group,
-                                                              __u32 service, __u16 port) {
-  struct um_verdict_key key = {};
-  key.client = client;
-  key.group = group;
-  key.service = service;
-  key.port = port;
-  const struct um_verdict* verdict = um_find_verdict(&key);
-  if (verdict) return verdict;
-  key.port = 0;
-  return um_find_verdict(&key);
+static __always_inline void um_ruled(struct um_decision* out, const struct um_verdict* verdict) {
+  __u32 at = out->rulings;
+  if (at >= UM_MAX_RULINGS) return;
+  out->ruling[at] = *verdict;
+  out->rulings = at + 1;
 }
 
-// The policy of one destination address: true when the client may go there, else `out` refuses.
-static __always_inline int um_may_reach(__u32 client, const struct um_destination* to, __u32 mesh,
+enum um_ruling {
+  UM_ALLOWED = 0,
+  UM_DENIED = 1,
+  UM_NO_VERDICT = 2,  // refuses too
+};
+
+static __always_inline __u32 um_rule(__u32 set, __u32 peer_class, const struct um_destination* to,
+                                     struct um_decision* out) {
+  struct um_verdict_key key = {};
+  key.bits = UM_ONE_PORT;
+  key.peer_class = um_be32(peer_class);
+  key.protocol = to->protocol;
+  key.port = to->port;
+  const struct um_verdict* verdict = um_find_verdict(set, &key);
+  if (!verdict && peer_class) {
+    key.peer_class = 0;
+    verdict = um_find_verdict(set, &key);
+  }
+  if (!verdict) return UM_NO_VERDICT;
+  um_ruled(out, verdict);
+  return verdict->allowed ? UM_ALLOWED : UM_DENIED;
+}
+
+static __always_inline __u32 um_class_of(const struct um_peer* peer,
+                                         const struct um_address* address) {
+  if (peer) return peer->peer_class;
+  return um_config_flags() & UM_CONFIG_HAS_BLOCKS ? um_find_block(address) : 0;
+}
+
+static __always_inline int um_is_allowed(__u32 ruling, __u32 mesh, struct um_decision* out) {
+  if (ruling == UM_ALLOWED) return 1;
+  if (ruling == UM_DENIED)
+    um_decided(out, UM_REFUSE, mesh ? UM_MESH_CONNECTS_DENIED_POLICY : UM_CONNECTS_DENIED_POLICY);
+  else
+    um_decided(out, UM_REFUSE,
+               mesh ? UM_MESH_CONNECTS_DENIED_NO_VERDICT : UM_CONNECTS_DENIED_NO_VERDICT);
+  return 0;
+}
+
+// The policies of the client and of one destination address: true when the client may go there,
+// else `out` refuses.
+static __always_inline int um_may_reach(const struct um_workload* client,
+                                        const struct um_destination* to, __u32 mesh,
                                         struct um_decision* out) {
-  __u32 group = um_find_group(&to->address);
-  if (group == 0) {
-    if (!(um_config_flags() & UM_CONFIG_STATE_INCOMPLETE)) return 1;
+  const struct um_peer* peer = um_find_peer(&to->address);
+  if (!peer && um_config_flags() & UM_CONFIG_STATE_INCOMPLETE) {
     um_decided(out, UM_REFUSE,
                mesh ? UM_MESH_CONNECTS_DENIED_MAP_FULL : UM_CONNECTS_DENIED_MAP_FULL);
     return 0;
   }
-  const struct um_verdict* verdict = um_verdict_of(client, group, 0, to->port);
-  if (!verdict) {
-    um_decided(out, UM_REFUSE,
-               mesh ? UM_MESH_CONNECTS_DENIED_NO_VERDICT : UM_CONNECTS_DENIED_NO_VERDICT);
+  if (client->egress &&
+      !um_is_allowed(um_rule(client->egress, um_class_of(peer, &to->address), to, out), mesh, out))
     return 0;
-  }
-  out->policed = 1;
-  out->policy = verdict->policy;
-  if (verdict->allowed) return 1;
-  um_decided(out, UM_REFUSE, mesh ? UM_MESH_CONNECTS_DENIED_POLICY : UM_CONNECTS_DENIED_POLICY);
-  return 0;
+  if (!peer || !peer->ingress) return 1;
+  __u32 own_class = um_is_v4(&to->address) ? client->class4 : client->class6;
+  return um_is_allowed(um_rule(peer->ingress, own_class, to, out), mesh, out);
 }
 
 static __always_inline void um_decide_proxied(const struct um_workload* client, __u32 service,
-                                              __u16 port, struct um_decision* out) {
-  const struct um_verdict* verdict = um_verdict_of(client->id, 0, service, port);
-  if (verdict) {
-    out->policed = 1;
-    out->policy = verdict->policy;
-    if (!verdict->allowed) {
-      um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_POLICY);
-      return;
-    }
-  } else if (client->flags & UM_WORKLOAD_VERDICTS_INCOMPLETE) {
+                                              struct um_decision* out) {
+  const __u32* refusal = um_find_refusal(client->id, service);
+  if (refusal) {
+    struct um_verdict denied = {.policy = *refusal};
+    um_ruled(out, &denied);
+    um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_POLICY);
+    return;
+  }
+  if (client->flags & UM_WORKLOAD_REFUSALS_INCOMPLETE) {
     um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_MAP_FULL);
     return;
   }
@@ -158,8 +204,9 @@ static __always_inline void um_decide_proxied(const struct um_workload* client, 
   um_decided(out, UM_REDIRECT, UM_CONNECTS_REDIRECTED);
 }
 
-static __always_inline void um_decide_balanced(__u32 client, const struct um_connect* in,
-                                               __u32 backends, struct um_decision* out) {
+static __always_inline void um_decide_balanced(const struct um_workload* client,
+                                               const struct um_connect* in, __u32 backends,
+                                               struct um_decision* out) {
   const struct um_destination* backend = 0;
   if (backends) {
     backend = um_find_backend(&in->to, um_random() % backends);
@@ -172,7 +219,9 @@ static __always_inline void um_decide_balanced(__u32 client, const struct um_con
     return;
   }
   out->backend = *backend;
-  if (um_may_reach(client, &out->backend, 0, out))
+  // A workload may always talk to itself, also through one of its services.
+  if (um_is_own_address(client->id, &backend->address) ||
+      um_may_reach(client, &out->backend, 0, out))
     um_decided(out, UM_BALANCE, UM_CONNECTS_BALANCED);
 }
 
@@ -188,7 +237,6 @@ static __always_inline int um_is_in_service_range(const struct um_address* a) {
 static __always_inline void um_decide_workload(const struct um_connect* in,
                                                struct um_decision* out) {
   um_decided(out, UM_PASS, UM_NO_COUNTER);
-  if (!in->tcp) return;  // UDP: the next issue
   const struct um_workload* client = um_find_workload(in->netns_cookie);
   if (!client) {
     um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
@@ -199,12 +247,16 @@ static __always_inline void um_decide_workload(const struct um_connect* in,
     um_decided(out, UM_PASS, UM_CONNECTS_LOCAL);
     return;
   }
+  if (um_is_link_local6(&in->to.address)) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_LINK_LOCAL);
+    return;
+  }
   const struct um_service* service = um_find_service(&in->to);
   if (service) {
     if (service->kind == UM_SERVICE_PROXY)
-      um_decide_proxied(client, service->id, in->to.port, out);
+      um_decide_proxied(client, service->id, out);
     else
-      um_decide_balanced(client->id, in, service->backends, out);
+      um_decide_balanced(client, in, service->backends, out);
     return;
   }
   // It would leave for an address that is nobody's, and hang.
@@ -212,14 +264,13 @@ static __always_inline void um_decide_workload(const struct um_connect* in,
     um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_NO_ENDPOINT);
     return;
   }
-  if (um_may_reach(client->id, &in->to, 0, out)) um_decided(out, UM_PASS, UM_CONNECTS_DIRECT);
+  if (um_may_reach(client, &in->to, 0, out)) um_decided(out, UM_PASS, UM_CONNECTS_DIRECT);
 }
 
 // A connect of one of the mesh's own sockets, on behalf of the workload whose namespace it is in:
 // never redirected, and it gains nothing that the workload does not have.
 static __always_inline void um_decide_mesh(const struct um_connect* in, struct um_decision* out) {
   um_decided(out, UM_PASS, UM_NO_COUNTER);
-  if (!in->tcp) return;
   if (um_is_forbidden_upstream(&in->to.address)) {
     um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_REFUSED_ADDRESS);
     return;
@@ -229,7 +280,6 @@ static __always_inline void um_decide_mesh(const struct um_connect* in, struct u
     um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
     return;
   }
-  // A workload may always talk to itself, also through one of its services.
   if (um_is_own_address(client->id, &in->to.address)) {
     um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
     return;
@@ -240,7 +290,34 @@ static __always_inline void um_decide_mesh(const struct um_connect* in, struct u
     um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_REFUSED_ADDRESS);
     return;
   }
-  if (um_may_reach(client->id, &in->to, 1, out)) um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
+  if (um_may_reach(client, &in->to, 1, out)) um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
+}
+
+// The server's end, whoever the client is.
+static __always_inline void um_decide_arrival(const struct um_arrival* in,
+                                              struct um_decision* out) {
+  um_decided(out, UM_PASS, UM_NO_COUNTER);
+  const struct um_workload* server = um_find_workload(in->netns_cookie);
+  if (!server) {
+    um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD);
+    return;
+  }
+  if (!server->ingress || um_is_loopback(&in->from.address) ||
+      um_is_own_address(server->id, &in->from.address))
+    return;
+  if (um_is_link_local6(&in->from.address)) {
+    um_decided(out, UM_REFUSE, UM_ARRIVALS_REFUSED_LINK_LOCAL);
+    return;
+  }
+  const __u32* recorded = um_find_flow(&in->from, &in->to);
+  const struct um_peer* peer = um_find_peer(&in->from.address);
+  __u32 peer_class = recorded ? *recorded : um_class_of(peer, &in->from.address);
+  __u32 ruling = um_rule(server->ingress, peer_class, &in->to, out);
+  if (ruling == UM_ALLOWED)
+    um_decided(out, UM_PASS, UM_ARRIVALS_ALLOWED);
+  else
+    um_decided(out, UM_REFUSE,
+               ruling == UM_DENIED ? UM_ARRIVALS_DENIED_POLICY : UM_ARRIVALS_DENIED_NO_VERDICT);
 }
 
 #endif

@@ -24,9 +24,33 @@ UM_HASH(um_own_addresses, struct um_own_key, __u32, 16384, BPF_F_NO_PREALLOC);
 UM_HASH(um_workload_records, __u32, struct um_workload_record, 4096, BPF_F_NO_PREALLOC);
 UM_HASH(um_services, struct um_destination, struct um_service, 16384, BPF_F_NO_PREALLOC);
 UM_HASH(um_backends, struct um_backend_key, struct um_destination, 131072, BPF_F_NO_PREALLOC);
-UM_HASH(um_groups, struct um_address, __u32, 131072, BPF_F_NO_PREALLOC);
-UM_HASH(um_verdicts, struct um_verdict_key, struct um_verdict, 262144, BPF_F_NO_PREALLOC);
+UM_HASH(um_peers, struct um_address, struct um_peer, 131072, BPF_F_NO_PREALLOC);
+UM_HASH(um_refusals, struct um_refusal_key, __u32, 131072, BPF_F_NO_PREALLOC);
+UM_HASH(um_flows, struct um_flow_key, __u32, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_records, struct um_record_key, struct um_destination, 32768, 0);
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 16384);
+  __type(key, struct um_block_key);
+  __type(value, __u32);
+} um_blocks SEC(".maps");
+
+// What user space makes for each set has the same shape, and its own size.
+struct um_set {
+  __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 1);
+  __uint(key_size, sizeof(struct um_verdict_key));
+  __uint(value_size, sizeof(struct um_verdict));
+};
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+  __uint(max_entries, 16384);
+  __type(key, __u32);
+  __array(values, struct um_set);
+} um_sets SEC(".maps");
 
 struct {
   __uint(type, BPF_MAP_TYPE_ARRAY);
@@ -103,13 +127,31 @@ static __always_inline const struct um_destination* um_find_backend(
   return bpf_map_lookup_elem(&um_backends, &key);
 }
 
-static __always_inline __u32 um_find_group(const struct um_address* address) {
-  const __u32* group = bpf_map_lookup_elem(&um_groups, address);
-  return group ? *group : 0;
+static __always_inline const struct um_peer* um_find_peer(const struct um_address* address) {
+  return bpf_map_lookup_elem(&um_peers, address);
 }
 
-static __always_inline const struct um_verdict* um_find_verdict(const struct um_verdict_key* key) {
-  return bpf_map_lookup_elem(&um_verdicts, key);
+static __always_inline __u32 um_find_block(const struct um_address* address) {
+  struct um_block_key key = {.bits = 128, .address = *address};
+  const __u32* peer_class = bpf_map_lookup_elem(&um_blocks, &key);
+  return peer_class ? *peer_class : 0;
+}
+
+static __always_inline const struct um_verdict* um_find_verdict(__u32 set,
+                                                                const struct um_verdict_key* key) {
+  void* verdicts = bpf_map_lookup_elem(&um_sets, &set);
+  return verdicts ? bpf_map_lookup_elem(verdicts, key) : 0;
+}
+
+static __always_inline const __u32* um_find_refusal(__u32 client, __u32 service) {
+  struct um_refusal_key key = {.client = client, .service = service};
+  return bpf_map_lookup_elem(&um_refusals, &key);
+}
+
+static __always_inline const __u32* um_find_flow(const struct um_destination* from,
+                                                 const struct um_destination* to) {
+  struct um_flow_key key = {.from = *from, .to = *to};
+  return bpf_map_lookup_elem(&um_flows, &key);
 }
 
 static __always_inline __u32 um_config_flags(void) {
@@ -133,19 +175,22 @@ static __always_inline void um_count(__u32 counter) {
   if (value) __sync_fetch_and_add(value, 1);
 }
 
-static __always_inline void um_count_policy(__u32 policy, int allowed) {
+static __always_inline struct um_policy_count* um_policy_count_of(__u32 policy) {
   struct um_policy_count* count = bpf_map_lookup_elem(&um_policy_counts, &policy);
-  if (!count) {
-    struct um_policy_count none = {};
-    bpf_map_update_elem(&um_policy_counts, &policy, &none, BPF_NOEXIST);
-    count = bpf_map_lookup_elem(&um_policy_counts, &policy);
-  }
-  if (!count)
-    um_count(UM_POLICY_COUNTS_LOST);
-  else if (allowed)
-    __sync_fetch_and_add(&count->allowed, 1);
-  else
-    __sync_fetch_and_add(&count->denied, 1);
+  if (count) return count;
+  struct um_policy_count none = {};
+  bpf_map_update_elem(&um_policy_counts, &policy, &none, BPF_NOEXIST);
+  count = bpf_map_lookup_elem(&um_policy_counts, &policy);
+  if (!count) um_count(UM_POLICY_COUNTS_LOST);
+  return count;
+}
+
+static __always_inline void um_count_verdict(const struct um_verdict* verdict) {
+  struct um_policy_count* count = verdict->policy ? um_policy_count_of(verdict->policy) : 0;
+  if (count) __sync_fetch_and_add(verdict->allowed ? &count->allowed : &count->denied, 1);
+  if (!verdict->audit) return;
+  count = um_policy_count_of(verdict->audit);
+  if (count) __sync_fetch_and_add(&count->audited, 1);
 }
 
 #endif

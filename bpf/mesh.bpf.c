@@ -6,6 +6,7 @@
 // clang-format off
 #include "maps.h"
 #include "decide.h"
+#include "act.h"
 #include <bpf/bpf_endian.h>
 // clang-format on
 
@@ -29,19 +30,13 @@ static __always_inline int um_refuse_as(__u32 counter, int error) {
 
 static __always_inline int um_refuse(__u32 counter) { return um_refuse_as(counter, ECONNREFUSED); }
 
-static __always_inline void um_mapped(struct um_address* address, __u32 v4 /* be32 */) {
-  address->word[0] = 0;
-  address->word[1] = 0;
-  address->word[2] = bpf_htonl(0xffff);
-  address->word[3] = v4;
-}
-
 // ---- connect -------------------------------------------------------------------------------
 
 static __always_inline int um_connect_mesh(const struct um_connect* in) {
+  if (in->to.protocol != UM_TCP) return 1;
   struct um_decision decision = {};
   um_decide_mesh(in, &decision);
-  if (decision.policed) um_count_policy(decision.policy, decision.action != UM_REFUSE);
+  um_count_rulings(&decision);
   // Not ECONNREFUSED: the proxy must not take its client's lack of a permission for an endpoint's
   // failure, which would eject it for every other client.
   if (decision.action == UM_REFUSE) return um_refuse_as(decision.counter, EACCES);
@@ -66,7 +61,7 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   if (socket) socket->flags = 0;
 
   um_decide_workload(in, decision);
-  if (decision->policed) um_count_policy(decision->policy, decision->action != UM_REFUSE);
+  um_count_rulings(decision);
   if (decision->action == UM_REFUSE) return um_refuse(decision->counter);
   if (decision->action == UM_PASS) {
     if (decision->counter != UM_NO_COUNTER) um_count(decision->counter);
@@ -90,7 +85,7 @@ static __always_inline void um_read_connect4(struct bpf_sock_addr* ctx, struct u
   in->netns_cookie = bpf_get_netns_cookie(ctx);
   um_mapped(&in->to.address, ctx->user_ip4);
   in->to.port = (__u16)ctx->user_port;
-  in->tcp = ctx->type == SOCK_STREAM;
+  in->to.protocol = ctx->type == SOCK_STREAM ? UM_TCP : UM_UDP;
   in->v4_only = 1;
 }
 
@@ -101,7 +96,7 @@ static __always_inline void um_read_connect6(struct bpf_sock_addr* ctx, struct u
   in->to.address.word[2] = ctx->user_ip6[2];
   in->to.address.word[3] = ctx->user_ip6[3];
   in->to.port = (__u16)ctx->user_port;
-  in->tcp = ctx->type == SOCK_STREAM;
+  in->to.protocol = ctx->type == SOCK_STREAM ? UM_TCP : UM_UDP;
 }
 
 // connect4 at a workload's cgroup: connect() of AF_INET sockets. May change the destination, and
@@ -271,10 +266,57 @@ int um_sock_ops(struct bpf_sock_ops* ops) {
   return 1;
 }
 
+static __always_inline void um_own_end(struct bpf_sock_ops* ops, struct um_flow_key* key) {
+  key->from.protocol = key->to.protocol = UM_TCP;
+  key->from.port = bpf_htons((__u16)ops->local_port);
+  key->to.port = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
+  if (ops->family == AF_INET) {
+    um_mapped(&key->from.address, ops->local_ip4);
+    um_mapped(&key->to.address, ops->remote_ip4);
+    UM_KEEP_APART();
+    return;
+  }
+  key->from.address.word[0] = ops->local_ip6[0];
+  key->from.address.word[1] = ops->local_ip6[1];
+  key->from.address.word[2] = ops->local_ip6[2];
+  key->from.address.word[3] = ops->local_ip6[3];
+  key->to.address.word[0] = ops->remote_ip6[0];
+  key->to.address.word[1] = ops->remote_ip6[1];
+  key->to.address.word[2] = ops->remote_ip6[2];
+  key->to.address.word[3] = ops->remote_ip6[3];
+}
+
+// What the servers of a recorded workload know it by. No room: it is a stranger to them.
+static __always_inline void um_record_flow(struct bpf_sock_ops* ops) {
+  const struct um_workload* client = um_find_workload(bpf_get_netns_cookie(ops));
+  if (!client || !(client->flags & UM_WORKLOAD_RECORDED)) return;
+  struct um_flow_key key = {};
+  um_own_end(ops, &key);
+  __u32 peer_class = um_is_v4(&key.to.address) ? client->class4 : client->class6;
+  if (bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG) ||
+      bpf_map_update_elem(&um_flows, &key, &peer_class, BPF_ANY))
+    um_count(UM_FLOWS_FULL);
+}
+
+static __always_inline void um_forget_flow(struct bpf_sock_ops* ops) {
+  struct um_flow_key key = {};
+  um_own_end(ops, &key);
+  bpf_map_delete_elem(&um_flows, &key);
+}
+
 // sock_ops at the mesh's cgroup: the proxy's end of a redirected connection is established; the
-// record moves into its storage. Agent gone: the same.
+// record moves into its storage. And who the gateway is, for the servers that it connects to. Agent
+// gone: the same.
 SEC("sockops")
 int um_mesh_sock_ops(struct bpf_sock_ops* ops) {
+  if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+    um_record_flow(ops);
+    return 1;
+  }
+  if (ops->op == BPF_SOCK_OPS_STATE_CB) {
+    if (ops->args[1] == BPF_TCP_CLOSE) um_forget_flow(ops);
+    return 1;
+  }
   if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || ops->local_port != UM_PROXY_PORT) return 1;
   struct bpf_sock* sk = ops->sk;
   if (!sk) return 1;

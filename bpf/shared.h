@@ -14,7 +14,7 @@
 #define UM_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
-#define UM_LAYOUT 1
+#define UM_LAYOUT 2
 #define UM_PROXY_PORT 15001                  // the proxy's outbound listener in each namespace
 #define UM_HEARTBEAT_LIMIT_NS 2000000000ULL  // older than this: the proxy is away
 
@@ -23,24 +23,36 @@ struct um_address {
 };
 UM_ASSERT(sizeof(struct um_address) == 16);
 
+#define UM_TCP 6
+#define UM_UDP 17
+
 // An address and a port: the key of um_services, and wherever a destination is remembered.
 struct um_destination {
   struct um_address address;
-  __u16 port;  // be16
-  __u16 zero;
+  __u16 port;     // be16
+  __u8 protocol;  // UM_TCP, UM_UDP
+  __u8 zero;
 };
 UM_ASSERT(sizeof(struct um_destination) == 20);
 
 enum um_workload_flags {
   // A "refuse" for a proxied service of this client did not fit: a missing one refuses.
-  UM_WORKLOAD_VERDICTS_INCOMPLETE = 1,
+  UM_WORKLOAD_REFUSALS_INCOMPLETE = 1,
+  // It shares its addresses with others (the gateway, with its host): servers know its connections
+  // by a record.
+  UM_WORKLOAD_RECORDED = 2,
 };
-// um_workloads: by netns cookie (__u64).
+// um_workloads: by netns cookie (__u64). The classes are what it is to the sets of its
+// destinations, by the family that it connects with; the sets are its own (0: no policy).
 struct um_workload {
   __u32 id;     // never 0
   __u32 flags;  // um_workload_flags
+  __u32 class4;
+  __u32 class6;
+  __u32 ingress;
+  __u32 egress;
 };
-UM_ASSERT(sizeof(struct um_workload) == 8);
+UM_ASSERT(sizeof(struct um_workload) == 24);
 
 // um_own_addresses: the addresses of a workload; the value (__u32) is their order, for user space.
 struct um_own_key {
@@ -84,33 +96,62 @@ struct um_backend_key {
 };
 UM_ASSERT(sizeof(struct um_backend_key) == 24);
 
-// um_groups: by um_address -> __u32, the destinations that have the same policies; 0: none.
+// A class is a set of peers that every policy treats alike; 0: strangers, of whom nothing is known.
+// um_peers: by um_address, those whose address is known as such.
+struct um_peer {
+  __u32 peer_class;
+  __u32 ingress;  // the policy set of what is there; 0: no policy
+};
+UM_ASSERT(sizeof(struct um_peer) == 8);
 
-// um_verdicts. Either group or service is set; port 0 stands for any port without its own entry.
+// um_blocks: the classes of all other addresses, by the longest prefix (__u32); no entry: 0.
+struct um_block_key {
+  __u32 bits;  // of the address
+  struct um_address address;
+};
+UM_ASSERT(sizeof(struct um_block_key) == 20);
+
+// um_sets: by number (__u32), a map of its own for each policy set, which is replaced as a whole.
+// Longest prefix of what follows `bits`; where a class has no answer, that of class 0 holds, and
+// without that the set refuses.
 struct um_verdict_key {
-  __u32 client;  // workload id
-  __u32 group;
-  __u32 service;
+  __u32 bits;        // UM_ANY_PROTOCOL, UM_ANY_PORT, or up to UM_ONE_PORT
+  __u32 peer_class;  // be32
+  __u8 protocol;
+  __u8 zero;
   __u16 port;  // be16
-  __u16 zero;
 };
-UM_ASSERT(sizeof(struct um_verdict_key) == 16);
+UM_ASSERT(sizeof(struct um_verdict_key) == 12);
+#define UM_ANY_PROTOCOL 32
+#define UM_ANY_PORT 48
+#define UM_ONE_PORT 64
 struct um_verdict {
-  __u32 policy;  // number of the counter in um_policy_counts
+  __u32 policy;  // number of the counter in um_policy_counts; 0: of none
   __u32 allowed;
+  __u32 audit;  // number of the counter of an AUDIT policy that matched; 0: none did
 };
-UM_ASSERT(sizeof(struct um_verdict) == 8);
+UM_ASSERT(sizeof(struct um_verdict) == 12);
+
+// um_refusals: a proxied service (by id) that refuses a client (by id), since every endpoint that
+// its routes can reach does -> policy number (__u32).
+struct um_refusal_key {
+  __u32 client;
+  __u32 service;
+};
+UM_ASSERT(sizeof(struct um_refusal_key) == 8);
 
 // um_policy_counts: by policy number (__u32), per CPU.
 struct um_policy_count {
   __u64 denied;
   __u64 allowed;
+  __u64 audited;
 };
-UM_ASSERT(sizeof(struct um_policy_count) == 16);
+UM_ASSERT(sizeof(struct um_policy_count) == 24);
 
 enum um_config_flags {
-  // Services or groups did not fit: a destination that is not found refuses.
+  // Services, peers or blocks did not fit: a destination that is not found refuses.
   UM_CONFIG_STATE_INCOMPLETE = 1,
+  UM_CONFIG_HAS_BLOCKS = 2,  // um_blocks has entries
 };
 // um_config: one entry.
 struct um_config {
@@ -144,6 +185,14 @@ UM_ASSERT(sizeof(struct um_record_key) == 32);
 UM_ASSERT(__builtin_offsetof(struct um_record_key, zero) == 28);
 #endif
 
+// um_flows: the class of the client (__u32) of a recorded workload's connection, from its SYN until
+// it is closed.
+struct um_flow_key {
+  struct um_destination from;
+  struct um_destination to;
+};
+UM_ASSERT(sizeof(struct um_flow_key) == 40);
+
 // um_heartbeat: one __u64, CLOCK_MONOTONIC nanoseconds, stamped by the proxy through mmap; 0:
 // never.
 
@@ -161,6 +210,7 @@ UM_ASSERT(__builtin_offsetof(struct um_record_key, zero) == 28);
   X(CONNECTS_REFUSED_NO_ENDPOINT, "connects_refused_no_endpoint")                   \
   X(CONNECTS_REFUSED_NO_MEMORY, "connects_refused_no_memory")                       \
   X(CONNECTS_REFUSED_BOUND_DEVICE, "connects_refused_bound_device")                 \
+  X(CONNECTS_REFUSED_LINK_LOCAL, "connects_refused_link_local")                     \
   X(MESH_CONNECTS_ALLOWED, "mesh_connects_allowed")                                 \
   X(MESH_CONNECTS_DENIED_POLICY, "mesh_connects_denied_policy")                     \
   X(MESH_CONNECTS_DENIED_NO_VERDICT, "mesh_connects_denied_no_verdict")             \
@@ -169,9 +219,15 @@ UM_ASSERT(__builtin_offsetof(struct um_record_key, zero) == 28);
   X(MESH_CONNECTS_REFUSED_ADDRESS, "mesh_connects_refused_address")                 \
   X(RECORDS_WRITTEN, "records_written")                                             \
   X(RECORDS_FULL, "records_full")                                                   \
+  X(FLOWS_FULL, "flows_full")                                                       \
   X(RECORDS_UNUSED, "records_unused")                                               \
   X(ACCEPTED_WITH_DESTINATION, "accepted_with_destination")                         \
   X(ACCEPTED_WITHOUT_DESTINATION, "accepted_without_destination")                   \
+  X(ARRIVALS_ALLOWED, "arrivals_allowed")                                           \
+  X(ARRIVALS_DENIED_POLICY, "arrivals_denied_policy")                               \
+  X(ARRIVALS_DENIED_NO_VERDICT, "arrivals_denied_no_verdict")                       \
+  X(ARRIVALS_DENIED_UNKNOWN_WORKLOAD, "arrivals_denied_unknown_workload")           \
+  X(ARRIVALS_REFUSED_LINK_LOCAL, "arrivals_refused_link_local")                     \
   X(POLICY_COUNTS_LOST, "policy_counts_lost")
 
 enum um_counter {

@@ -54,7 +54,7 @@ struct IpBlock {
   static Result<IpBlock> parse(std::string_view text);  // "10.0.0.0/8" or one address
   bool contains(const IpAddress& ip) const;
   std::string to_string() const;
-  friend bool operator==(const IpBlock&, const IpBlock&) = default;
+  friend auto operator<=>(const IpBlock&, const IpBlock&) = default;
 };
 
 }  // namespace mesh

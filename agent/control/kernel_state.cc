@@ -14,120 +14,8 @@ using config::Snapshot;
 using config::Workload;
 using datapath::ServiceEntry;
 using datapath::State;
-using datapath::VerdictEntry;
-using datapath::VerdictKey;
 
 constexpr std::uint32_t kMaxShare = 64;  // of one endpoint among the backends of a service
-
-// The destinations that the same policies select; of one family, where these ask for the client's
-// address.
-struct Group {
-  struct Member {
-    const Workload* workload;
-    IpAddress ip;
-  };
-  std::uint32_t id = 0;
-  std::vector<const config::AuthorizationPolicy*> policies;
-  std::vector<Member> members;
-};
-
-std::uint32_t policy_number(const config::Verdict& verdict, Numbers& numbers) {
-  if (verdict.policy.empty()) return 0;
-  return numbers.number(Space::kPolicy, verdict.policy + "#" + std::to_string(verdict.rule));
-}
-
-bool asks_for_address(const config::AuthorizationPolicy& policy) {
-  const auto asks = [](const config::SourceMatch& match) {
-    return !match.ip_blocks.empty() || !match.not_ip_blocks.empty();
-  };
-  return std::ranges::any_of(policy.rules, [&](const config::L4Rule& rule) {
-    return std::ranges::any_of(rule.from, asks) || std::ranges::any_of(rule.when, asks);
-  });
-}
-
-// Of a policy that is in several files, each version has a name of its own.
-std::vector<std::string> policy_keys(const Snapshot& snapshot) {
-  std::map<config::ObjectName, int> versions;
-  std::vector<std::string> keys;
-  for (const auto& policy : snapshot.policies) {
-    const int version = versions[policy->name]++;
-    keys.push_back(policy->name.to_string() + (version ? "#" + std::to_string(version) : "") + ",");
-  }
-  return keys;
-}
-
-std::vector<Group> groups_of(const Snapshot& snapshot, Numbers& numbers) {
-  std::map<std::string, Group> by_policies;
-  const std::vector<std::string> keys = policy_keys(snapshot);
-  for (const auto& [name, workload] : snapshot.workloads) {
-    std::string key;
-    std::vector<const config::AuthorizationPolicy*> selecting;
-    bool by_family = false;
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      const auto& policy = snapshot.policies[i];
-      if (!policy->selects(*workload)) continue;
-      key += keys[i];
-      selecting.push_back(policy.get());
-      by_family = by_family || asks_for_address(*policy);
-    }
-    if (selecting.empty()) continue;
-    for (const IpAddress& ip : workload->addresses) {
-      Group& group = by_policies[by_family && !ip.is_v4() ? key + "ipv6" : key];
-      group.policies = selecting;
-      group.members.push_back({workload.get(), ip});
-    }
-  }
-  std::vector<Group> groups;
-  for (auto& [key, group] : by_policies) {
-    group.id = numbers.number(Space::kGroup, key);
-    groups.push_back(std::move(group));
-  }
-  return groups;
-}
-
-void add_ports(const std::vector<config::PortMatch>& matches, std::set<std::uint16_t>& ports) {
-  for (const auto& [wanted, unwanted] : matches) {
-    ports.insert(wanted.begin(), wanted.end());
-    ports.insert(unwanted.begin(), unwanted.end());
-  }
-}
-
-// The ports whose verdict may differ from that of any other port.
-std::set<std::uint16_t> named_ports(const Group& group) {
-  std::set<std::uint16_t> ports;
-  for (const auto* policy : group.policies)
-    for (const config::L4Rule& rule : policy->rules) {
-      add_ports(rule.to, ports);
-      add_ports(rule.when_port, ports);
-    }
-  ports.erase(0);
-  return ports;
-}
-
-std::uint16_t port_not_in(const std::set<std::uint16_t>& ports) {
-  std::uint16_t port = 1;
-  while (ports.contains(port)) ++port;
-  return port;
-}
-
-void add_verdicts(const Snapshot& snapshot, const Client& client, const Group& group,
-                  Numbers& numbers, State& state) {
-  // A workload may always talk to itself; the group's verdict is that for the others in it.
-  const auto other = std::ranges::find_if(group.members, [&](const Group::Member& member) {
-    return member.workload->name != client.workload->name;
-  });
-  const Group::Member& server = other == group.members.end() ? group.members.front() : *other;
-  std::set<std::uint16_t> ports = named_ports(group);
-  const std::uint16_t any_other = port_not_in(ports);
-  ports.insert(any_other);
-  for (const std::uint16_t port : ports) {
-    const config::Verdict verdict =
-        config::authorize(snapshot, *client.workload, *server.workload, {server.ip, port});
-    const std::uint16_t key_port = port == any_other ? std::uint16_t{0} : port;
-    state.verdicts[{client.kernel.id, group.id, 0, key_port}] = {verdict.allowed,
-                                                                 policy_number(verdict, numbers)};
-  }
-}
 
 // The refusal that every endpoint shares which the service's routes can reach for this client.
 std::optional<config::Verdict> refusal_of_all(const Snapshot& snapshot, const Workload& client,
@@ -209,7 +97,7 @@ void add_service(const KernelInput& input, const config::Service& service,
   if (!is_proxied) return;
   for (const Client& client : input.clients)
     if (auto refusal = refusal_of_all(input.snapshot, *client.workload, service, port.port))
-      state.verdicts[{client.kernel.id, 0, id, 0}] = {false, policy_number(*refusal, numbers)};
+      state.refusals[{client.kernel.id, id}] = policy_number(*refusal, numbers);
 }
 
 }  // namespace
@@ -217,11 +105,7 @@ void add_service(const KernelInput& input, const config::Service& service,
 datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
   State state;
   for (const Client& client : input.clients) state.workloads[client.kernel.id] = client.kernel;
-  for (const Group& group : groups_of(input.snapshot, numbers)) {
-    for (const Group::Member& member : group.members) state.endpoints[member.ip] = group.id;
-    for (const Client& client : input.clients)
-      add_verdicts(input.snapshot, client, group, numbers, state);
-  }
+  add_policy(input.snapshot, input.clients, numbers, state);
   for (const auto& [host, service] : input.snapshot.services)
     for (const config::ServicePort& port : service->ports)
       if (port.transport() == config::Transport::kTcp)
@@ -229,17 +113,46 @@ datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
   return state;
 }
 
-// The connections that are open were made to addresses, so groups are spelt out as such; the sum of
+namespace {
+
+std::size_t mixed(std::size_t sum, std::size_t value) {
+  return (sum ^ value) * 0x9e3779b97f4a7c15U;
+}
+
+// What the set denies to a class, 0: nothing. Where it says nothing of the class, what it says of
+// strangers.
+std::size_t denied_by(const datapath::PolicySet& set, datapath::ClassId peer) {
+  const auto first_of = [&](datapath::ClassId c) {
+    return set.lower_bound({c, datapath::Transport::kAny, 0, 0});
+  };
+  auto at = first_of(peer);
+  if (at == set.end() || at->first.peer != peer) at = first_of(peer = 0);
+  std::size_t sum = 0;
+  bool is_denied = false;
+  for (; at != set.end() && at->first.peer == peer; ++at) {
+    sum = mixed(sum, static_cast<std::size_t>(at->first.transport));
+    sum = mixed(sum, at->first.first);
+    sum = mixed(sum, at->first.last + (at->second.allowed ? 1U << 20U : 0U));
+    is_denied = is_denied || !at->second.allowed;
+  }
+  return is_denied ? sum | 1U : 0;
+}
+
+}  // namespace
+
+// The connections that are open were made to addresses, so sets are spelt out as such; the sum of
 // hashes does not depend on their order.
 std::map<datapath::WorkloadId, std::string> denials(const State& state) {
-  std::map<std::uint32_t, std::size_t> members;
-  for (const auto& [ip, group] : state.endpoints) members[group] += std::hash<IpAddress>{}(ip);
-  std::map<datapath::WorkloadId, std::size_t> sums;
-  for (const auto& [key, verdict] : state.verdicts)
-    if (!verdict.allowed && key.group != 0)
-      sums[key.client] += (members[key.group] + key.port) * 0x9e3779b97f4a7c15U;
+  std::map<datapath::SetId, std::size_t> members;
+  for (const auto& [ip, peer] : state.peers) members[peer.ingress] += std::hash<IpAddress>{}(ip);
   std::map<datapath::WorkloadId, std::string> texts;
-  for (const auto& [client, sum] : sums) texts[client] = std::to_string(sum);
+  for (const auto& [client, workload] : state.workloads) {
+    std::size_t sum = 0;
+    for (const auto& [id, set] : state.sets)
+      for (const auto peer : {workload.class4, workload.class6})
+        if (const std::size_t denied = denied_by(set, peer)) sum += mixed(members[id], denied);
+    if (sum != 0) texts[client] = std::to_string(sum);
+  }
   return texts;
 }
 

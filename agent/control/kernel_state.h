@@ -9,16 +9,11 @@
 #include <vector>
 
 #include "config/snapshot.h"
+#include "control/kernel_policy.h"
 #include "control/numbers.h"
 #include "datapath/datapath.h"
 
 namespace mesh::control {
-
-// An enrolled workload as the kernel and the snapshot know it.
-struct Client {
-  datapath::EnrolledWorkload kernel;
-  config::WorkloadPtr workload;
-};
 
 struct KernelInput {
   const config::Snapshot& snapshot;  // what is wanted: its policies hold at once

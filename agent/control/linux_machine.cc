@@ -2,9 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
 #include <sys/inotify.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <string_view>
@@ -35,6 +39,36 @@ Result<std::unique_ptr<LinuxMachine>> LinuxMachine::open(std::string sandbox_roo
   if (!inotify) return errno_error(errno, "inotify_init1 (raise fs.inotify.max_user_instances)");
   return std::unique_ptr<LinuxMachine>(
       new LinuxMachine(std::move(sandbox_root), std::move(inotify)));
+}
+
+std::vector<IpAddress> LinuxMachine::node_addresses() {
+  std::vector<IpAddress> addresses;
+  ifaddrs* first = nullptr;
+  if (::getifaddrs(&first) != 0) {
+    log()->warn("this machine's addresses cannot be read error={}", std::strerror(errno));
+    return addresses;
+  }
+  for (const ifaddrs* at = first; at; at = at->ifa_next) {
+    if (!at->ifa_addr || !(at->ifa_flags & IFF_UP)) continue;
+    IpAddress::Bytes bytes{};
+    if (at->ifa_addr->sa_family == AF_INET) {
+      sockaddr_in in;
+      std::memcpy(&in, at->ifa_addr, sizeof in);
+      bytes[10] = bytes[11] = 0xff;
+      std::memcpy(&bytes[12], &in.sin_addr, 4);
+    } else if (at->ifa_addr->sa_family == AF_INET6) {
+      sockaddr_in6 in;
+      std::memcpy(&in, at->ifa_addr, sizeof in);
+      std::memcpy(bytes.data(), &in.sin6_addr, bytes.size());
+    } else {
+      continue;
+    }
+    const IpAddress ip(bytes);
+    if (!ip.is_loopback() && !ip.is_link_local()) addresses.push_back(ip);
+  }
+  ::freeifaddrs(first);
+  std::ranges::sort(addresses);
+  return addresses;
 }
 
 Result<UniqueFd> LinuxMachine::open_netns(const std::string& path) {

@@ -16,6 +16,7 @@ class LinuxMachine final : public Machine {
   // sandbox_root: only groups below it are ever removed.
   static Result<std::unique_ptr<LinuxMachine>> open(std::string sandbox_root);
 
+  std::vector<IpAddress> node_addresses() override;
   Result<UniqueFd> open_netns(const std::string& path) override;
   std::optional<bool> is_populated(const std::string& cgroup) override;
   std::vector<std::string> sandbox_groups() override;

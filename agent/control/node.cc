@@ -96,13 +96,24 @@ Result<> Node::start(Clock::time_point now) {
     parts_.numbers.reserve_up_to(Space::kWorkload, id);
   for (const auto& [address, service] : kernel.services)
     parts_.numbers.reserve_up_to(Space::kService, service.id);
-  for (const auto& [address, group] : kernel.endpoints)
-    parts_.numbers.reserve_up_to(Space::kGroup, group);
-  for (const auto& [key, verdict] : kernel.verdicts)
-    parts_.numbers.reserve_up_to(Space::kPolicy, verdict.policy);
+  for (const auto& [id, set] : kernel.sets) {
+    parts_.numbers.reserve_up_to(Space::kSet, id);
+    for (const auto& [key, verdict] : set) {
+      parts_.numbers.reserve_up_to(Space::kClass, key.peer);
+      parts_.numbers.reserve_up_to(Space::kPolicy, std::max(verdict.policy, verdict.audit));
+    }
+  }
+  for (const auto& [address, peer] : kernel.peers) {
+    parts_.numbers.reserve_up_to(Space::kClass, peer.peer);
+    parts_.numbers.reserve_up_to(Space::kSet, peer.ingress);
+  }
+  for (const auto& [block, peer] : kernel.blocks) parts_.numbers.reserve_up_to(Space::kClass, peer);
+  for (const auto& [key, policy] : kernel.refusals)
+    parts_.numbers.reserve_up_to(Space::kPolicy, policy);
   workloads_.adopt(kernel.workloads);
   publisher_.adopt(std::move(kernel));
   host_listeners_.reconcile({});
+  sources_.set_node_addresses(parts_.machine.node_addresses());
   recompile(now);
   return success();
 }
@@ -340,6 +351,7 @@ void Node::on_ack(std::uint64_t version) {
 void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
   now_ = now;
   on_store_changed(now);
+  if (sources_.set_node_addresses(parts_.machine.node_addresses())) recompile(now);
   end_workloads(now);
   remove_orphans();
   if (!publisher_.kernel_error().empty() || !publisher_.kernel_errors().empty()) {

@@ -8,7 +8,8 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr std::string_view kSpaceNames[kSpaces] = {"workloads", "services", "groups", "policies"};
+constexpr std::string_view kSpaceNames[kSpaces] = {"workloads", "services", "sets", "policies",
+                                                   "classes"};
 constexpr std::uint32_t kFirstWorkload = 2;  // 1 is the node's gateway
 
 std::uint32_t number_in(const json::object& object, std::string_view name, std::uint32_t absent) {

@@ -17,8 +17,8 @@
 
 namespace mesh::control {
 
-enum class Space : std::uint8_t { kWorkload, kService, kGroup, kPolicy };
-inline constexpr std::size_t kSpaces = 4;
+enum class Space : std::uint8_t { kWorkload, kService, kSet, kPolicy, kClass };
+inline constexpr std::size_t kSpaces = 5;
 
 class Numbers {
  public:

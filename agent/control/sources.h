@@ -31,6 +31,10 @@ class Sources {
   // The store's objects; accepted versions are kept on disk, addresses are saved.
   Compilation compile(std::uint64_t version, const config::Snapshot* previous);
 
+  // Returns true when they are others than before.
+  bool set_node_addresses(std::vector<IpAddress> addresses) {
+    return std::exchange(options_.node_addresses, addresses) != addresses;
+  }
   const std::vector<std::string>& write_errors() const { return write_errors_; }
 
  private:

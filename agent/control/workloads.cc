@@ -243,9 +243,13 @@ std::vector<Client> Workloads::clients() const {
   std::vector<Client> clients;
   for (const auto& [name, enrolment] : enrolments_) {
     if (!enrolment.is_in_kernel()) continue;
-    clients.push_back({{enrolment.id, enrolment.cookie, enrolment.workload->cgroup,
-                        enrolment.workload->addresses},
-                       enrolment.workload});
+    datapath::EnrolledWorkload kernel;
+    kernel.id = enrolment.id;
+    kernel.netns_cookie = enrolment.cookie;
+    kernel.cgroup = enrolment.workload->cgroup;
+    kernel.addresses = enrolment.workload->addresses;
+    kernel.netns = enrolment.netns.get();
+    clients.push_back({std::move(kernel), enrolment.workload});
   }
   return clients;
 }

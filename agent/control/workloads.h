@@ -24,10 +24,12 @@
 
 namespace mesh::control {
 
-// Opens a namespace, looks at a cgroup: the seam to /proc and cgroupfs.
+// Opens a namespace, looks at a cgroup: the seam to /proc, cgroupfs and the interfaces.
 class Machine {
  public:
   virtual ~Machine() = default;
+  // Of this machine's interfaces that are up, but loopback and link-local ones; sorted.
+  virtual std::vector<IpAddress> node_addresses() = 0;
   virtual Result<UniqueFd> open_netns(const std::string& path) = 0;
   // nullopt: there is no such cgroup.
   virtual std::optional<bool> is_populated(const std::string& cgroup) = 0;

@@ -1,9 +1,10 @@
 // Datapath: the kernel's share of the mesh, as meshd drives it.
 //
 // Declarative: apply() takes the whole state wanted and writes only the differences, in an order
-// that never opens a gap (a verdict before the endpoint that needs it, an endpoint before the
-// service that reaches it; removals the other way round). Programs, links and maps are pinned: a
-// destroyed Datapath leaves everything running, and the next one adopts it. One thread at a time.
+// that never opens a gap (a policy set before the peer that needs it, a peer before the service
+// that reaches it; removals the other way round). A set is replaced as a whole. When apply()
+// returns, no program still decides by what was there before. Programs, links and maps are pinned:
+// a destroyed Datapath leaves everything running, and the next one adopts it. One thread at a time.
 // Kernel floor 6.1.
 #pragma once
 
@@ -14,6 +15,8 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/address.h"
@@ -24,14 +27,27 @@ namespace mesh::datapath {
 
 using WorkloadId = std::uint32_t;  // never 0, never reused while the maps live
 using ServiceId = std::uint32_t;   // never 0
-using GroupId = std::uint32_t;     // destinations with the same policies; 0: no policy selects them
+using ClassId = std::uint32_t;     // peers that every policy set treats alike; 0: strangers
+using SetId = std::uint32_t;       // a policy set; 0: no policy
+
+enum class Transport : std::uint8_t { kAny = 0, kTcp = 6, kUdp = 17 };
 
 struct EnrolledWorkload {
   WorkloadId id = 0;
   std::uint64_t netns_cookie = 0;
   std::string cgroup;  // path; empty: no hooks of its own (the gateway, in the host's namespace)
   std::vector<IpAddress> addresses;
-  friend bool operator==(const EnrolledWorkload&, const EnrolledWorkload&) = default;
+  ClassId class4 = 0, class6 = 0;  // what its destinations' sets take it for, by family
+  SetId ingress = 0, egress = 0;
+  // Borrowed; for its hook on what arrives. -1: that hook stays as it is, or is not there.
+  int netns = -1;
+
+  auto kernel_part() const {
+    return std::tie(id, netns_cookie, cgroup, addresses, class4, class6, ingress, egress);
+  }
+  friend bool operator==(const EnrolledWorkload& a, const EnrolledWorkload& b) {
+    return a.kernel_part() == b.kernel_part();
+  }
 };
 
 struct ServiceEntry {
@@ -43,36 +59,48 @@ struct ServiceEntry {
   friend bool operator==(const ServiceEntry&, const ServiceEntry&) = default;
 };
 
-// Verdict of one client for one destination group (group, port; port 0: any other port) or one
-// proxied service (refused where every endpoint that its routes can reach refuses the client).
+// What somebody of a class may do, at ports first..last.
 struct VerdictKey {
-  WorkloadId client = 0;
-  GroupId group = 0;  // 0 when `service` is set
-  ServiceId service = 0;
-  std::uint16_t port = 0;
+  ClassId peer = 0;  // where a class has no answer, that of class 0 holds
+  Transport transport = Transport::kAny;
+  std::uint16_t first = 0, last = 65535;
   friend auto operator<=>(const VerdictKey&, const VerdictKey&) = default;
 };
 struct VerdictEntry {
   bool allowed = false;
-  std::uint32_t policy =
-      0;  // number of the counter; PolicyNames in control say which policy and rule
+  std::uint32_t policy = 0;  // number of the counter; policy_rules() in control says of what
+  std::uint32_t audit = 0;   // number of an AUDIT policy's counter; 0: none matched
   friend bool operator==(const VerdictEntry&, const VerdictEntry&) = default;
+};
+// The most specific entry holds: the longest prefix of the ports that it is cut into, all ports of
+// a transport, any transport. Nothing found refuses.
+using PolicySet = std::map<VerdictKey, VerdictEntry>;
+// As the kernel finds it; null: none, which refuses.
+const VerdictEntry* find_verdict(const PolicySet& set, ClassId peer, Transport transport,
+                                 std::uint16_t port);
+
+struct Peer {
+  ClassId peer = 0;
+  SetId ingress = 0;  // who may connect to it
+  friend bool operator==(const Peer&, const Peer&) = default;
 };
 
 struct State {
   std::map<WorkloadId, EnrolledWorkload> workloads;
   std::map<SocketAddress, ServiceEntry> services;  // by virtual address and port, TCP
-  std::map<IpAddress, GroupId> endpoints;          // every address that a policy selects
-  std::map<VerdictKey, VerdictEntry> verdicts;     // a missing entry of a group other than 0 denies
+  std::map<SetId, PolicySet> sets;
+  std::map<IpAddress, Peer> peers;
+  std::map<IpBlock, ClassId> blocks;  // all other addresses, by the longest prefix
+  // Proxied services that refuse a client, as every endpoint does that its routes can reach.
+  std::map<std::pair<WorkloadId, ServiceId>, std::uint32_t> refusals;  // -> policy
 };
 
 // Sums over CPUs since the maps were made, by name ("connects_redirected",
 // "connects_denied_policy", ...).
 struct Counters {
   std::map<std::string, std::uint64_t> totals;
-  std::map<std::uint32_t, std::uint64_t>
-      denied_by_policy;  // VerdictEntry::policy -> refused connects
-  std::map<std::uint32_t, std::uint64_t> allowed_by_policy;  // checked at connect and allowed
+  // By VerdictEntry::policy, both ends of a connection on one node counted.
+  std::map<std::uint32_t, std::uint64_t> denied_by_policy, allowed_by_policy, audited_by_policy;
 };
 
 class Datapath {
@@ -97,7 +125,8 @@ struct Options {
   std::string pin_dir = "/sys/fs/bpf/undermesh";
   std::uint32_t max_services = 16384;
   std::uint32_t max_endpoints = 131072;
-  std::uint32_t max_verdicts = 262144;
+  std::uint32_t max_sets = 16384;
+  std::uint32_t max_refusals = 131072;
   std::uint32_t max_workloads = 4096;
   // Where virtual addresses are given from: what is no service in it refuses. IPv4.
   std::optional<IpBlock> service_range = {};

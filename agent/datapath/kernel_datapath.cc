@@ -1,17 +1,23 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "base/log.h"
 #include "bpf/shared.h"
+#include "datapath/byte_order.h"
 #include "datapath/datapath.h"
 #include "datapath/map.h"
 #include "datapath/object.h"
+#include "datapath/policy_sets.h"
 
 namespace mesh::datapath {
 namespace {
@@ -30,21 +36,6 @@ Logger& log() {
   return instance;
 }
 
-constexpr std::uint16_t network_order(std::uint16_t port) {
-  if constexpr (std::endian::native == std::endian::big) return port;
-  return static_cast<std::uint16_t>(port << 8 | port >> 8);
-}
-
-um_address kernel_address(const IpAddress& ip) {
-  um_address out;
-  std::memcpy(&out, ip.bytes().data(), sizeof out);
-  return out;
-}
-IpAddress user_address(const um_address& address) {
-  IpAddress::Bytes bytes;
-  std::memcpy(bytes.data(), &address, sizeof address);
-  return IpAddress(bytes);
-}
 um_service_range kernel_range(const IpBlock& block) {
   IpAddress::Bytes base = block.base.bytes(), mask{};
   const int bits = block.prefix_length + (block.base.is_v4() ? 96 : 0);
@@ -52,12 +43,6 @@ um_service_range kernel_range(const IpBlock& block) {
     mask[static_cast<std::size_t>(i / 8)] |= static_cast<std::uint8_t>(0x80 >> (i % 8));
   for (std::size_t i = 0; i < base.size(); ++i) base[i] &= mask[i];
   return {kernel_address(IpAddress(base)), kernel_address(IpAddress(mask))};
-}
-um_destination kernel_destination(const SocketAddress& address) {
-  return {kernel_address(address.ip), network_order(address.port), 0};
-}
-SocketAddress user_destination(const um_destination& destination) {
-  return {user_address(destination.address), network_order(destination.port)};
 }
 
 struct Maps {
@@ -67,8 +52,10 @@ struct Maps {
         records(object.map("um_workload_records"), "um_workload_records"),
         services(object.map("um_services"), "um_services"),
         backends(object.map("um_backends"), "um_backends"),
-        groups(object.map("um_groups"), "um_groups"),
-        verdicts(object.map("um_verdicts"), "um_verdicts") {}
+        sets(object.map("um_sets")),
+        peers(object.map("um_peers"), "um_peers"),
+        blocks(object.map("um_blocks"), "um_blocks"),
+        refusals(object.map("um_refusals"), "um_refusals") {}
 
   Result<> read() {
     MESH_TRY(workloads.read());
@@ -76,8 +63,17 @@ struct Maps {
     MESH_TRY(records.read());
     MESH_TRY(services.read());
     MESH_TRY(backends.read());
-    MESH_TRY(groups.read());
-    return verdicts.read();
+    MESH_TRY(sets.read());
+    MESH_TRY(peers.read());
+    MESH_TRY(blocks.read());
+    return refusals.read();
+  }
+
+  // What a program may still decide by, while it runs, although it is there no more.
+  bool take_policy_changed() {
+    const bool changed[] = {workloads.take_changed(), sets.take_changed(), peers.take_changed(),
+                            blocks.take_changed(), refusals.take_changed()};
+    return std::ranges::any_of(changed, std::identity{});
   }
 
   Map<std::uint64_t, um_workload> workloads;
@@ -85,8 +81,10 @@ struct Maps {
   Map<std::uint32_t, um_workload_record> records;
   Map<um_destination, um_service> services;
   Map<um_backend_key, um_destination> backends;
-  Map<um_address, std::uint32_t> groups;
-  Map<um_verdict_key, um_verdict> verdicts;
+  PolicySets sets;
+  Map<um_address, um_peer> peers;
+  Map<um_block_key, std::uint32_t> blocks;
+  Map<um_refusal_key, std::uint32_t> refusals;
 };
 
 // What the maps shall hold.
@@ -96,8 +94,10 @@ struct Wanted {
   decltype(Maps::records)::Entries records;
   decltype(Maps::services)::Entries services;
   decltype(Maps::backends)::Entries backends;
-  decltype(Maps::groups)::Entries groups;
-  decltype(Maps::verdicts)::Entries verdicts;
+  decltype(Maps::sets)::Entries sets;
+  decltype(Maps::peers)::Entries peers;
+  decltype(Maps::blocks)::Entries blocks;
+  decltype(Maps::refusals)::Entries refusals;
 };
 
 using Problems = std::map<WorkloadId, Error>;  // 0: of no one workload
@@ -111,7 +111,10 @@ void add_workload(const EnrolledWorkload& workload, Wanted& wanted, Problems& pr
                                         "namespace, and a cgroup path below 1016 bytes"});
     return;
   }
-  if (!wanted.workloads.emplace(workload.netns_cookie, um_workload{workload.id, 0}).second) {
+  const std::uint32_t flags = workload.cgroup.empty() ? UM_WORKLOAD_RECORDED : 0U;
+  const um_workload entry{workload.id,      flags,          workload.class4, workload.class6,
+                          workload.ingress, workload.egress};
+  if (!wanted.workloads.emplace(workload.netns_cookie, entry).second) {
     problems.emplace(workload.id,
                      Error{Errc::invalid_argument,
                            "its network namespace is enrolled already, as workload " +
@@ -142,13 +145,25 @@ Wanted wanted_of(const State& state, Problems& problems) {
     wanted.services.emplace(
         key, um_service{service.id, proxy ? UM_SERVICE_PROXY : UM_SERVICE_BALANCE, count});
   }
-  for (const auto& [ip, group] : state.endpoints) wanted.groups.emplace(kernel_address(ip), group);
-  for (const auto& [key, entry] : state.verdicts)
-    wanted.verdicts.emplace(
-        um_verdict_key{key.client, key.group, key.service, network_order(key.port), 0},
-        um_verdict{entry.policy, entry.allowed ? 1U : 0U});
+  for (const auto& [id, set] : state.sets) wanted.sets.emplace(id, kernel_verdicts(set));
+  for (const auto& [ip, peer] : state.peers)
+    wanted.peers.emplace(kernel_address(ip), um_peer{peer.peer, peer.ingress});
+  for (const auto& [block, peer] : state.blocks) wanted.blocks.emplace(kernel_block(block), peer);
+  for (const auto& [key, policy] : state.refusals)
+    wanted.refusals.emplace(um_refusal_key{key.first, key.second}, policy);
   return wanted;
 }
+
+EnrolledWorkload adopted(WorkloadId id, const um_workload_record& record) {
+  EnrolledWorkload workload;
+  workload.id = id;
+  workload.netns_cookie = record.netns_cookie;
+  workload.cgroup = record.cgroup;
+  return workload;
+}
+
+// Until every program that runs now has ended: an RCU grace period (membarrier(2)).
+void wait_for_programs() { ::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); }
 
 class KernelDatapath final : public Datapath {
  public:
@@ -178,11 +193,17 @@ class KernelDatapath final : public Datapath {
     Problems problems;
     Wanted wanted = wanted_of(state, problems);
     // Known not to fit: refuse before anything is looked up in what is incomplete.
-    if (wanted.groups.size() > capacity("um_groups") ||
+    if (wanted.peers.size() > capacity("um_peers") ||
+        wanted.blocks.size() > capacity("um_blocks") ||
         wanted.services.size() > capacity("um_services")) {
-      MESH_TRY(write_config(UM_CONFIG_STATE_INCOMPLETE));
+      MESH_TRY(write_config(config_flags_ | UM_CONFIG_STATE_INCOMPLETE));
     }
 
+    // Blocks are looked up before the first of them is there, and after the last is gone.
+    const std::uint32_t blocks = wanted.blocks.empty() ? 0U : UM_CONFIG_HAS_BLOCKS;
+    if (blocks != 0) {
+      MESH_TRY(write_config(config_flags_ | blocks));
+    }
     Problems misfits;
     bool complete = put(wanted, misfits);
     MESH_TRY(detach_unwanted(wanted));
@@ -191,7 +212,8 @@ class KernelDatapath final : public Datapath {
       misfits.clear();
       complete = put(wanted, misfits);
     }
-    MESH_TRY(write_config(complete ? 0 : UM_CONFIG_STATE_INCOMPLETE));
+    MESH_TRY(write_config(blocks | (complete ? 0U : UM_CONFIG_STATE_INCOMPLETE)));
+    if (maps_.take_policy_changed()) wait_for_programs();
     problems.merge(misfits);
     attach_wanted(state, problems);
     return problems;
@@ -216,6 +238,7 @@ class KernelDatapath final : public Datapath {
       for (const um_policy_count& count : counts) {
         if (count.denied != 0) out.denied_by_policy[policy] += count.denied;
         if (count.allowed != 0) out.allowed_by_policy[policy] += count.allowed;
+        if (count.audited != 0) out.audited_by_policy[policy] += count.audited;
       }
     }
     return out;
@@ -225,7 +248,7 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(maps_.read());
     State state;
     for (const auto& [id, record] : maps_.records.entries())
-      state.workloads[id] = {id, record.netns_cookie, record.cgroup, {}};
+      state.workloads[id] = adopted(id, record);
     for (const auto& [key, order] : maps_.own_addresses.entries()) {
       auto workload = state.workloads.find(key.workload);
       if (workload == state.workloads.end()) continue;
@@ -245,11 +268,12 @@ class KernelDatapath final : public Datapath {
       if (service != state.services.end() && key.index < service->second.endpoints.size())
         service->second.endpoints[key.index] = user_destination(backend);
     }
-    for (const auto& [address, group] : maps_.groups.entries())
-      state.endpoints[user_address(address)] = group;
-    for (const auto& [key, verdict] : maps_.verdicts.entries())
-      state.verdicts[{key.client, key.group, key.service, network_order(key.port)}] = {
-          verdict.allowed != 0, verdict.policy};
+    for (const auto& [id, set] : maps_.sets.entries()) state.sets[id] = user_verdicts(set);
+    for (const auto& [address, peer] : maps_.peers.entries())
+      state.peers[user_address(address)] = {peer.peer_class, peer.ingress};
+    for (const auto& [block, peer] : maps_.blocks.entries()) state.blocks[user_block(block)] = peer;
+    for (const auto& [key, policy] : maps_.refusals.entries())
+      state.refusals[{key.client, key.service}] = policy;
     return state;
   }
 
@@ -260,7 +284,12 @@ class KernelDatapath final : public Datapath {
   }
 
  private:
-  using Place = std::pair<std::uint64_t, std::string>;  // netns cookie, cgroup
+  struct Place {
+    std::uint64_t cookie;
+    std::string cgroup;
+    bool has_netns;
+    friend bool operator==(const Place&, const Place&) = default;
+  };
 
   std::size_t capacity(const char* map) const {
     bpf_map_info info{};
@@ -279,7 +308,7 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
-  // A verdict before the group that needs it, a group before the service that reaches it, and the
+  // A set before the peer that needs it, a peer before the service that reaches it, and the
   // workload last. Returns false where an unknown destination must be refused from now on.
   bool put(Wanted& wanted, Problems& misfits) {
     auto misfit = [&](WorkloadId id, int err, const char* what) {
@@ -287,13 +316,18 @@ class KernelDatapath final : public Datapath {
                                                what + ", so it is refused"));
     };
     std::set<WorkloadId> incomplete;
-    for (const auto& [key, err] : maps_.verdicts.put(wanted.verdicts)) {
-      misfit(key.client, err, "verdicts");
-      if (key.service != 0) incomplete.insert(key.client);
-    }
     bool complete = true;
-    for (const auto& [key, err] : maps_.groups.put(wanted.groups)) {
-      misfit(0, err, "destinations");
+    for (const auto& [set, err] : maps_.sets.put(wanted.sets)) misfit(0, err, "policy sets");
+    for (const auto& [key, err] : maps_.refusals.put(wanted.refusals)) {
+      misfit(key.client, err, "refusals");
+      incomplete.insert(key.client);
+    }
+    for (const auto& [key, err] : maps_.blocks.put(wanted.blocks)) {
+      misfit(0, err, "address blocks");
+      complete = false;
+    }
+    for (const auto& [key, err] : maps_.peers.put(wanted.peers)) {
+      misfit(0, err, "peers");
       complete = false;
     }
     for (const auto& [key, err] : maps_.backends.put(wanted.backends)) {
@@ -304,7 +338,7 @@ class KernelDatapath final : public Datapath {
       complete = false;
     }
     for (auto& [cookie, workload] : wanted.workloads)
-      workload.flags = incomplete.contains(workload.id) ? UM_WORKLOAD_VERDICTS_INCOMPLETE : 0;
+      workload.flags |= incomplete.contains(workload.id) ? UM_WORKLOAD_REFUSALS_INCOMPLETE : 0U;
     for (const auto& [id, err] : maps_.records.put(wanted.records)) misfit(id, err, "workloads");
     for (const auto& [key, err] : maps_.own_addresses.put(wanted.own_addresses))
       misfit(key.workload, err, "own addresses");
@@ -338,8 +372,10 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(maps_.records.keep_only(wanted.records));
     MESH_TRY(maps_.services.keep_only(wanted.services));
     MESH_TRY(maps_.backends.keep_only(wanted.backends));
-    MESH_TRY(maps_.groups.keep_only(wanted.groups));
-    MESH_TRY(maps_.verdicts.keep_only(wanted.verdicts));
+    MESH_TRY(maps_.peers.keep_only(wanted.peers));
+    MESH_TRY(maps_.blocks.keep_only(wanted.blocks));
+    MESH_TRY(maps_.refusals.keep_only(wanted.refusals));
+    MESH_TRY(maps_.sets.keep_only(wanted.sets));
     if (ended.empty()) return success();
     return remove_records(ended);
   }
@@ -366,10 +402,12 @@ class KernelDatapath final : public Datapath {
       auto ensured = ensured_.find(set);
       // A workload that came back under its id has a new namespace, and a new cgroup at the old
       // path.
-      Place place{workload.netns_cookie, workload.cgroup};
+      const Place place{workload.netns_cookie, workload.cgroup, workload.netns >= 0};
       if (ensured != ensured_.end() && ensured->second == place) continue;
       link_sets_.insert(set);
       Result<> linked = object_.ensure_links(set, workload_hooks(), workload.cgroup);
+      if (linked && workload.netns >= 0)
+        linked = object_.ensure_ingress(set, workload.netns, workload.netns_cookie);
       if (linked)
         ensured_[set] = place;
       else

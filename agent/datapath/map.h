@@ -1,4 +1,4 @@
-// Map<Key, Value>: a BPF hash map with typed entries, and a mirror of what it holds.
+// Map<Key, Value>: a BPF hash map, or trie, with typed entries, and a mirror of what it holds.
 //
 // The mirror starts empty: read() fills it from the kernel. put() and keep_only() write only the
 // differences. Keys and values are compared byte by byte (bpf/shared.h has no hidden padding). The
@@ -7,10 +7,12 @@
 
 #include <bpf/bpf.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <map>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -25,6 +27,14 @@ struct ByteOrder {
   }
 };
 
+template <class Entries>
+bool is_same(const Entries& a, const Entries& b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto& x, auto& y) {
+           return std::memcmp(&x.first, &y.first, sizeof x.first) == 0 &&
+                  std::memcmp(&x.second, &y.second, sizeof x.second) == 0;
+         });
+}
+
 template <class Key, class Value>
 class Map {
  public:
@@ -33,6 +43,8 @@ class Map {
   Map(int fd, const char* name) : fd_(fd), name_(name) {}
 
   const Entries& entries() const { return entries_; }
+  // Something was written or deleted since this was asked last.
+  bool take_changed() { return std::exchange(changed_, false); }
 
   Result<> read() {
     entries_.clear();
@@ -54,6 +66,7 @@ class Map {
       auto known = entries_.find(key);
       if (known != entries_.end() && std::memcmp(&known->second, &value, sizeof value) == 0)
         continue;
+      changed_ = true;
       if (::bpf_map_update_elem(fd_, &key, &value, BPF_ANY) == 0) {
         entries_.insert_or_assign(key, value);
         continue;
@@ -73,6 +86,7 @@ class Map {
         ++entry;
         continue;
       }
+      changed_ = true;
       if (::bpf_map_delete_elem(fd_, &entry->first) != 0 && errno != ENOENT)
         return errno_error(errno, std::string("delete from map ") + name_);
       entry = entries_.erase(entry);
@@ -84,6 +98,7 @@ class Map {
   int fd_;
   const char* name_;
   Entries entries_;
+  bool changed_ = false;
 };
 
 }  // namespace mesh::datapath

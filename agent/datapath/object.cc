@@ -20,6 +20,8 @@
 
 #include "base/log.h"
 #include "bpf/shared.h"
+#include "datapath/ingress.h"
+#include "datapath/libbpf_errors.h"
 #include "mesh.skel.h"
 
 namespace mesh::datapath {
@@ -30,37 +32,6 @@ namespace fs = std::filesystem;
 Logger& log() {
   static Logger instance = logger("datapath");
   return instance;
-}
-
-// What libbpf said last, for errors: the verifier's log arrives through its print function.
-std::string& libbpf_said() {
-  thread_local std::string text;
-  return text;
-}
-
-int on_libbpf_print(libbpf_print_level level, const char* format, va_list arguments) {
-  if (level == LIBBPF_DEBUG) return 0;
-  va_list again;
-  va_copy(again, arguments);
-  int length = std::vsnprintf(nullptr, 0, format, again);
-  va_end(again);
-  if (length <= 0) return 0;
-  std::string text(static_cast<std::size_t>(length) + 1, '\0');  // a verifier's log may be long
-  (void)std::vsnprintf(text.data(), text.size(), format, arguments);
-  text.resize(text.find_last_not_of(std::string_view("\n\0", 2)) + 1);
-  log()->debug("libbpf: {}", text);
-  if (level == LIBBPF_WARN) libbpf_said().append(text).append("\n");
-  return length;
-}
-
-Error load_error(int err, std::string_view what) {
-  constexpr std::size_t kTail = 2000;
-  Error error = errno_error(err, what);
-  std::string& said = libbpf_said();
-  if (said.size() > kTail) said.erase(0, said.size() - kTail);
-  if (!said.empty()) error.message += "; the kernel said:\n" + said;
-  said.clear();
-  return error;
 }
 
 std::uint64_t object_hash() {
@@ -163,8 +134,9 @@ std::uint32_t wanted_size(std::string_view map, const Options& options) {
   if (map == "um_workloads" || map == "um_workload_records") return options.max_workloads;
   if (map == "um_own_addresses") return options.max_workloads * 4;
   if (map == "um_services") return options.max_services;
-  if (map == "um_backends" || map == "um_groups") return options.max_endpoints;
-  if (map == "um_verdicts") return options.max_verdicts;
+  if (map == "um_backends" || map == "um_peers") return options.max_endpoints;
+  if (map == "um_sets") return options.max_sets;
+  if (map == "um_refusals") return options.max_refusals;
   return 0;  // as in bpf/maps.h
 }
 
@@ -221,7 +193,7 @@ std::span<const Hook> mesh_hooks() {
 }
 
 Result<Object> Object::open(const Options& options) {
-  ::libbpf_set_print(on_libbpf_print);
+  listen_to_libbpf();
   struct statfs file_system{};
   std::string parent = fs::path(options.pin_dir).parent_path().string();
   if (::statfs(parent.c_str(), &file_system) != 0) return errno_error(errno, "look at " + parent);
@@ -271,9 +243,9 @@ Result<> Object::take_over() {
 }
 
 Result<> Object::load(const Options& options, std::uint64_t hash) {
-  libbpf_said().clear();
+  forget_libbpf_errors();
   std::unique_ptr<mesh_bpf, SkeletonDeleter> skeleton(mesh_bpf__open());
-  if (!skeleton) return load_error(errno, "open the BPF object");
+  if (!skeleton) return libbpf_error(errno, "open the BPF object");
   bpf_map* map = nullptr;
   bpf_object__for_each_map(map, skeleton->obj) {
     std::string name = ::bpf_map__name(map);
@@ -283,7 +255,7 @@ Result<> Object::load(const Options& options, std::uint64_t hash) {
       return errno_error(-err, "pin " + pin);
   }
   if (int err = mesh_bpf__load(skeleton.get()); err != 0)
-    return load_error(-err, "load the BPF programs");
+    return libbpf_error(-err, "load the BPF programs");
   bpf_object__for_each_map(map, skeleton->obj) {
     UniqueFd fd(::fcntl(::bpf_map__fd(map), F_DUPFD_CLOEXEC, 3));
     if (!fd) return errno_error(errno, "keep a map");
@@ -349,6 +321,25 @@ Result<> Object::ensure_links(const std::string& set, std::span<const Hook> hook
     return std::move(linked).assume_error().at(cgroup_path);
   }
   return success();
+}
+
+Result<> Object::ensure_ingress(const std::string& set, int netns, std::uint64_t cookie) {
+  MESH_TRY(auto program, load_ingress(maps_, cookie));
+  const std::string pin = pin_dir_ + "/links/" + set + "/sk_lookup";
+  UniqueFd known(::bpf_obj_get(pin.c_str()));
+  if (!known && errno != ENOENT) return errno_error(errno, "open " + pin);
+  struct stat status{};
+  if (::fstat(netns, &status) != 0) return errno_error(errno, "look at a network namespace");
+  if (known) {
+    MESH_TRY(auto info, info_of_link(known.get(), pin));
+    if (info.netns.netns_ino == status.st_ino &&
+        ::bpf_link_update(known.get(), program.get(), nullptr) == 0)
+      return success();
+    ::bpf_link_detach(known.get());  // of a namespace that was
+  }
+  UniqueFd link(::bpf_link_create(program.get(), netns, BPF_SK_LOOKUP, nullptr));
+  if (!link) return errno_error(errno, "attach sk_lookup to the network namespace");
+  return pin_over(link.get(), pin);
 }
 
 Result<> Object::remove_links(const std::string& set) {

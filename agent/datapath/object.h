@@ -2,7 +2,7 @@
 //   meta                      layout and hash of the object that the pinned programs come from
 //   maps/<map>                every map
 //   programs/<program>        every program
-//   links/<workload id>/<hook>, links/mesh/<hook>
+//   links/<workload id>/<hook>, links/<workload id>/sk_lookup, links/mesh/<hook>
 // open() takes over what is pinned; it loads only when nothing is, or when this build's object is
 // another one (the maps stay, links are updated in place when they are next ensured). The process
 // holds a lock on the directory: a second owner is refused. Needs root. One thread at a time.
@@ -38,6 +38,9 @@ class Object {
   // Where that fails for a new set, nothing of it stays.
   Result<> ensure_links(const std::string& set, std::span<const Hook> hooks,
                         const std::string& cgroup_path);
+  // The program that judges what arrives, in the namespace (a descriptor) of this cookie; as a link
+  // of the same set, which must be there.
+  Result<> ensure_ingress(const std::string& set, int netns, std::uint64_t cookie);
   Result<> remove_links(const std::string& set);
   Result<std::vector<std::string>> link_sets() const;
 

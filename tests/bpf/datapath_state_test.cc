@@ -18,9 +18,11 @@ TEST_F(DatapathTest, GoesOnWithoutItsOwnerAndIsAdopted) {
   accept_on_both_servers();
   state_.services[at("[fd78::2]:70")] = {
       2, ServiceEntry::Kind::kBalance, {at("[fd09::2]:8080"), at("[fd09::2]:8081")}};
-  state_.endpoints[ip("10.9.0.2")] = 3;
-  state_.verdicts[{kApp, 3, 0, 8080}] = {false, 21};
-  state_.verdicts[{kApp, 0, 1, 0}] = {true, 22};
+  has_set("10.9.0.2", 3);
+  verdict(3, 8080, false, 21);
+  state_.refusals[{kApp, 5}] = 22;
+  state_.blocks[IpBlock::parse("192.0.2.0/24").value()] = 9;
+  state_.blocks[IpBlock::parse("fd00::/8").value()] = 10;
   int ends[2];
   ASSERT_EQ(::pipe(ends), 0);
   UniqueFd reader(ends[0]), writer(ends[1]);
@@ -38,10 +40,13 @@ TEST_F(DatapathTest, GoesOnWithoutItsOwnerAndIsAdopted) {
   EXPECT_EQ(connect_from_app("10.9.0.3:8080"), 0);
   std::size_t links = pins();
   open();
-  EXPECT_EQ(must(datapath_->adopt()).workloads, state_.workloads);
+  EXPECT_EQ(must(datapath_->adopt()).workloads.at(kApp).addresses,
+            state_.workloads.at(kApp).addresses);
   EXPECT_EQ(must(datapath_->adopt()).services, state_.services);
-  EXPECT_EQ(must(datapath_->adopt()).endpoints, state_.endpoints);
-  EXPECT_EQ(must(datapath_->adopt()).verdicts, state_.verdicts);
+  EXPECT_EQ(must(datapath_->adopt()).peers, state_.peers);
+  EXPECT_EQ(must(datapath_->adopt()).sets, state_.sets);
+  EXPECT_EQ(must(datapath_->adopt()).blocks, state_.blocks);
+  EXPECT_EQ(must(datapath_->adopt()).refusals, state_.refusals);
   apply_all();
   EXPECT_EQ(pins(), links);
   EXPECT_EQ(count("connects_denied_policy"), 1);
@@ -52,7 +57,7 @@ TEST_F(DatapathTest, GoesOnWithoutItsOwnerAndIsAdopted) {
 
 TEST_F(DatapathTest, ReplacesTheProgramsOfAnotherBuildInPlace) {
   accept_on_both_servers();
-  state_.endpoints[ip("10.9.0.2")] = 3;
+  has_set("10.9.0.2", 3);
   apply_all();
   datapath_.reset();
   bpf_link_info before = link_info("7/connect4");
@@ -95,8 +100,9 @@ TEST_F(DatapathTest, AWorkloadThatComesBackUnderItsIdIsCaughtAgain) {
   ASSERT_EQ(::rmdir(path.c_str()), 0);  // and made again at the same place
   ASSERT_EQ(::mkdir(path.c_str(), 0755), 0);
   state_.workloads[kApp].netns_cookie = second.cookie();
-  state_.verdicts[{kApp, 3, 0, 0}] = {false, 1};
-  state_.endpoints[ip("10.9.0.2")] = 3;
+  state_.workloads[kApp].netns = second.fd();
+  verdict(3, 0, false, 1);
+  has_set("10.9.0.2", 3);
   apply_all();
   EXPECT_EQ(in_child(&*app_group_, &second, [] { return try_connect("10.9.0.2:80"); }), kRefused);
   EXPECT_EQ(count("connects_denied_policy"), 1);
@@ -105,16 +111,17 @@ TEST_F(DatapathTest, AWorkloadThatComesBackUnderItsIdIsCaughtAgain) {
 TEST_F(DatapathTest, AWorkloadThatEndsLeavesNothing) {
   std::size_t before = pins();
   proxied("10.78.0.1:9080", 1);
-  state_.verdicts[{kApp, 0, 1, 0}] = {true, 22};
+  state_.refusals[{kApp, 1}] = 22;
   accept_on_both_servers();
   apply_all();
-  EXPECT_EQ(pins(), before + 5);
+  EXPECT_EQ(pins(), before + 6);
   EXPECT_EQ(entries_of("um_workloads"), 1);
   state_ = {};
   apply_all();
   EXPECT_EQ(pins(), before);
-  for (const char* map : {"um_workloads", "um_own_addresses", "um_workload_records", "um_services",
-                          "um_backends", "um_groups", "um_verdicts", "um_records"})
+  for (const char* map :
+       {"um_workloads", "um_own_addresses", "um_workload_records", "um_services", "um_backends",
+        "um_sets", "um_peers", "um_blocks", "um_refusals", "um_records"})
     EXPECT_EQ(entries_of(map), 0) << map;
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);  // no program is left to refuse it
 }
@@ -156,7 +163,7 @@ TEST_F(DatapathTest, AWorkloadThatEndsTakesItsRecordsAlong) {
 }
 
 TEST_F(DatapathTest, AWorkloadWhoseCgroupIsGoneIsReportedAlone) {
-  state_.workloads[8] = {8, 12345, app_group_->path() + "-gone", {}};
+  state_.workloads[8] = workload(8, *server_, app_group_->path() + "-gone");
   auto problems = apply();
   ASSERT_EQ(problems.size(), 1);
   EXPECT_EQ(problems.begin()->first, 8);
@@ -166,7 +173,7 @@ TEST_F(DatapathTest, AWorkloadWhoseCgroupIsGoneIsReportedAlone) {
 }
 
 TEST_F(DatapathTest, TwoWorkloadsCannotShareANamespace) {
-  state_.workloads[8] = {8, app_->cookie(), app_group_->path(), {}};
+  state_.workloads[8] = workload(8, *app_, app_group_->path());
   auto problems = apply();
   ASSERT_EQ(problems.size(), 1);
   EXPECT_EQ(problems.begin()->first, 8);
@@ -174,7 +181,7 @@ TEST_F(DatapathTest, TwoWorkloadsCannotShareANamespace) {
 
 TEST_F(DatapathTest, DisableAllDetachesEverything) {
   accept_on_both_servers();
-  state_.endpoints[ip("10.9.0.2")] = 3;
+  has_set("10.9.0.2", 3);
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   UniqueFd held(::bpf_obj_get((options_.pin_dir + "/links/7/connect4").c_str()));  // by whomever
@@ -189,20 +196,17 @@ TEST_F(DatapathTest, DisableAllTouchesNothingButABpffs) {
   EXPECT_TRUE(datapath::disable_all("/tmp").has_error());
 }
 
-TEST_F(DatapathTest, AFullMapOfVerdictsDenies) {
+TEST_F(DatapathTest, AFullMapOfSetsDenies) {
   accept_on_both_servers();
-  state_.endpoints[ip("10.9.0.2")] = 200;
-  state_.endpoints[ip("10.9.0.3")] = 300;
-  for (datapath::GroupId group = 100; group < 201; ++group)
-    state_.verdicts[{kApp, group, 0, 0}] = {true, 1};
-  auto problems = apply();
-  EXPECT_TRUE(problems.contains(kApp));
+  has_set("10.9.0.2", 200);
+  has_set("10.9.0.3", 300);
+  for (datapath::SetId set = 100; set < 201; ++set) verdict(set, 0, true, 1);
+  EXPECT_TRUE(apply().contains(0));
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   EXPECT_EQ(count("connects_denied_no_verdict"), 1);
   // Room again: everything that is wanted gets in, in one call.
-  state_.verdicts.clear();
-  for (datapath::GroupId group = 200; group < 250; ++group)
-    state_.verdicts[{kApp, group, 0, 0}] = {true, 1};
+  state_.sets.clear();
+  for (datapath::SetId set = 200; set < 250; ++set) verdict(set, 0, true, 1);
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
 }
@@ -210,12 +214,12 @@ TEST_F(DatapathTest, AFullMapOfVerdictsDenies) {
 TEST_F(DatapathTest, ARefusalOfAServiceThatDoesNotFitRefuses) {
   proxied("10.78.0.1:9080", 900);
   for (datapath::ServiceId service = 800; service < 901; ++service)
-    state_.verdicts[{kApp, 0, service, 0}] = {false, 1};
+    state_.refusals[{kApp, service}] = 1;
   EXPECT_TRUE(apply().contains(kApp));
   proxy_lives();
   EXPECT_EQ(connect_from_app("10.78.0.1:9080"), kRefused);
   EXPECT_EQ(count("connects_denied_map_full"), 1);
-  state_.verdicts.clear();
+  state_.refusals.clear();
   apply_all();
   EXPECT_EQ(connect_from_app("10.78.0.1:9080"), 0);
 }
@@ -223,24 +227,26 @@ TEST_F(DatapathTest, ARefusalOfAServiceThatDoesNotFitRefuses) {
 TEST_F(DatapathTest, AFullMapOfDestinationsRefusesWhatItDoesNotHold) {
   accept_on_both_servers();
   for (int i = 0; i < 80; ++i)
-    state_.endpoints[IpAddress::v4(10, 200, 0, static_cast<std::uint8_t>(i))] = 3;
-  state_.endpoints[ip("10.250.0.1")] = 3;
+    state_.peers[IpAddress::v4(10, 200, 0, static_cast<std::uint8_t>(i))] = {1, 3};
+  has_set("10.250.0.1", 3);
   EXPECT_TRUE(apply().contains(0));
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kDenied);
   EXPECT_EQ(count("connects_denied_map_full"), 1);
   EXPECT_EQ(count("mesh_connects_denied_map_full"), 1);
-  state_.endpoints.clear();
+  state_.peers.clear();
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
 }
 
 TEST_F(DatapathTest, AWorkloadThatDoesNotFitIsRefusedEverything) {
   // Before the application's in the order of writing (by bytes).
-  for (datapath::WorkloadId id = 100; id < 164; ++id)
-    state_.workloads[id] = {id, std::uint64_t{id} << 16, "", {}};
+  for (datapath::WorkloadId id = 100; id < 164; ++id) {
+    state_.workloads[id] = workload(id, *app_, "");
+    state_.workloads[id].netns_cookie = std::uint64_t{id} << 16;
+  }
   state_.workloads.erase(kApp);
-  state_.workloads[500] = {500, app_->cookie(), app_group_->path(), {}};
+  state_.workloads[500] = workload(500, *app_, app_group_->path());
   EXPECT_TRUE(apply().contains(500));
   UniqueFd listening = server_->listen("10.9.0.2:8080");
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);

@@ -146,11 +146,11 @@ TEST_F(DatapathTest, ShowsTheNewPeerAfterAReconnect) {
 
 TEST_F(DatapathTest, RefusesByPolicyAtOnceAndNamesIt) {
   accept_on_both_servers();
-  state_.endpoints[ip("10.9.0.2")] = 3;
-  state_.endpoints[ip("10.9.0.3")] = 4;
-  state_.verdicts[{kApp, 3, 0, 8080}] = {false, 21};
-  state_.verdicts[{kApp, 3, 0, 0}] = {true, 22};
-  state_.verdicts[{kApp, 4, 0, 0}] = {true, 23};
+  has_set("10.9.0.2", 3);
+  has_set("10.9.0.3", 4);
+  verdict(3, 8080, false, 21);
+  verdict(3, 0, true, 22);
+  verdict(4, 0, true, 23);
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   EXPECT_EQ(connect_from_app("10.9.0.2:8080", AF_INET6), kRefused);
@@ -160,14 +160,14 @@ TEST_F(DatapathTest, RefusesByPolicyAtOnceAndNamesIt) {
   EXPECT_EQ(counters.totals["connects_denied_policy"], 2);
   EXPECT_EQ(counters.denied_by_policy, (std::map<std::uint32_t, std::uint64_t>{{21, 2}}));
   EXPECT_EQ(counters.allowed_by_policy, (std::map<std::uint32_t, std::uint64_t>{{23, 1}}));
-  state_.verdicts[{kApp, 3, 0, 8080}] = {true, 21};
+  verdict(3, 8080, true, 21);
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
 }
 
-TEST_F(DatapathTest, DeniesAGroupWithoutAVerdict) {
+TEST_F(DatapathTest, DeniesWhatASetHasNoVerdictFor) {
   accept_on_both_servers();
-  state_.endpoints[ip("10.9.0.2")] = 3;
+  has_set("10.9.0.2", 3);
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   EXPECT_EQ(count("connects_denied_no_verdict"), 1);
@@ -178,7 +178,7 @@ TEST_F(DatapathTest, DeniesAGroupWithoutAVerdict) {
 
 TEST_F(DatapathTest, RefusesAProxiedServiceWhoseEveryRouteRefuses) {
   proxied("10.78.0.1:9080", 1);
-  state_.verdicts[{kApp, 0, 1, 0}] = {false, 5};
+  state_.refusals[{kApp, 1}] = 5;
   apply_all();
   proxy_lives();
   EXPECT_EQ(connect_from_app("10.78.0.1:9080"), kRefused);
@@ -229,8 +229,8 @@ TEST_F(DatapathTest, AnIpv4ServiceGoesToItsIpv4EndpointsAlone) {
 TEST_F(DatapathTest, ChecksThePolicyOfTheEndpointThatItPicks) {
   accept_on_both_servers();
   state_.services[at("10.78.0.2:70")] = {2, ServiceEntry::Kind::kBalance, {at("10.9.0.2:8080")}};
-  state_.endpoints[ip("10.9.0.2")] = 3;
-  state_.verdicts[{kApp, 3, 0, 0}] = {false, 9};
+  has_set("10.9.0.2", 3);
+  verdict(3, 0, false, 9);
   apply_all();
   EXPECT_EQ(connect_from_app("10.78.0.2:70"), kRefused);
   EXPECT_EQ(must(datapath_->counters()).denied_by_policy[9], 1);
@@ -248,8 +248,8 @@ TEST_F(DatapathTest, RefusesAServiceWithoutEndpoints) {
 TEST_F(DatapathTest, TheMeshIsPolicedButNeverRedirected) {
   accept_on_both_servers();
   proxied("10.9.0.3:8080", 1);  // a service address that really exists
-  state_.endpoints[ip("10.9.0.2")] = 3;
-  state_.verdicts[{kApp, 3, 0, 0}] = {false, 9};
+  has_set("10.9.0.2", 3);
+  verdict(3, 0, false, 9);
   apply_all();
   proxy_lives();
   EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kDenied);
@@ -284,7 +284,7 @@ TEST_F(DatapathTest, PassesWhatStaysInTheWorkload) {
   UniqueFd own = app_->listen("10.9.0.1:8081");
   UniqueFd lo = app_->listen("127.0.0.1:8082");
   UniqueFd own6 = app_->listen("[fd09::1]:8081");
-  state_.endpoints[ip("10.9.0.1")] = 3;  // and no verdict
+  has_set("10.9.0.1", 3);  // and no verdict
   apply_all();
   EXPECT_EQ(connect_from_app("10.9.0.1:8081"), 0);
   EXPECT_EQ(connect_from_app("127.0.0.1:8082"), 0);

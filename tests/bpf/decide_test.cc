@@ -1,16 +1,19 @@
-// The table of the unit test once more, in the kernel, over real maps (through a syscall program).
+// The table of the unit test once more, in the kernel, over real maps (through a tc program).
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <gmock/gmock.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <array>
 #include <memory>
 
-#include "decide_shim.skel.h"
+#include "base/unique_fd.h"
 #include "tests/support/decide_cases.h"
-// After bpf/decide.h, whose structs it uses.
+// clang-format off: each uses the structs of the one before
 #include "tests/bpf/decide_shim.h"
+#include "decide_shim.skel.h"
+// clang-format on
 
 namespace mesh::test {
 namespace {
@@ -31,6 +34,19 @@ class KernelDecide : public testing::TestWithParam<DecideCase> {
     for (const auto& [key, value] : entries)
       ASSERT_EQ(::bpf_map_update_elem(::bpf_map__fd(map), &key, &value, BPF_ANY), 0);
   }
+  void fill_sets(const Lookups& wanted) {
+    for (const auto& [number, verdicts] : wanted.sets) {
+      LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_NO_PREALLOC);
+      UniqueFd set(::bpf_map_create(BPF_MAP_TYPE_LPM_TRIE, "um_set", sizeof(um_verdict_key),
+                                    sizeof(um_verdict), 64, &options));
+      ASSERT_TRUE(set);
+      for (const auto& [key, verdict] : verdicts)
+        ASSERT_EQ(::bpf_map_update_elem(set.get(), &key, &verdict, BPF_ANY), 0);
+      const int fd = set.get();
+      ASSERT_EQ(::bpf_map_update_elem(::bpf_map__fd(shim_->maps.um_sets), &number, &fd, BPF_ANY),
+                0);
+    }
+  }
   void fill(const World& world) {
     Lookups wanted(world);
     auto& maps = shim_->maps;
@@ -42,9 +58,12 @@ class KernelDecide : public testing::TestWithParam<DecideCase> {
     fill(maps.um_backends, wanted.backends);
     fill(maps.um_service_ranges,
          std::map<std::uint32_t, um_service_range>{{0, wanted.service_range}});
-    fill(maps.um_groups, wanted.groups);
-    fill(maps.um_verdicts, wanted.verdicts);
-    fill(maps.um_config, std::map<std::uint32_t, std::uint32_t>{{0, world.config}});
+    fill(maps.um_peers, wanted.peers);
+    fill(maps.um_blocks, wanted.blocks);
+    fill(maps.um_refusals, wanted.refusals);
+    fill(maps.um_flows, wanted.flows);
+    fill_sets(wanted);
+    fill(maps.um_config, std::map<std::uint32_t, std::uint32_t>{{0, wanted.config}});
     timespec now{};
     ::clock_gettime(CLOCK_MONOTONIC, &now);
     std::uint64_t stamp = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U +
@@ -58,14 +77,18 @@ class KernelDecide : public testing::TestWithParam<DecideCase> {
 TEST_P(KernelDecide, AsTheTableSays) {
   const DecideCase& c = GetParam();
   fill(c.world);
-  um_shim shim{};
+  um_shim& shim = shim_->bss->shim;
   shim.in.netns_cookie = c.cookie;
   shim.in.to = kernel_destination(c.to);
-  shim.in.tcp = c.tcp ? 1 : 0;
   shim.in.v4_only = c.v4_only ? 1 : 0;
-  shim.mesh = c.mesh ? 1 : 0;
+  shim.arrival.netns_cookie = c.cookie;
+  shim.arrival.to = shim.in.to;
+  if (!c.from.empty()) shim.arrival.from = kernel_destination(c.from);
+  shim.asked = static_cast<std::uint32_t>(c.asked);
   for (int tries = 0; tries < 100; ++tries) {  // the kernel's numbers are random
-    LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &shim, .ctx_size_in = sizeof shim);
+    std::array<std::uint8_t, 64> packet{};
+    LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = packet.data(),
+                .data_size_in = packet.size());
     ASSERT_EQ(::bpf_prog_test_run_opts(::bpf_program__fd(shim_->progs.um_decide_shim), &options),
               0);
     if (c.backend.empty()) break;
@@ -74,7 +97,7 @@ TEST_P(KernelDecide, AsTheTableSays) {
   }
   EXPECT_EQ(shim.out.action, c.action);
   EXPECT_EQ(shim.out.counter, c.counter);
-  EXPECT_EQ(shim.out.policed != 0 ? shim.out.policy : 0, c.policy);
+  EXPECT_EQ(shim.out.rulings == 0 ? 0 : shim.out.ruling[shim.out.rulings - 1].policy, c.policy);
   if (!c.backend.empty()) {
     um_destination wanted = kernel_destination(c.backend);
     EXPECT_EQ(std::memcmp(&shim.out.backend, &wanted, sizeof wanted), 0);

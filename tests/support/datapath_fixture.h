@@ -29,6 +29,7 @@ using datapath::ServiceEntry;
 using datapath::State;
 
 constexpr datapath::WorkloadId kApp = 7;
+inline constexpr datapath::ClassId kAppClass = 70;
 constexpr const char* kProxy4 = "127.0.0.1:15001";
 constexpr const char* kProxy6 = "[::1]:15001";
 constexpr int kRefused = ECONNREFUSED;
@@ -138,7 +139,8 @@ class DatapathTest : public testing::Test {
     options_.pin_dir = bpffs() + "/pins";
     options_.max_services = 64;
     options_.max_endpoints = 64;
-    options_.max_verdicts = 64;
+    options_.max_sets = 64;
+    options_.max_refusals = 64;
     options_.max_workloads = 64;
     app_.emplace(NetNs::create());
     server_.emplace(NetNs::create());
@@ -156,8 +158,8 @@ class DatapathTest : public testing::Test {
     // Not bound to lo: the answer to a client that bound its own address would find no route. Linux
     // itself drops what comes for ::1 from elsewhere.
     proxy6_ = app_->listen(kProxy6);
-    state_.workloads[kApp] = {
-        kApp, app_->cookie(), app_group_->path(), {ip("10.9.0.1"), ip("fd09::1")}};
+    state_.workloads[kApp] = workload(kApp, *app_, app_group_->path());
+    state_.workloads[kApp].addresses = {ip("10.9.0.1"), ip("fd09::1")};
   }
   void TearDown() override {
     if (home_.empty()) return;
@@ -166,6 +168,25 @@ class DatapathTest : public testing::Test {
     must(datapath::disable_all(options_.pin_dir));
   }
 
+  static datapath::EnrolledWorkload workload(datapath::WorkloadId id, const NetNs& ns,
+                                             const std::string& cgroup) {
+    datapath::EnrolledWorkload made;
+    made.id = id;
+    made.netns_cookie = ns.cookie();
+    made.cgroup = cgroup;
+    made.class4 = made.class6 = kAppClass;
+    made.netns = ns.fd();
+    return made;
+  }
+  void has_set(const std::string& address, datapath::SetId set) {
+    state_.peers[ip(address)].ingress = set;
+  }
+  // What a set says of the application; port 0: all other ports.
+  void verdict(datapath::SetId set, std::uint16_t port, bool allowed, std::uint32_t policy,
+               datapath::ClassId peer = kAppClass) {
+    const std::uint16_t last = port == 0 ? 65535 : port;
+    state_.sets[set][{peer, datapath::Transport::kTcp, port, last}] = {allowed, policy, 0};
+  }
   static std::string home_cgroup() {
     std::ifstream file("/proc/self/cgroup");
     for (std::string line; std::getline(file, line);)

@@ -16,10 +16,15 @@ namespace mesh::test {
 // What the maps hold and the helpers answer.
 struct World {
   struct Verdict {
-    std::uint32_t client, group, service;
-    std::uint16_t port;
+    std::uint32_t set, peer_class;
+    std::uint16_t port;  // 0: any
     std::uint32_t policy;
     bool allowed;
+    std::uint8_t protocol = UM_TCP;
+    std::uint32_t port_bits = 16;
+  };
+  struct Refusal {
+    std::uint32_t client, service, policy;
   };
   struct Service {
     std::uint32_t id;
@@ -31,8 +36,15 @@ struct World {
   std::vector<std::pair<std::uint32_t, std::string>> own;
   std::map<std::string, Service> services;
   bool has_service_range = false;  // 10.78.0.0/16
-  std::map<std::string, std::uint32_t> groups;
+  std::map<std::string, um_peer> peers;
+  std::map<std::string, std::uint32_t> blocks;  // "10.0.0.0/8" -> class
   std::vector<Verdict> verdicts;
+  std::vector<Refusal> refusals;
+  struct Flow {
+    std::string from, to;
+    std::uint32_t peer_class;
+  };
+  std::vector<Flow> flows;
   std::uint32_t config = 0;
   std::int64_t heartbeat_age_ns = -1;  // -1: never stamped
   std::uint32_t random = 0;
@@ -52,7 +64,43 @@ inline um_destination kernel_destination(const std::string& text) {
   um_destination out{};
   std::memcpy(&out.address, address.ip.bytes().data(), sizeof out.address);
   out.port = be16(address.port);
+  out.protocol = UM_TCP;
   return out;
+}
+inline um_block_key kernel_block(const std::string& text) {
+  const IpBlock block = IpBlock::parse(text).value();
+  um_block_key out{};
+  out.bits = static_cast<std::uint32_t>(block.prefix_length + (block.base.is_v4() ? 96 : 0));
+  std::memcpy(&out.address, block.base.bytes().data(), sizeof out.address);
+  return out;
+}
+inline um_verdict_key kernel_verdict_key(const World::Verdict& v) {
+  um_verdict_key key{};
+  key.bits = v.protocol == 0 ? UM_ANY_PROTOCOL
+             : v.port == 0   ? UM_ANY_PORT
+                             : UM_ANY_PORT + v.port_bits;
+  key.peer_class = __builtin_bswap32(v.peer_class);
+  key.protocol = v.protocol;
+  key.port = be16(v.port);
+  return key;
+}
+// As the kernel's tries do: the entry with the most bits that agrees in all of them.
+template <class Entries, class Key>
+auto* longest_prefix(const Entries& entries, const Key& wanted) {
+  const typename Entries::mapped_type* best = nullptr;
+  std::uint32_t best_bits = 0;
+  const auto bit = [](const void* key, std::uint32_t i) {
+    return (static_cast<const std::uint8_t*>(key)[sizeof(std::uint32_t) + i / 8] >> (7 - i % 8)) &
+           1;
+  };
+  for (const auto& [key, value] : entries) {
+    bool agrees = key.bits <= wanted.bits;
+    for (std::uint32_t i = 0; agrees && i < key.bits; ++i) agrees = bit(&key, i) == bit(&wanted, i);
+    if (!agrees || (best != nullptr && key.bits < best_bits)) continue;
+    best = &value;
+    best_bits = key.bits;
+  }
+  return best;
 }
 
 struct Bytewise {
@@ -78,9 +126,14 @@ struct Lookups {
     if (world.has_service_range)
       service_range = {kernel_address("10.78.0.0"),
                        kernel_address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0")};
-    for (const auto& [address, group] : world.groups) groups[kernel_address(address)] = group;
+    for (const auto& [address, peer] : world.peers) peers[kernel_address(address)] = peer;
+    for (const auto& [block, peer_class] : world.blocks) blocks[kernel_block(block)] = peer_class;
     for (const auto& v : world.verdicts)
-      verdicts[{v.client, v.group, v.service, be16(v.port), 0}] = {v.policy, v.allowed ? 1U : 0U};
+      sets[v.set][kernel_verdict_key(v)] = {v.policy, v.allowed ? 1U : 0U, 0};
+    for (const auto& r : world.refusals) refusals[{r.client, r.service}] = r.policy;
+    for (const auto& f : world.flows)
+      flows[{kernel_destination(f.from), kernel_destination(f.to)}] = f.peer_class;
+    if (!blocks.empty()) config |= UM_CONFIG_HAS_BLOCKS;
     random = world.random;
     now = 100'000'000'000U;
     heartbeat =
@@ -91,8 +144,11 @@ struct Lookups {
   std::map<um_destination, um_service, Bytewise> services;
   std::map<um_backend_key, um_destination, Bytewise> backends;
   um_service_range service_range{};
-  std::map<um_address, std::uint32_t, Bytewise> groups;
-  std::map<um_verdict_key, um_verdict, Bytewise> verdicts;
+  std::map<um_address, um_peer, Bytewise> peers;
+  std::map<um_block_key, std::uint32_t, Bytewise> blocks;
+  std::map<std::uint32_t, std::map<um_verdict_key, um_verdict, Bytewise>> sets;
+  std::map<um_refusal_key, std::uint32_t, Bytewise> refusals;
+  std::map<um_flow_key, std::uint32_t, Bytewise> flows;
   std::uint32_t config = 0, random = 0;
   std::uint64_t heartbeat = 0, now = 0;
 };
@@ -121,12 +177,23 @@ inline const um_service_range* um_find_service_range() {
 inline const um_destination* um_find_backend(const um_destination* service, __u32 index) {
   return mesh::test::find(mesh::test::lookups.backends, um_backend_key{*service, index});
 }
-inline __u32 um_find_group(const um_address* address) {
-  const __u32* group = mesh::test::find(mesh::test::lookups.groups, *address);
-  return group == nullptr ? 0 : *group;
+inline const um_peer* um_find_peer(const um_address* address) {
+  return mesh::test::find(mesh::test::lookups.peers, *address);
 }
-inline const um_verdict* um_find_verdict(const um_verdict_key* key) {
-  return mesh::test::find(mesh::test::lookups.verdicts, *key);
+inline __u32 um_find_block(const um_address* address) {
+  const auto* found =
+      mesh::test::longest_prefix(mesh::test::lookups.blocks, um_block_key{128, *address});
+  return found == nullptr ? 0 : *found;
+}
+inline const um_verdict* um_find_verdict(__u32 set, const um_verdict_key* key) {
+  const auto* verdicts = mesh::test::find(mesh::test::lookups.sets, set);
+  return verdicts == nullptr ? nullptr : mesh::test::longest_prefix(*verdicts, *key);
+}
+inline const __u32* um_find_refusal(__u32 client, __u32 service) {
+  return mesh::test::find(mesh::test::lookups.refusals, um_refusal_key{client, service});
+}
+inline const __u32* um_find_flow(const um_destination* from, const um_destination* to) {
+  return mesh::test::find(mesh::test::lookups.flows, um_flow_key{*from, *to});
 }
 inline __u32 um_config_flags() { return mesh::test::lookups.config; }
 inline __u64 um_heartbeat() { return mesh::test::lookups.heartbeat; }
@@ -137,29 +204,34 @@ inline __u32 um_random() { return mesh::test::lookups.random; }
 
 namespace mesh::test {
 
+enum class Asked : std::uint8_t { kWorkload, kMesh, kArrival };
+
 struct DecideCase {
   const char* name;
   std::string to;
   um_action action;
   std::uint32_t counter;
-  bool mesh = false;
-  bool tcp = true;
+  Asked asked = Asked::kWorkload;
+  std::string from = "";  // of an arrival
   bool v4_only = false;
   std::uint64_t cookie = 4100;
   World world = {};
-  std::uint32_t policy = 0;  // expected, where one decided; 0: none did
+  std::uint32_t policy = 0;  // expected of the last ruling; 0: no policy ruled
   std::string backend = "";  // expected, for UM_BALANCE
 };
 
-inline World enrolled(World world = {}) {
-  world.workloads[4100] = {7, world.workloads.contains(1) ? world.workloads.at(1).flags : 0};
-  world.workloads.erase(1);
+// Workload 7 is of class 70 when it dials IPv4, of 76 when it dials IPv6.
+inline World enrolled() {
+  World world;
+  world.workloads[4100] = {7, 0, 70, 76, 0, 0};
   world.own = {{7, "10.0.0.7"}, {7, "fd00::7"}, {8, "10.0.0.8"}};
   return world;
 }
-inline World grouped(std::vector<World::Verdict> verdicts) {
+// What is at 10.0.0.9 and fd00::9 has set 3, the workload's own address too.
+inline World policed(std::vector<World::Verdict> verdicts) {
   World world = enrolled();
-  world.groups = {{"10.0.0.9", 3}, {"10.0.0.10", 0}, {"10.0.0.7", 3}};
+  world.peers = {
+      {"10.0.0.9", {90, 3}}, {"fd00::9", {96, 3}}, {"10.0.0.10", {100, 0}}, {"10.0.0.7", {70, 3}}};
   world.verdicts = std::move(verdicts);
   return world;
 }
@@ -169,9 +241,23 @@ inline World with_service(const World::Service& service, std::int64_t age,
   world.workloads[4100].flags = flags;
   world.services["10.78.0.1:80"] = service;
   world.services["[fd78::1]:80"] = service;
-  world.groups = {{"10.0.0.9", 3}};
+  world.peers = {{"10.0.0.9", {90, 3}}};
   world.verdicts = std::move(verdicts);
   world.heartbeat_age_ns = age;
+  return world;
+}
+inline World refusing(std::int64_t age, std::uint32_t policy) {
+  World world = with_service({1, UM_SERVICE_PROXY, {}}, age);
+  world.refusals = {{7, 1, policy}};
+  return world;
+}
+// The workload's own egress set is 4, its ingress set 5.
+inline World with_own_sets(std::vector<World::Verdict> verdicts,
+                           std::map<std::string, std::uint32_t> blocks = {}) {
+  World world = policed(std::move(verdicts));
+  world.workloads[4100].egress = 4;
+  world.workloads[4100].ingress = 5;
+  world.blocks = std::move(blocks);
   return world;
 }
 
@@ -183,26 +269,39 @@ inline std::vector<DecideCase> decide_cases() {
   const World::Service ipv6{2, UM_SERVICE_BALANCE, {"[fd00::9]:8080"}};
   constexpr std::int64_t kSecond = 1'000'000'000;
   World second_backend = with_service({2, UM_SERVICE_BALANCE, {"10.0.0.9:1", "10.0.0.11:1"}}, -1,
-                                      {{7, 3, 0, 0, 5, false}});
+                                      {{3, 70, 0, 5, false}});
   second_backend.random = 3;
-  World ranged = with_service(proxy, 0, {{7, 3, 0, 0, 21, true}});
+  World ranged = with_service(proxy, 0, {{3, 70, 0, 21, true}});
   ranged.has_service_range = true;
-  ranged.groups["10.78.9.9"] = 3;
+  ranged.peers["10.78.9.9"] = {99, 3};
   ranged.own.emplace_back(7, "10.78.0.7");
+  World itself =
+      with_service({2, UM_SERVICE_BALANCE, {"10.0.0.7:8080"}}, -1, {{3, 70, 0, 5, false}});
+  itself.peers["10.0.0.7"] = {70, 3};
   World full = enrolled();
   full.config = UM_CONFIG_STATE_INCOMPLETE;
-  const World::Verdict allow{7, 3, 0, 0, 21, true}, deny{7, 3, 0, 0, 22, false};
-  const World::Verdict allow_80{7, 3, 0, 80, 23, true}, deny_80{7, 3, 0, 80, 24, false};
-  const World::Verdict other{8, 3, 0, 0, 25, true};
-  const World::Verdict refused{7, 0, 1, 0, 26, false}, granted{7, 0, 1, 0, 27, true};
+  const World::Verdict allow{3, 70, 0, 21, true}, deny{3, 70, 0, 22, false};
+  const World::Verdict allow_80{3, 70, 80, 23, true}, deny_80{3, 70, 80, 24, false};
+  const World::Verdict other{3, 80, 0, 25, true};
+  const World::Verdict deny_all{3, 0, 0, 28, false}, allow6{3, 76, 0, 29, true};
+  const World::Verdict deny_64_to_127{3, 70, 64, 30, false, UM_TCP, 10};
+  const World::Verdict udp{3, 70, 0, 31, true, UM_UDP}, any_protocol{3, 70, 0, 32, true, 0};
+  const World::Verdict out_to_90{4, 90, 0, 41, true}, not_out{4, 0, 0, 42, false};
+  const World::Verdict out_to_block{4, 200, 443, 43, true};
+  const World::Verdict in_from_90{5, 90, 8080, 51, true}, not_in{5, 0, 0, 52, false};
+  const World::Verdict in_from_block{5, 200, 0, 53, true}, nor_in_from_inner{5, 201, 0, 54, false};
+  const std::map<std::string, std::uint32_t> blocks = {{"192.0.2.0/24", 200},
+                                                       {"192.0.2.128/25", 201}};
+  const auto own_sets = [&](std::vector<World::Verdict> more) {
+    more.insert(more.end(), {allow, out_to_90, not_out, out_to_block});
+    more.insert(more.end(), {in_from_90, not_in, in_from_block, nor_in_from_inner});
+    return with_own_sets(more, blocks);
+  };
+  const World sets = own_sets({});
+  World recorded = sets;
+  recorded.flows = {{"10.0.0.1:40000", "10.0.0.7:8080", 90}};
 
   return {
-      {.name = "UDP",
-       .to = "10.0.0.9:53",
-       .action = UM_PASS,
-       .counter = UM_NO_COUNTER,
-       .tcp = false,
-       .cookie = 1},
       {.name = "UnknownNamespace",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
@@ -239,7 +338,7 @@ inline std::vector<DecideCase> decide_cases() {
        .to = "10.0.0.7:80",
        .action = UM_PASS,
        .counter = UM_CONNECTS_LOCAL,
-       .world = grouped({deny})},
+       .world = policed({deny})},
       {.name = "OwnAddress6",
        .to = "[fd00::7]:80",
        .action = UM_PASS,
@@ -254,62 +353,277 @@ inline std::vector<DecideCase> decide_cases() {
        .to = "192.0.2.1:443",
        .action = UM_PASS,
        .counter = UM_CONNECTS_DIRECT,
-       .world = grouped({})},
-      {.name = "GroupZero",
+       .world = policed({})},
+      {.name = "PeerWithoutPolicy",
        .to = "10.0.0.10:80",
        .action = UM_PASS,
        .counter = UM_CONNECTS_DIRECT,
-       .world = grouped({})},
+       .world = policed({})},
       {.name = "UnknownDestinationWithFullMaps",
        .to = "192.0.2.1:443",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_MAP_FULL,
        .world = full},
-      {.name = "GroupWithoutVerdict",
+      {.name = "SetWithoutVerdict",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_NO_VERDICT,
-       .world = grouped({})},
-      {.name = "VerdictOfAnotherClient",
+       .world = policed({})},
+      {.name = "VerdictOfAnotherClass",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_NO_VERDICT,
-       .world = grouped({other})},
+       .world = policed({other})},
       {.name = "AnyPortAllowed",
        .to = "10.0.0.9:80",
        .action = UM_PASS,
        .counter = UM_CONNECTS_DIRECT,
-       .world = grouped({allow}),
+       .world = policed({allow}),
        .policy = 21},
       {.name = "AnyPortDenied",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_POLICY,
-       .world = grouped({deny}),
+       .world = policed({deny}),
        .policy = 22},
       {.name = "OnePortAllowedAmongDenied",
        .to = "10.0.0.9:80",
        .action = UM_PASS,
        .counter = UM_CONNECTS_DIRECT,
-       .world = grouped({deny, allow_80}),
+       .world = policed({deny, allow_80}),
        .policy = 23},
       {.name = "OnePortDeniedAmongAllowed",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_POLICY,
-       .world = grouped({allow, deny_80}),
+       .world = policed({allow, deny_80}),
        .policy = 24},
       {.name = "AnotherPortThanTheDeniedOne",
        .to = "10.0.0.9:81",
        .action = UM_PASS,
        .counter = UM_CONNECTS_DIRECT,
-       .world = grouped({allow, deny_80}),
+       .world = policed({allow, deny_80}),
        .policy = 21},
       {.name = "AnotherPortWithoutVerdict",
        .to = "10.0.0.9:81",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_NO_VERDICT,
-       .world = grouped({allow_80})},
+       .world = policed({allow_80})},
+
+      {.name = "TheClassOfAllOthers",
+       .to = "10.0.0.9:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_POLICY,
+       .world = policed({deny_all, other}),
+       .policy = 28},
+      {.name = "ItsOwnClassBeforeThatOfAllOthers",
+       .to = "10.0.0.9:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = policed({deny_all, allow}),
+       .policy = 21},
+      {.name = "ItsClassOfTheOtherFamily",
+       .to = "[fd00::9]:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = policed({deny, deny_all, allow6}),
+       .policy = 29},
+      {.name = "ARangeOfPorts",
+       .to = "10.0.0.9:127",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_POLICY,
+       .world = policed({allow, deny_64_to_127}),
+       .policy = 30},
+      {.name = "BeyondARangeOfPorts",
+       .to = "10.0.0.9:128",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = policed({allow, deny_64_to_127}),
+       .policy = 21},
+      {.name = "OnePortWithinARange",
+       .to = "10.0.0.9:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = policed({allow_80, deny_64_to_127}),
+       .policy = 23},
+      {.name = "AVerdictForUdpAlone",
+       .to = "10.0.0.9:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_NO_VERDICT,
+       .world = policed({udp})},
+      {.name = "AVerdictForAllProtocols",
+       .to = "10.0.0.9:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = policed({udp, any_protocol}),
+       .policy = 32},
+      {.name = "LinkLocal6",
+       .to = "[fe80::9]:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_REFUSED_LINK_LOCAL,
+       .world = enrolled()},
+      {.name = "LinkLocal4",
+       .to = "169.254.169.254:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = enrolled()},
+      {.name = "OutAndIn",
+       .to = "10.0.0.9:80",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = sets,
+       .policy = 21},
+      {.name = "OutButNotIn",
+       .to = "10.0.0.9:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_POLICY,
+       .world = own_sets({deny_80}),
+       .policy = 24},
+      {.name = "NotOut",
+       .to = "10.0.0.10:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_POLICY,
+       .world = sets,
+       .policy = 42},
+      {.name = "OutToABlock",
+       .to = "192.0.2.1:443",
+       .action = UM_PASS,
+       .counter = UM_CONNECTS_DIRECT,
+       .world = sets,
+       .policy = 43},
+      {.name = "NotOutToAnotherPortOfTheBlock",
+       .to = "192.0.2.1:444",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_POLICY,
+       .world = sets,
+       .policy = 42},
+      {.name = "NotOutToTheBlockWithin",
+       .to = "192.0.2.129:443",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_POLICY,
+       .world = sets,
+       .policy = 42},
+      {.name = "MeshNotOut",
+       .to = "10.0.0.10:80",
+       .action = UM_REFUSE,
+       .counter = UM_MESH_CONNECTS_DENIED_POLICY,
+       .asked = Asked::kMesh,
+       .world = sets,
+       .policy = 42},
+      {.name = "ItselfThroughAService",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = itself,
+       .backend = "10.0.0.7:8080"},
+
+      {.name = "ArrivalInAnUnknownNamespace",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.9:40000",
+       .cookie = 1,
+       .world = sets},
+      {.name = "ArrivalWithoutPolicy",
+       .to = "10.0.0.7:8080",
+       .action = UM_PASS,
+       .counter = UM_NO_COUNTER,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.9:40000",
+       .world = policed({})},
+      {.name = "ArrivalAllowed",
+       .to = "10.0.0.7:8080",
+       .action = UM_PASS,
+       .counter = UM_ARRIVALS_ALLOWED,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.9:40000",
+       .world = sets,
+       .policy = 51},
+      {.name = "ArrivalAtAnotherPort",
+       .to = "10.0.0.7:8081",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_POLICY,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.9:40000",
+       .world = sets,
+       .policy = 52},
+      {.name = "ArrivalWithoutVerdict",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_NO_VERDICT,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.9:40000",
+       .world = with_own_sets({})},
+      {.name = "ArrivalOfAnotherPeer",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_POLICY,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.10:40000",
+       .world = sets,
+       .policy = 52},
+      {.name = "ArrivalOfAStranger",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_POLICY,
+       .asked = Asked::kArrival,
+       .from = "198.51.100.1:40000",
+       .world = sets,
+       .policy = 52},
+      {.name = "ArrivalOfABlock",
+       .to = "10.0.0.7:8080",
+       .action = UM_PASS,
+       .counter = UM_ARRIVALS_ALLOWED,
+       .asked = Asked::kArrival,
+       .from = "192.0.2.1:40000",
+       .world = sets,
+       .policy = 53},
+      {.name = "ArrivalOfABlockWithinABlock",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_POLICY,
+       .asked = Asked::kArrival,
+       .from = "192.0.2.200:40000",
+       .world = sets,
+       .policy = 54},
+      {.name = "ArrivalThatIsRecorded",
+       .to = "10.0.0.7:8080",
+       .action = UM_PASS,
+       .counter = UM_ARRIVALS_ALLOWED,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.1:40000",
+       .world = recorded,
+       .policy = 51},
+      {.name = "ArrivalFromTheSameAddressThatIsNot",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_POLICY,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.1:40001",
+       .world = recorded,
+       .policy = 52},
+      {.name = "ArrivalFromItself",
+       .to = "10.0.0.7:8080",
+       .action = UM_PASS,
+       .counter = UM_NO_COUNTER,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.7:40000",
+       .world = sets},
+      {.name = "ArrivalFromLoopback",
+       .to = "127.0.0.1:8080",
+       .action = UM_PASS,
+       .counter = UM_NO_COUNTER,
+       .asked = Asked::kArrival,
+       .from = "127.0.0.1:40000",
+       .world = sets},
+      {.name = "ArrivalFromLinkLocal6",
+       .to = "[fd00::7]:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_REFUSED_LINK_LOCAL,
+       .asked = Asked::kArrival,
+       .from = "[fe80::9]:40000",
+       .world = sets},
 
       {.name = "ProxiedService",
        .to = "10.78.0.1:80",
@@ -326,35 +640,23 @@ inline std::vector<DecideCase> decide_cases() {
        .action = UM_PASS,
        .counter = UM_CONNECTS_DIRECT,
        .world = with_service(proxy, kSecond)},
-      {.name = "ProxiedAndGranted",
-       .to = "10.78.0.1:80",
-       .action = UM_REDIRECT,
-       .counter = UM_CONNECTS_REDIRECTED,
-       .world = with_service(proxy, 0, {granted}),
-       .policy = 27},
       {.name = "ProxiedAndRefused",
        .to = "10.78.0.1:80",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_POLICY,
-       .world = with_service(proxy, 0, {refused}),
+       .world = refusing(0, 26),
        .policy = 26},
       {.name = "RefusedThoughTheProxyIsAway",
        .to = "10.78.0.1:80",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_POLICY,
-       .world = with_service(proxy, -1, {refused}),
+       .world = refusing(-1, 26),
        .policy = 26},
       {.name = "RefusalsThatDidNotFit",
        .to = "10.78.0.1:80",
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_MAP_FULL,
-       .world = with_service(proxy, 0, {}, UM_WORKLOAD_VERDICTS_INCOMPLETE)},
-      {.name = "GrantedThoughOthersDidNotFit",
-       .to = "10.78.0.1:80",
-       .action = UM_REDIRECT,
-       .counter = UM_CONNECTS_REDIRECTED,
-       .world = with_service(proxy, 0, {granted}, UM_WORKLOAD_VERDICTS_INCOMPLETE),
-       .policy = 27},
+       .world = with_service(proxy, 0, {}, UM_WORKLOAD_REFUSALS_INCOMPLETE)},
       {.name = "ProxyNeverSeen",
        .to = "10.78.0.1:80",
        .action = UM_REFUSE,
@@ -396,13 +698,13 @@ inline std::vector<DecideCase> decide_cases() {
        .to = "10.78.0.1:80",
        .action = UM_REFUSE,
        .counter = UM_MESH_CONNECTS_REFUSED_ADDRESS,
-       .mesh = true,
+       .asked = Asked::kMesh,
        .world = ranged},
       {.name = "TheProxyAtAnOwnAddressInTheRange",
        .to = "10.78.0.7:80",
        .action = UM_PASS,
        .counter = UM_MESH_CONNECTS_ALLOWED,
-       .mesh = true,
+       .asked = Asked::kMesh,
        .world = ranged},
       {.name = "JustOutsideTheRange",
        .to = "10.79.0.1:80",
@@ -475,56 +777,50 @@ inline std::vector<DecideCase> decide_cases() {
        .world = with_service(ipv6, 0),
        .backend = "[fd00::9]:8080"},
 
-      {.name = "MeshUdp",
-       .to = "127.0.0.1:53",
-       .action = UM_PASS,
-       .counter = UM_NO_COUNTER,
-       .mesh = true,
-       .tcp = false},
       {.name = "MeshInAnUnknownNamespace",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
        .counter = UM_MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD,
-       .mesh = true,
+       .asked = Asked::kMesh,
        .cookie = 1,
        .world = enrolled()},
       {.name = "MeshToAService",
        .to = "10.78.0.1:80",
        .action = UM_PASS,
        .counter = UM_MESH_CONNECTS_ALLOWED,
-       .mesh = true,
+       .asked = Asked::kMesh,
        .world = with_service(proxy, 0)},
       {.name = "MeshToTheWorkloadsOwnAddressWithAPolicy",
        .to = "10.0.0.7:80",
        .action = UM_PASS,
        .counter = UM_MESH_CONNECTS_ALLOWED,
-       .mesh = true,
-       .world = grouped({deny})},
+       .asked = Asked::kMesh,
+       .world = policed({deny})},
       {.name = "MeshAllowed",
        .to = "10.0.0.9:80",
        .action = UM_PASS,
        .counter = UM_MESH_CONNECTS_ALLOWED,
-       .mesh = true,
-       .world = grouped({allow}),
+       .asked = Asked::kMesh,
+       .world = policed({allow}),
        .policy = 21},
       {.name = "MeshDenied",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
        .counter = UM_MESH_CONNECTS_DENIED_POLICY,
-       .mesh = true,
-       .world = grouped({deny}),
+       .asked = Asked::kMesh,
+       .world = policed({deny}),
        .policy = 22},
       {.name = "MeshWithoutVerdict",
        .to = "10.0.0.9:80",
        .action = UM_REFUSE,
        .counter = UM_MESH_CONNECTS_DENIED_NO_VERDICT,
-       .mesh = true,
-       .world = grouped({})},
+       .asked = Asked::kMesh,
+       .world = policed({})},
       {.name = "MeshWithFullMaps",
        .to = "192.0.2.1:80",
        .action = UM_REFUSE,
        .counter = UM_MESH_CONNECTS_DENIED_MAP_FULL,
-       .mesh = true,
+       .asked = Asked::kMesh,
        .world = full},
       {.name = "TheSecondBackend",
        .to = "10.78.0.1:80",

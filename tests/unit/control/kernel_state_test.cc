@@ -66,17 +66,41 @@ class KernelState : public testing::Test {
     std::vector<Client> clients;
     std::uint32_t id = 10;
     for (const auto& [name, workload] : snapshot_->workloads) {
-      clients.push_back({{id, id + 1000, "/cg/" + name.name, workload->addresses}, workload});
+      datapath::EnrolledWorkload kernel;
+      kernel.id = id;
+      kernel.netns_cookie = id + 1000;
+      kernel.addresses = workload->addresses;
+      clients.push_back({kernel, workload});
       ids_[name.name] = id++;
     }
     return kernel_state({*snapshot_, acked, current_, clients}, numbers_);
   }
   const datapath::VerdictEntry* verdict(const State& state, const std::string& client,
                                         const char* address, std::uint16_t port = 0) {
-    const auto group = state.endpoints.find(IpAddress::parse(address).value());
-    if (group == state.endpoints.end()) return nullptr;
-    const auto found = state.verdicts.find({ids_[client], group->second, 0, port});
-    return found == state.verdicts.end() ? nullptr : &found->second;
+    const IpAddress ip = IpAddress::parse(address).value();
+    const auto peer = state.peers.find(ip);
+    if (peer == state.peers.end() || peer->second.ingress == 0) return nullptr;
+    const datapath::EnrolledWorkload& from = state.workloads.at(ids_[client]);
+    return datapath::find_verdict(state.sets.at(peer->second.ingress),
+                                  ip.is_v4() ? from.class4 : from.class6, datapath::Transport::kTcp,
+                                  port);
+  }
+  // What the kernel says at the server's end of what comes from an address.
+  const datapath::VerdictEntry* arrival(const State& state, const char* from,
+                                        const std::string& server, std::uint16_t port = 80) {
+    const IpAddress ip = IpAddress::parse(from).value();
+    datapath::ClassId peer = 0;
+    int bits = -1;
+    for (const auto& [block, id] : state.blocks)
+      if (block.contains(ip) && block.prefix_length > bits) {
+        peer = id;
+        bits = block.prefix_length;
+      }
+    if (const auto known = state.peers.find(ip); known != state.peers.end())
+      peer = known->second.peer;
+    const datapath::SetId set = state.workloads.at(ids_[server]).ingress;
+    if (set == 0) return nullptr;
+    return datapath::find_verdict(state.sets.at(set), peer, datapath::Transport::kTcp, port);
   }
 
   test::MemoryFiles files_;
@@ -142,13 +166,14 @@ TEST_F(KernelState, ARemovedServiceIsGoneAtOnce) {
 
 TEST_F(KernelState, WithoutAPolicyThereIsNothingToDecide) {
   const State state = build(kHttp);
-  EXPECT_TRUE(state.endpoints.empty());
-  EXPECT_TRUE(state.verdicts.empty());
+  EXPECT_TRUE(state.peers.empty());
+  EXPECT_TRUE(state.sets.empty());
 }
 
 TEST_F(KernelState, APolicyDecidesForEachClient) {
   const State state = build(kHttp + policy("reviews", kOnlyProductpage));
-  EXPECT_EQ(state.endpoints.size(), 2U);
+  EXPECT_EQ(state.peers.size(), 3U) << "two that it selects, and the one that it allows";
+  EXPECT_EQ(state.sets.size(), 1U);
   EXPECT_TRUE(verdict(state, "productpage", "10.77.0.2")->allowed);
   EXPECT_FALSE(verdict(state, "ratings", "10.77.0.2")->allowed);
   EXPECT_FALSE(verdict(state, "v1", "10.77.0.3")->allowed) << "one replica to the other";
@@ -166,19 +191,21 @@ TEST_F(KernelState, PortsThatARuleNamesHaveTheirOwnVerdict) {
                    "[{operation: {ports: ['9080']}}]}]}"));
   EXPECT_FALSE(verdict(state, "ratings", "10.77.0.2", 9080)->allowed);
   EXPECT_TRUE(verdict(state, "ratings", "10.77.0.2")->allowed);
-  EXPECT_EQ(verdict(state, "ratings", "10.77.0.2", 1), nullptr) << "the port that stood for others";
+  EXPECT_TRUE(verdict(state, "ratings", "10.77.0.2", 9079)->allowed);
+  EXPECT_TRUE(verdict(state, "ratings", "10.77.0.2", 9081)->allowed);
+  EXPECT_EQ(state.sets.begin()->second.size(), 3U) << "TCP, one port of it, UDP";
 }
 
 TEST_F(KernelState, AServiceIsRefusedWhenAllItsEndpointsAre) {
   const auto acked = snapshot_of(kWorkloads + kHttp);
   const State all = build(kHttp + policy("reviews", kOnlyProductpage), acked.get());
   const std::uint32_t id = all.services.at(at("10.78.0.1:9080")).id;
-  EXPECT_FALSE(all.verdicts.at({ids_["ratings"], 0, id, 0}).allowed);
-  EXPECT_FALSE(all.verdicts.contains({ids_["productpage"], 0, id, 0}));
+  EXPECT_TRUE(all.refusals.contains({ids_["ratings"], id}));
+  EXPECT_FALSE(all.refusals.contains({ids_["productpage"], id}));
 
   const State some = build(
       kHttp + policy("v1", "{selector: {matchLabels: {version: v1}}, action: ALLOW}"), acked.get());
-  EXPECT_FALSE(some.verdicts.contains({ids_["ratings"], 0, id, 0})) << "v2 may be reached";
+  EXPECT_FALSE(some.refusals.contains({ids_["ratings"], id})) << "v2 may be reached";
 }
 
 TEST_F(KernelState, ARefusedPolicyDeniesWhatItSelects) {
@@ -217,17 +244,122 @@ TEST_F(KernelState, APolicyOnAddressesIsJudgedInEachFamilyAndForTheGateway) {
   EXPECT_FALSE(verdict(state, "gateway", "10.77.1.1")->allowed);
 }
 
-TEST_F(KernelState, DestinationsWithOtherPoliciesAreAnotherGroupAndKeepTheirNumbers) {
+TEST_F(KernelState, DestinationsWithOtherPoliciesHaveAnotherSetAndKeepTheirNumbers) {
   const std::string second =
       policy("v1", "{selector: {matchLabels: {version: v1}}, action: ALLOW}");
+  const auto v1 = IpAddress::v4(10, 77, 0, 2), v2 = IpAddress::v4(10, 77, 0, 3);
   const State one = build(policy("reviews", kOnlyProductpage));
-  EXPECT_EQ(one.endpoints.at(IpAddress::v4(10, 77, 0, 2)),
-            one.endpoints.at(IpAddress::v4(10, 77, 0, 3)));
+  EXPECT_EQ(one.peers.at(v1).ingress, one.peers.at(v2).ingress);
   const State two = build(policy("reviews", kOnlyProductpage) + second);
-  EXPECT_NE(two.endpoints.at(IpAddress::v4(10, 77, 0, 2)),
-            two.endpoints.at(IpAddress::v4(10, 77, 0, 3)));
-  EXPECT_EQ(two.endpoints.at(IpAddress::v4(10, 77, 0, 3)),
-            one.endpoints.at(IpAddress::v4(10, 77, 0, 3)));
+  EXPECT_NE(two.peers.at(v1).ingress, two.peers.at(v2).ingress);
+  EXPECT_EQ(two.peers.at(v2), one.peers.at(v2));
+}
+
+TEST_F(KernelState, TheServersEndJudgesByTheAddressThatSomethingComesFrom) {
+  const State state = build(policy("reviews", kOnlyProductpage));
+  EXPECT_TRUE(arrival(state, "10.77.0.1", "v1")->allowed);
+  EXPECT_FALSE(arrival(state, "10.77.0.4", "v1")->allowed);
+  EXPECT_FALSE(arrival(state, "192.0.2.1", "v1")->allowed) << "a stranger";
+  EXPECT_EQ(arrival(state, "192.0.2.1", "ratings"), nullptr) << "no policy";
+}
+
+TEST_F(KernelState, StrangersAreKnownByTheBlocksThatTheyAreIn) {
+  const State state = build(
+      policy("p",
+             "{selector: {matchLabels: {app: reviews}}, action: ALLOW, rules: [{from: [{source: "
+             "{ipBlocks: "
+             "['10.0.0.0/8', '192.0.2.0/24'], notIpBlocks: ['192.0.2.128/25', '10.77.0.4']}}]}]}"));
+  EXPECT_EQ(state.blocks.size(), 4U);
+  EXPECT_TRUE(arrival(state, "192.0.2.1", "v1")->allowed);
+  EXPECT_FALSE(arrival(state, "192.0.2.200", "v1")->allowed);
+  EXPECT_FALSE(arrival(state, "198.51.100.1", "v1")->allowed);
+  EXPECT_FALSE(arrival(state, "2001:db8::1", "v1")->allowed);
+  EXPECT_TRUE(arrival(state, "10.200.0.1", "v1")->allowed);
+  EXPECT_TRUE(arrival(state, "10.77.0.1", "v1")->allowed) << "a workload in a block";
+  EXPECT_FALSE(arrival(state, "10.77.0.4", "v1")->allowed) << "a workload in a block within it";
+}
+
+TEST_F(KernelState, WhatIsInNoBlockIsJudgedAsThat) {
+  const State state = build(
+      policy("p",
+             "{selector: {matchLabels: {app: reviews}}, action: DENY, rules: [{from: [{source: "
+             "{notIpBlocks: ['10.0.0.0/8']}}]}]}"));
+  EXPECT_FALSE(arrival(state, "192.0.2.1", "v1")->allowed);
+  EXPECT_FALSE(arrival(state, "2001:db8::1", "v1")->allowed);
+  EXPECT_TRUE(arrival(state, "10.9.9.9", "v1")->allowed);
+  EXPECT_TRUE(arrival(state, "10.77.0.4", "v1")->allowed);
+}
+
+constexpr const char* kNetworkPolicy =
+    "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: net}\nspec: ";
+
+TEST_F(KernelState, ANetworkPolicyDecidesWhatArrivesAndForItsClientsAlready) {
+  const State state = build(std::string(kNetworkPolicy) +
+                            "{podSelector: {matchLabels: {app: reviews}}, ingress: [{from: "
+                            "[{podSelector: {matchLabels: {app: ratings}}}], ports: [{port: 9080, "
+                            "endPort: 9090}]}]}");
+  EXPECT_TRUE(verdict(state, "ratings", "10.77.0.2", 9085)->allowed);
+  EXPECT_FALSE(verdict(state, "ratings", "10.77.0.2", 9091)->allowed);
+  EXPECT_FALSE(verdict(state, "productpage", "10.77.0.2", 9085)->allowed);
+  EXPECT_TRUE(arrival(state, "10.77.0.4", "v1", 9080)->allowed);
+  EXPECT_FALSE(arrival(state, "192.0.2.1", "v1", 9080)->allowed);
+  EXPECT_EQ(policy_rules(numbers_).at(verdict(state, "ratings", "10.77.0.2", 9085)->policy).policy,
+            "NetworkPolicy default/net");
+}
+
+TEST_F(KernelState, ANetworkPolicyForEgressIsASetOfTheClient) {
+  const State state = build(std::string(kNetworkPolicy) +
+                            "{podSelector: {matchLabels: {app: ratings}}, policyTypes: [Egress], "
+                            "egress: [{to: [{podSelector: {matchLabels: {app: reviews}}}]}, {to: "
+                            "[{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}], ports: "
+                            "[{protocol: UDP, port: 53}]}]}");
+  const datapath::EnrolledWorkload& ratings = state.workloads.at(ids_["ratings"]);
+  EXPECT_EQ(ratings.ingress, 0U);
+  ASSERT_NE(ratings.egress, 0U);
+  EXPECT_EQ(state.workloads.at(ids_["v1"]).egress, 0U);
+  const auto out = [&](const char* to, datapath::Transport transport, std::uint16_t port) {
+    const IpAddress ip = IpAddress::parse(to).value();
+    datapath::ClassId peer = 0;
+    int bits = -1;
+    for (const auto& [block, id] : state.blocks)
+      if (block.contains(ip) && block.prefix_length > bits) {
+        peer = id;
+        bits = block.prefix_length;
+      }
+    if (const auto known = state.peers.find(ip); known != state.peers.end())
+      peer = known->second.peer;
+    return datapath::find_verdict(state.sets.at(ratings.egress), peer, transport, port)->allowed;
+  };
+  EXPECT_TRUE(out("10.77.0.2", datapath::Transport::kTcp, 1));
+  EXPECT_TRUE(out("10.77.0.3", datapath::Transport::kUdp, 1));
+  EXPECT_FALSE(out("10.77.0.1", datapath::Transport::kTcp, 9080));
+  EXPECT_TRUE(out("192.0.2.1", datapath::Transport::kUdp, 53));
+  EXPECT_FALSE(out("192.0.2.1", datapath::Transport::kTcp, 53));
+  EXPECT_FALSE(out("192.0.2.200", datapath::Transport::kUdp, 53));
+  EXPECT_FALSE(out("198.51.100.1", datapath::Transport::kUdp, 53));
+}
+
+TEST_F(KernelState, ClassesOfManyReplicasAreOne) {
+  std::string replicas;
+  for (int i = 1; i <= 50; ++i)
+    replicas += "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: r" +
+                std::to_string(i) + "}\nspec: {address: 10.77.2." + std::to_string(i) +
+                ", serviceAccount: productpage}\n";
+  const State state = build(replicas + policy("reviews", kOnlyProductpage));
+  EXPECT_EQ(state.sets.begin()->second.size(), 4U) << "strangers and productpage, TCP and UDP";
+  EXPECT_TRUE(arrival(state, "10.77.2.50", "v1")->allowed);
+}
+
+TEST_F(KernelState, AnAuditPolicyIsCountedAndChangesNothing) {
+  const State state = build(
+      policy("watch",
+             "{selector: {matchLabels: {app: reviews}}, action: AUDIT, rules: [{from: [{source: "
+             "{principals: [cluster.local/ns/default/sa/ratings]}}]}]}"));
+  const auto* seen = verdict(state, "ratings", "10.77.0.2");
+  ASSERT_NE(seen, nullptr);
+  EXPECT_TRUE(seen->allowed);
+  EXPECT_EQ(policy_rules(numbers_).at(seen->audit).policy, "default/watch");
+  EXPECT_EQ(verdict(state, "productpage", "10.77.0.2")->audit, 0U);
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ class FakePeer final : public Peer {
 class FakeMachine final : public Machine {
  public:
   std::map<std::string, bool> cgroups;
+  std::vector<IpAddress> addresses;
+  std::vector<IpAddress> node_addresses() override { return addresses; }
   std::vector<std::string> removed;
   Result<UniqueFd> open_netns(const std::string& path) override {
     UniqueFd fd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
@@ -199,6 +201,13 @@ class NodeTest : public testing::Test {
       if (w.name == name) return w.id;
     return 0;
   }
+  datapath::VerdictEntry verdict(datapath::WorkloadId client, const IpAddress& server) const {
+    const datapath::State& state = datapath_.state;
+    const auto* found =
+        datapath::find_verdict(state.sets.at(state.peers.at(server).ingress),
+                               state.workloads.at(client).class4, datapath::Transport::kTcp, 80);
+    return found ? *found : datapath::VerdictEntry{};
+  }
   std::string state_of(const std::string& name) const {
     for (const auto& w : node_->workloads().workloads)
       if (w.name == name) return w.state + (w.reason.empty() ? "" : ": " + w.reason);
@@ -245,8 +254,14 @@ TEST_F(NodeTest, APolicyHoldsAtOnceWithTheProxyAway) {
   proxy_.connected = false;
   node_->proxy_events().on_lost({Errc::reset, "gone"});
   EXPECT_THAT(outcome(deny("b")), testing::StartsWith("created"));
-  const auto group = datapath_.state.endpoints.at(IpAddress::v4(10, 77, 0, 2));
-  EXPECT_FALSE(datapath_.state.verdicts.at({id_of("a"), group, 0, 0}).allowed);
+  EXPECT_FALSE(verdict(id_of("a"), IpAddress::v4(10, 77, 0, 2)).allowed);
+}
+
+TEST_F(NodeTest, TheMachinesNewAddressesAreNoticed) {
+  connect();
+  machine_.addresses = {IpAddress::v4(192, 0, 2, 1)};
+  node_->tick(now_, 0);
+  EXPECT_EQ(node_->snapshot()->node_addresses, machine_.addresses);
 }
 
 TEST_F(NodeTest, OnlyOneUpdateIsInFlightAndTheNextHasWhatCameMeanwhile) {
@@ -451,8 +466,9 @@ TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
   for (const auto& state : datapath_.history) {
     EXPECT_EQ(state.workloads, before.workloads);
     EXPECT_EQ(state.services, before.services);
-    EXPECT_EQ(state.verdicts, before.verdicts);
-    EXPECT_EQ(state.endpoints, before.endpoints);
+    EXPECT_EQ(state.sets, before.sets);
+    EXPECT_EQ(state.peers, before.peers);
+    EXPECT_EQ(state.refusals, before.refusals);
   }
   EXPECT_THAT(state_of("a"), testing::StartsWith("pending"));
 }
@@ -678,8 +694,7 @@ TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
   outcome(workload("a", "10.77.0.1"));
   outcome(deny("a"));
   answer_enrol(1);
-  const auto group = datapath_.state.endpoints.at(IpAddress::v4(10, 77, 0, 1));
-  const auto number = datapath_.state.verdicts.at({1, group, 0, 0}).policy;
+  const auto number = verdict(1, IpAddress::v4(10, 77, 0, 1)).policy;
   datapath_.counts.denied_by_policy[number] = 3;
   node_->tick(now_, 1234);
   const auto counters = messages(feed::kKernelCounters).back();

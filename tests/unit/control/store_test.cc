@@ -275,20 +275,20 @@ TEST(Numbers, StayOverARestartAndAreNeverGivenTwice) {
   {
     Numbers numbers(files, "/s/ids.json", range());
     ASSERT_TRUE(numbers.load());
-    first = numbers.number(Space::kGroup, "a");
+    first = numbers.number(Space::kSet, "a");
     EXPECT_NE(first, 0U);
-    EXPECT_EQ(numbers.number(Space::kGroup, "a"), first);
+    EXPECT_EQ(numbers.number(Space::kSet, "a"), first);
     EXPECT_EQ(numbers.service_address("default/reviews", {}).value().to_string(), "10.78.0.1");
     ASSERT_TRUE(numbers.save());
   }
   Numbers numbers(files, "/s/ids.json", range());
   ASSERT_TRUE(numbers.load());
-  EXPECT_EQ(numbers.number(Space::kGroup, "a"), first);
+  EXPECT_EQ(numbers.number(Space::kSet, "a"), first);
   EXPECT_EQ(numbers.service_address("default/reviews", {}).value().to_string(), "10.78.0.1");
-  numbers.forget(Space::kGroup, "a");
-  EXPECT_NE(numbers.number(Space::kGroup, "a"), first);
-  numbers.reserve_up_to(Space::kGroup, 40);
-  EXPECT_GT(numbers.number(Space::kGroup, "b"), 40U);
+  numbers.forget(Space::kSet, "a");
+  EXPECT_NE(numbers.number(Space::kSet, "a"), first);
+  numbers.reserve_up_to(Space::kSet, 40);
+  EXPECT_GT(numbers.number(Space::kSet, "b"), 40U);
   EXPECT_GT(numbers.number(Space::kWorkload, "w"), 1U) << "1 is the gateway";
 }
 
@@ -311,7 +311,7 @@ TEST(Numbers, AddressesGoRoundAndAvoidThoseInUse) {
 TEST(Numbers, AFailedWriteIsTriedAgain) {
   MemoryFiles files;
   Numbers numbers(files, "/s/ids.json", range());
-  numbers.number(Space::kGroup, "a");
+  numbers.number(Space::kSet, "a");
   files.fail_at = 2;
   EXPECT_FALSE(numbers.save());
   EXPECT_TRUE(numbers.save());

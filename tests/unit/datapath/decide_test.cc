@@ -13,16 +13,26 @@ TEST_P(Decide, AsTheTableSays) {
   um_connect in{};
   in.netns_cookie = c.cookie;
   in.to = kernel_destination(c.to);
-  in.tcp = c.tcp ? 1 : 0;
   in.v4_only = c.v4_only ? 1 : 0;
+  um_arrival arrival{};
+  arrival.netns_cookie = c.cookie;
+  arrival.to = in.to;
+  if (!c.from.empty()) arrival.from = kernel_destination(c.from);
   um_decision out{};
-  if (c.mesh)
-    um_decide_mesh(&in, &out);
-  else
-    um_decide_workload(&in, &out);
+  switch (c.asked) {
+    case Asked::kWorkload:
+      um_decide_workload(&in, &out);
+      break;
+    case Asked::kMesh:
+      um_decide_mesh(&in, &out);
+      break;
+    case Asked::kArrival:
+      um_decide_arrival(&arrival, &out);
+      break;
+  }
   EXPECT_EQ(out.action, c.action);
   EXPECT_EQ(out.counter, c.counter);
-  EXPECT_EQ(out.policed != 0 ? out.policy : 0, c.policy);
+  EXPECT_EQ(out.rulings == 0 ? 0 : out.ruling[out.rulings - 1].policy, c.policy);
   if (!c.backend.empty()) {
     um_destination backend = kernel_destination(c.backend);
     EXPECT_EQ(std::memcmp(&out.backend, &backend, sizeof backend), 0);

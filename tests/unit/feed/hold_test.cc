@@ -37,7 +37,7 @@ TEST(HoldMessage, RefusesWhatIsMalformed) {
     return !parse_hold_message(as_bytes(message));
   };
   EXPECT_TRUE(refused([](HoldMessage& m) { m.type = HoldType{0}; }));
-  EXPECT_TRUE(refused([](HoldMessage& m) { m.type = HoldType{15}; }));
+  EXPECT_TRUE(refused([](HoldMessage& m) { m.type = HoldType{99}; }));
   EXPECT_TRUE(refused([](HoldMessage& m) { m.family = 5; }));
   EXPECT_TRUE(refused([](HoldMessage& m) { m.kind = ListenerKind{0}; }));
   EXPECT_TRUE(refused([](HoldMessage& m) { m.kind = ListenerKind{4}; }));

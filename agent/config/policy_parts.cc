@@ -1,0 +1,123 @@
+#include "config/policy_parts.h"
+
+namespace mesh::config {
+namespace {
+
+// Where a range begins: at every port that a rule names, and after it.
+using Cuts = std::set<std::uint32_t>;
+
+void cut(Cuts& cuts, std::uint16_t first, std::uint16_t last) {
+  cuts.insert({std::uint32_t{first}, std::uint32_t{last} + 1});
+}
+
+void cut(Cuts& cuts, const std::vector<PortMatch>& matches) {
+  for (const auto& [wanted, unwanted] : matches)
+    for (const auto* ports : {&wanted, &unwanted})
+      for (const std::uint16_t port : *ports) cut(cuts, port, port);
+}
+
+std::vector<PortRange> ranges_between(Cuts cuts) {
+  cuts.insert(0);
+  cuts.erase(65536);
+  std::vector<PortRange> ranges;
+  for (auto at = cuts.begin(); at != cuts.end();) {
+    const auto first = static_cast<std::uint16_t>(*at++);
+    ranges.push_back({first, static_cast<std::uint16_t>(at == cuts.end() ? 65535 : *at - 1)});
+  }
+  return ranges;
+}
+
+}  // namespace
+
+PolicyParts::PolicyParts(const Snapshot& snapshot) : snapshot_(snapshot) {
+  std::map<std::string, int> versions;  // of a policy that is in several files
+  const auto name = [&](const void* policy, const std::string& text) {
+    const int version = versions[text]++;
+    names_[policy] = text + (version ? "#" + std::to_string(version) : "") + ",";
+  };
+  const auto add = [&](const std::vector<SourceMatch>& matches) {
+    for (const SourceMatch& match : matches)
+      for (const auto* list : {&match.ip_blocks, &match.not_ip_blocks})
+        blocks_.insert(blocks_.end(), list->begin(), list->end());
+  };
+  for (const AuthorizationPolicyPtr& policy : snapshot.policies) {
+    name(policy.get(), policy->name.to_string());
+    for (const L4Rule& rule : policy->rules) {
+      add(rule.from);
+      add(rule.when);
+    }
+  }
+  for (const NetworkPolicyPtr& policy : snapshot.network_policies) {
+    name(policy.get(), "NetworkPolicy " + policy->name.to_string());
+    for (const auto* rules : {&policy->ingress_rules, &policy->egress_rules})
+      for (const NetworkRule& rule : *rules) {
+        for (const NetworkPeer& peer : rule.peers) see(peer);
+        for (const NetworkPort& port : rule.ports)
+          if (!port.name.empty()) port_names_.insert(port.name);
+      }
+  }
+}
+
+void PolicyParts::see(const NetworkPeer& peer) {
+  if (peer.block) blocks_.push_back(*peer.block);
+  blocks_.insert(blocks_.end(), peer.except.begin(), peer.except.end());
+  if (!peer.pods) return;
+  for (const auto& [label, value] : peer.pods->labels) labels_.insert(label);
+  for (const LabelRequirement& requirement : peer.pods->requirements)
+    labels_.insert(requirement.key);
+}
+
+std::string PolicyParts::key(const Selection& selection, const Workload& workload) const {
+  std::string key = selection.strict ? "strict," : "";
+  for (const AuthorizationPolicy* policy : selection.authorization) key += names_.at(policy);
+  for (const NetworkPolicy* policy : selection.network) key += names_.at(policy);
+  if (key.empty()) return key;
+  for (const std::string& name : port_names_)
+    if (const auto port = workload.ports.find(name); port != workload.ports.end())
+      key += name + "=" + std::to_string(port->second) + ",";
+  return key;
+}
+
+std::vector<PortRange> PolicyParts::ports(const Selection& selection, Transport transport,
+                                          const Workload* server) const {
+  Cuts cuts;
+  const auto cut_named = [&](const std::string& name) {
+    const auto of = [&](const Workload& workload) {
+      const auto port = workload.ports.find(name);
+      if (port != workload.ports.end()) cut(cuts, port->second, port->second);
+    };
+    if (server) return of(*server);
+    for (const auto& [ns, workload] : snapshot_.workloads) of(*workload);
+  };
+  if (transport == Transport::kTcp || selection.strict)
+    for (const AuthorizationPolicy* policy : selection.authorization)
+      for (const L4Rule& rule : policy->rules) {
+        cut(cuts, rule.to);
+        cut(cuts, rule.when_port);
+      }
+  for (const NetworkPolicy* policy : selection.network)
+    for (const auto* rules : {&policy->ingress_rules, &policy->egress_rules})
+      for (const NetworkRule& rule : *rules)
+        for (const NetworkPort& port : rule.ports) {
+          if (port.transport != transport) continue;
+          if (port.name.empty())
+            cut(cuts, port.first, port.last);
+          else
+            cut_named(port.name);
+        }
+  return ranges_between(std::move(cuts));
+}
+
+std::string PolicyParts::peer_key(const Workload& workload) const {
+  std::string key = workload.principal() + "|";
+  for (const std::string& name : labels_)
+    if (const auto label = workload.labels.find(name); label != workload.labels.end())
+      key += name + "=" + label->second + ",";
+  key += "|";
+  for (const std::string& name : port_names_)
+    if (const auto port = workload.ports.find(name); port != workload.ports.end())
+      key += name + "=" + std::to_string(port->second) + ",";
+  return key;
+}
+
+}  // namespace mesh::config
