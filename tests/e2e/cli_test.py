@@ -26,6 +26,32 @@ spec:
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: 8080}]
 """
+# At the address that only an EndpointSlice can name: a WorkloadEntry has one, of IPv4.
+SERVICE_OF_IPV6 = """apiVersion: v1
+kind: Service
+metadata: {{name: web6}}
+spec:
+  clusterIP: "fd78::6"
+  ports: [{{name: http, port: 80, targetPort: 8080}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web6, labels: {{kubernetes.io/service-name: web6}}}}
+addressType: IPv6
+ports: [{{name: http, port: 8080}}]
+endpoints: [{{addresses: ["{address}"]}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: web6}}
+spec:
+  hosts: [web6]
+  http:
+    - match: [{{uri: {{prefix: /teapot}}}}]
+      fault: {{abort: {{percentage: {{value: 100}}, httpStatus: 418}}}}
+      route: [{{destination: {{host: web6}}}}]
+    - route: [{{destination: {{host: web6}}}}]
+"""
 WEB = ("/usr/bin/python3", "-m", "http.server", "8080", "--bind", "::")
 GET = ("curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://web/")
 
@@ -102,6 +128,23 @@ class Cli(MeshOfItsOwn):
         self.assertEqual([(e["source"], e["workload"], e["status"]) for e in events], [("default/client", "default/web", 200)])
         for what in ("clusters", "endpoints"):
             self.assertIn("web", mesh.meshctl("config", "dump", what).stdout)
+
+    def test_an_ipv6_service_goes_through_the_mesh(self):
+        self.start_pair()
+        address = next(a for a in mesh.workload_addresses("web") if ":" in a)
+        path = pathlib.Path(self._directory.name, "web6.yaml")
+        path.write_text(SERVICE_OF_IPV6.format(address=address))
+        mesh.meshctl("apply", "-f", path)
+        mesh.wait_published()
+
+        def ask(url):
+            return mesh.meshctl("sandbox", "exec", "client", "--", *GET[:-1], "-g", "-6", url, check=False).stdout
+
+        mesh.eventually("it is served", lambda: ask("http://[fd78::6]/") == "200", 30)
+        with mesh.tap(1, "--destination", "web6") as events:
+            self.assertEqual(ask("http://web6/"), "200")
+        self.assertEqual([(e["source"], e["endpoint"], e["status"]) for e in events], [("default/client", f"[{address}]:8080", 200)])
+        self.assertEqual(ask("http://[fd78::6]/teapot"), "418", "the rule of its name, by its address")
 
     def test_meshd_clears_away_what_a_killed_sandbox_run_left(self):
         for kill in ("monitor", "everything"):

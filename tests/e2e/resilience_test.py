@@ -123,6 +123,12 @@ def wait_ready():
     mesh.eventually("all three programs are connected", ready, 60)
 
 
+def waiting_connections(workload):
+    """What the proxy's listener in a workload has to accept: the receive queue of a socket that listens."""
+    lines = map(str.split, mesh.inside(workload, "cat", "/proc/net/tcp").splitlines()[1:])
+    return sum(int(words[4].partition(":")[2], 16) for words in lines if words[3] == "0A" and words[1].endswith(":3A99"))
+
+
 class Steady:
     """A client that runs during the block inside a workload: one answer after the other; `result` afterwards."""
 
@@ -175,21 +181,23 @@ class Resilience(unittest.TestCase):
     def assert_always_refused(self, forbidden):
         self.assertEqual(set(forbidden.result["errors"]), {"ECONNREFUSED"}, forbidden.result)  # "connected" would be one
 
-    def kill_three_times(self, name, *clients):
-        """The clients go on before, from the moment of each death on, and when the next one is ready."""
+    def kill_three_times(self, names, *clients):
+        """The clients go on before, from the moment of each death on, and when the next ones are ready."""
         for _ in range(3):
-            old = programs()[name]
-            os.kill(old, signal.SIGKILL)
+            old = programs()
+            for name in names:
+                os.kill(old[name], signal.SIGKILL)
             for client in clients:
                 client.go_on()
-            wait_for_new(name, old)
+            for name in names:
+                wait_for_new(name, old[name])
             wait_ready()
             for client in clients:
                 client.go_on()
 
     def test_meshd_killed_and_restarted_loses_no_request_and_no_policy(self):
         with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
-            self.kill_three_times("meshd", load, forbidden)
+            self.kill_three_times(["meshd"], load, forbidden)
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
         self.assert_always_refused(forbidden)
 
@@ -210,20 +218,36 @@ class Resilience(unittest.TestCase):
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
         self.assert_always_refused(forbidden)
 
-    def test_meshhold_killed_fails_nothing(self):
+    def kill_under_load(self, *names):
         apply(ONE_REQUEST_A_CONNECTION)
         self.addCleanup(lambda: mesh.meshctl("delete", "DestinationRule", "origin"))
         with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
-            self.kill_three_times("meshhold", load, forbidden)
+            self.kill_three_times(names, load, forbidden)
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
         self.assert_always_refused(forbidden)
 
+    def test_meshhold_killed_fails_nothing(self):
+        self.kill_under_load("meshhold")
+
+    def test_meshd_and_meshhold_killed_together_fail_nothing(self):
+        self.kill_under_load("meshd", "meshhold")
+
     def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
+        supervisor = programs()["meshctl"]
+        self.addCleanup(os.kill, supervisor, signal.SIGCONT)
         with self.forbidden() as forbidden:
             for _ in range(3):
-                old = programs()["meshproxy"]
-                os.kill(old, signal.SIGKILL)
-                answer = mesh.load_from("client", "http://origin:8080/10", 8, clients=8)
+                os.kill(supervisor, signal.SIGSTOP)  # the next one has to wait
+                os.kill(programs()["meshproxy"], signal.SIGKILL)
+                killed = time.monotonic()
+                asking = subprocess.Popen([str(mesh.MESHCTL), "sandbox", "exec", "client", "--", *mesh.CLIENT, "load",
+                                           "http://origin:8080/10", "-n", "8", "-c", "8"],
+                                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+                mesh.eventually("all eight wait in the listener's backlog", lambda: waiting_connections("client") == 8)
+                time.sleep(max(0.0, killed + 1.0 - time.monotonic()))  # of the 2 s that they may: the next one starts in the rest
+                os.kill(supervisor, signal.SIGCONT)
+                output, _ = asking.communicate(timeout=60)
+                answer = json.loads(output)
                 self.assertEqual(answer["statuses"], {"200": 8}, answer)
                 forbidden.go_on()
                 wait_ready()
@@ -281,7 +305,7 @@ class Resilience(unittest.TestCase):
         os.kill(running["meshproxy"], signal.SIGKILL)
         address = mesh.meshctl_json("get", "Service", "origin")["spec"]["clusterIP"]
         mesh.eventually("connects are refused",
-                        lambda: mesh.connect_from("client", f"{address}:8080")[0]["result"] == "ECONNREFUSED", 30)
+                        lambda: mesh.connect_from("client", f"{address}:8080")[0]["result"] == "ECONNREFUSED", 8)
         mesh.meshctl("up", "--state-dir", WORK / "state")
         wait_ready()
         self.assertEqual(mesh.load_from("client", "http://origin:8080/10", 4)["statuses"], {"200": 4})
