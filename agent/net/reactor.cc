@@ -117,7 +117,7 @@ void IoHandle::detach(int remove_fd) {
   // Waits on a handle that ends see it when they try again.
   if (reader != nullptr) reactor_->wake(*reader);
   if (writer != nullptr) reactor_->wake(*writer);
-  if (failure != nullptr) reactor_->wake(*failure);
+  if (end != nullptr) reactor_->wake(*end);
   reactor_ = nullptr;
 }
 
@@ -166,11 +166,9 @@ void Reactor::dispatch(const epoll_event& event) {
   if (slot.handle == nullptr || slot.generation != event.data.u64 >> 32) return;
   IoHandle& handle = *slot.handle;
   const bool broken = (event.events & (EPOLLERR | EPOLLHUP)) != 0;
-  if (broken) {
-    handle.failed = true;
-    if (handle.failure != nullptr) wake(*handle.failure);
-  }
+  if (broken) handle.failed = true;
   if ((event.events & EPOLLRDHUP) != 0) handle.peer_closed = true;
+  if ((handle.failed || handle.peer_closed) && handle.end != nullptr) wake(*handle.end);
   if (broken || (event.events & (EPOLLIN | EPOLLRDHUP)) != 0) {
     handle.readable = true;
     if (handle.reader != nullptr) wake(*handle.reader);

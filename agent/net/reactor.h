@@ -122,7 +122,7 @@ class IoHandle {
   bool failed = false;       // EPOLLERR or EPOLLHUP
   Waiter* reader = nullptr;
   Waiter* writer = nullptr;
-  Waiter* failure = nullptr;  // of `failed`
+  Waiter* end = nullptr;  // of `peer_closed` and `failed`
 
  private:
   friend class Reactor;

@@ -4,10 +4,11 @@
 //   MESH_CO_TRY(co_await stream.write_all(iovecs, scope));
 //
 // Every operation is tried first and waits only where that would block: at most `stall`, where that
-// is given (Errc::timed_out; no timer is set where nothing waits). At most one reader and one
-// writer at a time (they may be different coroutines). Cancelling the scope ends the wait with its
-// reason; the stream stays usable. Errors: reset (the peer broke off), refused, timed_out, ... One
-// thread. The awaitables live in the caller's frame: nothing is allocated.
+// is given (Errc::timed_out; no timer is set where nothing waits), or until the clock that it
+// shares with others runs out (the same). At most one reader and one writer at a time (they may be
+// different coroutines). Cancelling the scope ends the wait with its reason; the stream stays
+// usable. Errors: reset (the peer broke off), refused, timed_out, ... One thread. The awaitables
+// live in the caller's frame: nothing is allocated.
 #pragma once
 
 #include <sys/uio.h>
@@ -31,6 +32,19 @@ struct Io {
 
 inline constexpr Clock::duration kForever = Clock::duration::max();
 
+// How long nothing may move, for operations that share it: what one of them moves gives the others
+// time too, on whichever stream.
+class IdleClock {
+ public:
+  IdleClock(Clock::duration most, Clock::time_point now) : most_(most), moved_(now) {}
+  void moved(Clock::time_point now) { moved_ = now; }
+  Clock::time_point end() const { return moved_ + most_; }
+
+ private:
+  Clock::duration most_;
+  Clock::time_point moved_;
+};
+
 class ReadSome;
 class WriteAll;
 class Readable;
@@ -53,10 +67,19 @@ class Stream {
   virtual void close() = 0;  // idempotent; further operations fail with reset
 
   ReadSome read_some(std::span<char> into, Scope& scope, Clock::duration stall = kForever);
+  ReadSome read_some(std::span<char> into, Scope& scope, IdleClock& idle);
   // Writes everything. `from` is changed on the way.
   WriteAll write_all(std::span<iovec> from, Scope& scope, Clock::duration stall = kForever);
+  WriteAll write_all(std::span<iovec> from, Scope& scope, IdleClock& idle);
   // Waits until a read would not block (bytes, the end, or an error).
   Readable readable(Scope& scope, Clock::duration stall = kForever);
+  Readable readable(Scope& scope, IdleClock& idle);
+};
+
+// One of the two, or neither.
+struct Patience {
+  Clock::duration stall = kForever;
+  IdleClock* idle = nullptr;
 };
 
 // What the three awaitables share: try, and wait until it is done.
@@ -75,12 +98,16 @@ class StreamOp : public Waiter {
     self().arm();
     join(scope_);
     Reactor& reactor = scope_.reactor();
-    if (stall_ != kForever) reactor.timers().arm(alarm_, reactor.now() + stall_);
+    if (patience_.idle != nullptr) {
+      reactor.timers().arm(alarm_, patience_.idle->end());
+    } else if (patience_.stall != kForever) {
+      reactor.timers().arm(alarm_, reactor.now() + patience_.stall);
+    }
   }
 
  protected:
-  StreamOp(Stream& stream, Scope& scope, Clock::duration stall)
-      : Waiter(&run), stream_(stream), scope_(scope), alarm_(this), stall_(stall) {}
+  StreamOp(Stream& stream, Scope& scope, Patience patience)
+      : Waiter(&run), stream_(stream), scope_(scope), alarm_(this), patience_(patience) {}
   static void run(Waiter& waiter) {
     auto& op = static_cast<Derived&>(waiter);
     if (op.cancelled()) {
@@ -93,6 +120,9 @@ class StreamOp : public Waiter {
     op.caller_.resume();
   }
   Derived& self() { return static_cast<Derived&>(*this); }
+  void moved() {
+    if (patience_.idle != nullptr) patience_.idle->moved(scope_.reactor().now());
+  }
 
   Stream& stream_;
   Scope& scope_;
@@ -104,20 +134,25 @@ class StreamOp : public Waiter {
     explicit Alarm(StreamOp* o)
         : Timer([](Timer& timer) {
             StreamOp& self = *static_cast<Alarm&>(timer).op;
+            Reactor& reactor = self.scope_.reactor();
+            const IdleClock* idle = self.patience_.idle;
+            if (idle != nullptr && reactor.now() < idle->end()) {
+              return reactor.timers().arm(timer, idle->end());
+            }
             self.cancel(Errc::timed_out);
-            self.scope_.reactor().wake(self);
+            reactor.wake(self);
           }),
           op(o) {}
     StreamOp* op;
   };
   Alarm alarm_;
-  const Clock::duration stall_;
+  const Patience patience_;
 };
 
 class ReadSome : public StreamOp<ReadSome> {
  public:
-  ReadSome(Stream& stream, std::span<char> into, Scope& scope, Clock::duration stall)
-      : StreamOp(stream, scope, stall), into_(into) {}
+  ReadSome(Stream& stream, std::span<char> into, Scope& scope, Patience patience)
+      : StreamOp(stream, scope, patience), into_(into) {}
   Result<std::size_t> await_resume() const {
     if (refused_) return cancelled_error(*refused_);
     if (io_.error != 0) return errno_error(io_.error, "read");
@@ -128,6 +163,7 @@ class ReadSome : public StreamOp<ReadSome> {
   friend class StreamOp<ReadSome>;
   bool attempt() {
     io_ = stream_.try_read(into_);
+    if (io_.bytes > 0) moved();
     return !io_.would_block();
   }
   void arm() { stream_.wait_readable(*this); }
@@ -137,8 +173,8 @@ class ReadSome : public StreamOp<ReadSome> {
 
 class WriteAll : public StreamOp<WriteAll> {
  public:
-  WriteAll(Stream& stream, std::span<iovec> from, Scope& scope, Clock::duration stall)
-      : StreamOp(stream, scope, stall), from_(from) {}
+  WriteAll(Stream& stream, std::span<iovec> from, Scope& scope, Patience patience)
+      : StreamOp(stream, scope, patience), from_(from) {}
   Result<> await_resume() const {
     if (refused_) return cancelled_error(*refused_);
     if (error_ != 0) return errno_error(error_, "write");
@@ -155,6 +191,7 @@ class WriteAll : public StreamOp<WriteAll> {
       if (io.would_block()) return false;
       error_ = io.error;
       if (error_ != 0) return true;
+      moved();
       drop(io.bytes);
     }
   }
@@ -175,7 +212,7 @@ class WriteAll : public StreamOp<WriteAll> {
 
 class Readable : public StreamOp<Readable> {
  public:
-  Readable(Stream& stream, Scope& scope, Clock::duration stall) : StreamOp(stream, scope, stall) {}
+  Readable(Stream& stream, Scope& scope, Patience patience) : StreamOp(stream, scope, patience) {}
   Result<> await_resume() const {
     if (refused_) return cancelled_error(*refused_);
     return success();
@@ -188,13 +225,22 @@ class Readable : public StreamOp<Readable> {
 };
 
 inline ReadSome Stream::read_some(std::span<char> into, Scope& scope, Clock::duration stall) {
-  return ReadSome(*this, into, scope, stall);
+  return ReadSome(*this, into, scope, {.stall = stall});
+}
+inline ReadSome Stream::read_some(std::span<char> into, Scope& scope, IdleClock& idle) {
+  return ReadSome(*this, into, scope, {.idle = &idle});
 }
 inline WriteAll Stream::write_all(std::span<iovec> from, Scope& scope, Clock::duration stall) {
-  return WriteAll(*this, from, scope, stall);
+  return WriteAll(*this, from, scope, {.stall = stall});
+}
+inline WriteAll Stream::write_all(std::span<iovec> from, Scope& scope, IdleClock& idle) {
+  return WriteAll(*this, from, scope, {.idle = &idle});
 }
 inline Readable Stream::readable(Scope& scope, Clock::duration stall) {
-  return Readable(*this, scope, stall);
+  return Readable(*this, scope, {.stall = stall});
+}
+inline Readable Stream::readable(Scope& scope, IdleClock& idle) {
+  return Readable(*this, scope, {.idle = &idle});
 }
 
 }  // namespace mesh::net

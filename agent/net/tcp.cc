@@ -206,7 +206,7 @@ Result<UniqueFd> Listener::Accept::await_resume() {
 // Waits until a connect under way is decided.
 class Connect : public StreamOp<Connect> {
  public:
-  Connect(TcpStream& stream, Scope& scope) : StreamOp(stream, scope, kForever), tcp_(stream) {}
+  Connect(TcpStream& stream, Scope& scope) : StreamOp(stream, scope, {}), tcp_(stream) {}
   Result<> await_resume() const {
     if (refused_) return cancelled_error(*refused_);
     return success();

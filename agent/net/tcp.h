@@ -28,8 +28,11 @@ class TcpStream final : public Stream {
   void wait_readable(Waiter& waiter) override;
   void wait_writable(Waiter& waiter) override;
   bool is_broken() const override { return io_.failed || !fd_; }
-  // Runs `waiter` when the stream breaks (is_broken()), whoever reads or writes.
-  void wait_broken(Waiter& waiter) { waiter.wait_at(io_.failure); }
+  // The peer ended its side, as seen without asking; in good order unless is_broken().
+  bool is_ended() const { return io_.peer_closed || is_broken(); }
+  // Runs `waiter` when the peer ends its side or breaks off, whoever reads or writes. May be
+  // for nothing.
+  void wait_end(Waiter& waiter) { waiter.wait_at(io_.end); }
   void shutdown_write() override;
   void close() override;
 

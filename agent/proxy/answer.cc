@@ -72,8 +72,6 @@ Answer to_answer(const Refusal& refusal) {
     case Reason::kUpstreamClosed:
       return reset_answer(ResponseFlag::kUpstreamConnectionTermination, "connection termination",
                           "connection_termination");
-    case Reason::kUpstreamReset:
-      return reset_answer(ResponseFlag::kUpstreamRemoteReset, "remote reset", "remote_reset");
     case Reason::kUpstreamProtocol: {
       Answer answer =
           reset_answer(ResponseFlag::kUpstreamProtocolError, "protocol error", "protocol_error");
@@ -101,8 +99,18 @@ Answer to_answer(const Refusal& refusal) {
               .flags = ResponseFlag::kDownstreamConnectionTermination,
               .details = "downstream_remote_disconnect",
               .close = true};
+    case Reason::kEnded:
+      return {.status = 0,
+              .flags = ResponseFlag::kLocalReset,
+              .details = "downstream_local_disconnect",
+              .close = true};
   }
   return {.status = 500, .details = "internal"};
+}
+
+Refusal ended(Errc why) {
+  if (why == Errc::timed_out) return {.reason = Reason::kTimeout};
+  return {.reason = why == Errc::reset ? Reason::kClientGone : Reason::kEnded};
 }
 
 }  // namespace mesh::proxy

@@ -21,12 +21,12 @@ enum class Reason : std::uint8_t {
   kOverload,           // 503 OM: a limit of the proxy itself
   kConnectFailed,      // 503 UF; `cause` says why (timed_out: the connect time-out)
   kUpstreamClosed,     // 503 UC: the connection ended before a response
-  kUpstreamReset,      // 503 UR
   kUpstreamProtocol,   // 502 UPE: what came is no HTTP response
   kTimeout,            // 504 UT: the route's time-out
   kStreamIdle,         // `status` SI: nothing moved for too long: 504, or 408 of the client's body
   kFault,              // `status` FI
   kClientGone,         // no answer, DC
+  kEnded,              // no answer, LR: its workload, or the proxy, ended
 };
 
 struct Refusal {
@@ -48,5 +48,7 @@ struct Answer {
 };
 
 Answer to_answer(const Refusal& refusal);
+// Of a wait whose scope was cancelled: by its deadline, the client's end (reset), or ours.
+Refusal ended(Errc why);
 
 }  // namespace mesh::proxy

@@ -34,6 +34,32 @@ const SocketAddress& Downstream::peer() {
   return *peer_;
 }
 
+ClientWatch::GiveUp::GiveUp(ClientWatch* w)
+    : Timer([](Timer& timer) { static_cast<GiveUp&>(timer).watch->scope_.cancel(Errc::reset); }),
+      watch(w) {}
+
+ClientWatch::ClientWatch(Downstream& down, net::Scope& scope)
+    : Waiter([](Waiter& waiter) { static_cast<ClientWatch&>(waiter).look(); }),
+      down_(down),
+      scope_(scope),
+      give_up_(this) {
+  look();
+}
+
+void ClientWatch::look() {
+  if (down_.stream->is_broken()) return scope_.cancel(Errc::reset);
+  down_.stream->wait_end(*this);
+  if (down_.stream->is_ended()) set_waiting(waiting_);
+}
+
+void ClientWatch::set_waiting(bool waiting) {
+  waiting_ = waiting;
+  if (!waiting) return give_up_.disarm();
+  if (!down_.stream->is_ended()) return;
+  auto& reactor = scope_.reactor();
+  reactor.timers().arm(give_up_, reactor.now() + down_.worker.limits().half_closed);
+}
+
 Exchange::Exchange(Worker& worker) : worker_(worker), uploads_(worker.reactor()) {
   out_.reserve(2048);
   response_out_.reserve(2048);
@@ -74,6 +100,7 @@ void Exchange::begin(Downstream& down) {
   has_body_ = head_.body.has_body();
   request_body_ = http::BodyDecoder(head_.body);
   sent_any_ = keep_ = upstream_done_ = retried_ = false;
+  idle_ = net::IdleClock(worker_.limits().stream_idle_timeout, start_);
   upload_end_.reset();
   service_time_ms_ = -1;
   status_ = 0;
@@ -83,7 +110,7 @@ void Exchange::begin(Downstream& down) {
   bytes_received_ = bytes_sent_ = 0;
   upstream_local_.reset();
   trace_.reset();
-  user_agent_ = x_forwarded_for_ = {};
+  user_agent_ = x_forwarded_for_ = request_id_ = {};
   forwarded_for_.clear();
 }
 
@@ -91,10 +118,6 @@ Exchange::Refused Exchange::admit() const {
   if (down_->client.workload() == nullptr || !down_->client.has_room()) {
     worker_.counters().requests_refused.add();
     return Refusal{.reason = Reason::kOverload};
-  }
-  if (head_.method == http::Method::connect) {
-    return Refusal{
-        .reason = Reason::kBadRequest, .status = 501, .detail = "CONNECT is not supported"};
   }
   return std::nullopt;
 }
@@ -148,7 +171,7 @@ net::Task<Exchange::Refused> Exchange::inject_fault() {
   net::Scope scope(down_->scope);
   ClientWatch watch(*down_, scope);
   if (!co_await net::sleep_for(scope, decision_.delay)) {
-    co_return Refusal{.reason = Reason::kClientGone};
+    co_return ended(*scope.cancelled());
   }
   co_return std::nullopt;
 }
@@ -195,6 +218,7 @@ void Exchange::look_at_fields() {
   if (down_->is_gateway()) trace_fields_.x_request_id = {};
   const bool sample = worker_.random().below(1000) < worker_.limits().trace_permille;
   trace_.emplace(trace_fields_, worker_.random(), sample);
+  request_id_ = trace_->request_id();
 }
 
 // The changes that the head takes on its way, and the head as it will be sent. `is_last`: on this
@@ -222,8 +246,9 @@ void Exchange::edit_request(bool is_last) {
     rewrite.authority = scratch_;
   }
   // Other protocols are not offered to the endpoint: it answers in HTTP/1.1 (RFC 9110 7.8).
-  rewrite.keep_upgrade = !head_.upgrade.empty() && is(head_.upgrade, "websocket") &&
-                         head_.method == http::Method::get && !has_body_;
+  offers_upgrade_ = !head_.upgrade.empty() && is(head_.upgrade, "websocket") &&
+                    head_.method == http::Method::get && !has_body_;
+  rewrite.keep_upgrade = offers_upgrade_;
   rewrite.close = is_last && !rewrite.keep_upgrade;
   out_.clear();
   http::write_request_head(head_, rewrite, out_);

@@ -35,6 +35,7 @@ struct Downstream {
   std::unique_ptr<net::TcpStream> stream;
   net::Scope& scope;  // the client's: ends with it
   ReadBuffer in;
+  std::string_view head;      // the request's, in `in`; pinned
   SocketAddress destination;  // where the client wanted to go; a gateway's own address
   std::uint32_t requests = 0;
   bool linger = false;  // the client may still be sending: let it read the answer
@@ -50,20 +51,24 @@ struct Downstream {
 };
 
 // Cancels a scope (Errc::reset) when the client's connection breaks, so that nothing is held for a
-// client that is gone. A client that has ended its side in good order still waits for its answer.
+// client that is gone. One that has only ended its side may still wait for its answer, or may be
+// gone all the same (docs/decisions/0008): it is given Limits::half_closed for it to begin.
 class ClientWatch : public net::Waiter {
  public:
-  ClientWatch(Downstream& down, net::Scope& scope) : Waiter(&run), scope_(scope) {
-    if (down.stream->is_broken()) {
-      scope.cancel(Errc::reset);
-    } else {
-      down.stream->wait_broken(*this);
-    }
-  }
+  ClientWatch(Downstream& down, net::Scope& scope);
+  // The endpoint is at work on the whole request, or not (yet): only then that time runs.
+  void set_waiting(bool waiting);
 
  private:
-  static void run(Waiter& waiter) { static_cast<ClientWatch&>(waiter).scope_.cancel(Errc::reset); }
+  struct GiveUp : net::Timer {
+    explicit GiveUp(ClientWatch* w);
+    ClientWatch* watch;
+  };
+  void look();
+  Downstream& down_;
   net::Scope& scope_;
+  GiveUp give_up_;
+  bool waiting_ = true;
 };
 
 class Exchange {
@@ -101,11 +106,13 @@ class Exchange {
   net::Task<Next> relay_response(UpstreamConnection& connection, net::Scope& scope,
                                  Refused& refused);
   net::Task<> tunnel(UpstreamConnection& connection);
+  void keep_head_apart();
   Next lost(UpstreamConnection& connection, Refused& refused);
   Next cancelled(const net::Scope& scope, Refused& refused);
   void flag_cancelled(const net::Scope& scope);
   void write_response_head();
   bool may_retry(const UpstreamConnection& connection) const;
+  bool body_is_buffered() const;
   bool upload_is_done() const { return !has_body_ || upload_end_ == RelayEnd::kDone; }
   void report(const cluster::Outcome& outcome);
   // After. (exchange_report.cc)
@@ -133,7 +140,8 @@ class Exchange {
   std::vector<std::string_view> remove_;
   std::optional<telemetry::TraceContext> trace_;
   telemetry::TraceFields trace_fields_;
-  std::string_view user_agent_, x_forwarded_for_;
+  std::string_view user_agent_, x_forwarded_for_, request_id_;
+  std::string head_copy_;  // where the buffer is given back before the end
   bool has_forwarded_proto_ = false;
 
   routing::Decision decision_;
@@ -147,6 +155,10 @@ class Exchange {
   bool retried_ = false;
   bool write_failed_ = false;    // of a request without a body
   bool response_began_ = false;  // a byte came, be it of a 1xx
+  bool offers_upgrade_ = false;
+  std::chrono::milliseconds time_after_body_{0};  // the route's, where the body is not all there
+  ClientWatch* watch_ = nullptr;
+  net::IdleClock idle_{net::kForever, {}};  // of both directions
   std::optional<RelayEnd> upload_end_;
   std::optional<Relay> upload_;
   net::Group uploads_;

@@ -41,6 +41,14 @@ bool matches_name(const std::string& filter, const std::string& ns_name) {
   return slash != std::string::npos && filter == std::string_view(ns_name).substr(slash + 1);
 }
 
+// Of a target as received; absolute-form names scheme and authority before it (RFC 9112 3.2.2).
+std::string_view path_of(std::string_view target) {
+  const auto scheme = target.find("://");
+  if (scheme == std::string_view::npos || target.starts_with('/')) return target;
+  const auto path = target.find_first_of("/?", scheme + 3);
+  return path == std::string_view::npos ? "/" : target.substr(path);
+}
+
 }  // namespace
 
 // Whether the request's body is in the buffer as a whole; then it is passed over, and the
@@ -158,7 +166,7 @@ void Exchange::write_access_log(nanoseconds duration) {
   telemetry::AccessLogEntry entry;
   entry.start = system_clock::now() - duration_cast<system_clock::duration>(duration);
   entry.method = head_.method_text;
-  entry.path = head_.target;
+  entry.path = path_of(head_.target);
   entry.protocol = http::to_string(head_.version);
   entry.response_code = status_;
   entry.flags = flags_;
@@ -171,7 +179,7 @@ void Exchange::write_access_log(nanoseconds duration) {
   // At the edge: what was sent on.
   entry.x_forwarded_for = forwarded_for_.empty() ? x_forwarded_for_ : forwarded_for_;
   entry.user_agent = user_agent_;
-  if (trace_) entry.request_id = trace_->request_id();
+  entry.request_id = request_id_;
   entry.authority = head_.authority;
   if (endpoint_ != nullptr) entry.upstream_host = &endpoint_->endpoint->address();
   if (cluster_) entry.upstream_cluster = cluster_->config().name;
@@ -214,11 +222,11 @@ void Exchange::tap(nanoseconds duration) {
   if (!to) return;
   event.at = system_clock::now() - duration_cast<system_clock::duration>(duration);
   event.method = head_.method_text;
-  event.path = head_.target;
+  event.path = path_of(head_.target);
   event.authority = head_.authority;
   flags_.append_to(event.flags);
   routing::append_route_name(decision_, event.route);
-  if (trace_) event.request_id = trace_->request_id();
+  event.request_id = request_id_;
   event.details = details_;
   event.status = status_;
   event.latency = duration;

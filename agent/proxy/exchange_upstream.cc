@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <functional>
 
 #include "proxy/exchange.h"
 
@@ -20,16 +21,24 @@ net::Task<Exchange::Refused> Exchange::forward() {
   UpstreamPool& pool = *pool_.get();
   net::Scope scope(down_->scope);
   ClientWatch watch(*down_, scope);
-  if (scope.is_cancelled()) co_return Refusal{.reason = Reason::kClientGone};
-  // The route's time covers everything from the end of the request on.
-  if (!has_body_ && decision_.timeout.count() > 0) scope.expires_after(decision_.timeout);
+  watch_ = &watch;
+  if (scope.is_cancelled()) co_return ended(*scope.cancelled());
+  // The route's time covers everything from the end of the request on, and on its own each wait for
+  // a connection, in which the rest of a body cannot be read.
+  time_after_body_ = decision_.timeout;
+  if (decision_.timeout.count() > 0 && body_is_buffered()) {
+    scope.expires_after(decision_.timeout);
+    time_after_body_ = {};
+  }
   while (true) {
     const auto picked = cluster_->pick(worker_.random());
     if (!picked) co_return Refusal{.reason = Reason::kNoHealthyUpstream};
     endpoint_ = &pool.at(picked);
     auto connection = pool.try_take(*endpoint_);
     if (!connection) {
-      auto obtained = co_await pool.obtain(*endpoint_, scope);
+      net::Scope waiting(scope);
+      if (time_after_body_.count() > 0) waiting.expires_after(time_after_body_);
+      auto obtained = co_await pool.obtain(*endpoint_, waiting);
       if (obtained.refusal) {
         if (obtained.refusal->endpoint_failed) report(Outcome::connect_failed());
         if (obtained.refusal->reason != Reason::kConnectFailed) endpoint_ = nullptr;  // none tried
@@ -64,10 +73,23 @@ net::Task<Exchange::Refused> Exchange::forward() {
   }
 }
 
+bool Exchange::body_is_buffered() const {
+  if (!has_body_) return true;
+  http::BodyDecoder decoder = request_body_;
+  std::string_view left = down_->in.unread();
+  while (true) {
+    const auto step = decoder.next(left);
+    if (step.event == http::BodyDecoder::Event::end) return true;
+    if (step.event != http::BodyDecoder::Event::data) return false;
+    left.remove_prefix(step.consumed);
+  }
+}
+
 net::Task<Exchange::Next> Exchange::attempt(UpstreamConnection& connection,
                                             net::Scope& request_scope, Refused& refused) {
   net::Scope scope(request_scope);
   sent_any_ = response_began_ = write_failed_ = false;
+  idle_.moved(worker_.reactor().now());
   response_parser_.reset();
   const std::size_t body_at = down_->in.position();
   const http::BodyDecoder body_before = request_body_;
@@ -108,13 +130,14 @@ net::Task<Exchange::Next> Exchange::send_request(UpstreamConnection& connection,
                           .to = connection.stream(),
                           .framing = head_.body.kind,
                           .prefix = out_,
-                          .stall = worker_.limits().stream_idle_timeout});
+                          .idle = idle_,
+                          .time_after_body = time_after_body_});
+    watch_->set_waiting(false);
     uploads_.spawn(upload(scope));
     co_return Next::kDone;
   }
   iovec part{out_.data(), out_.size()};
-  auto written = co_await connection.stream().write_all({&part, 1}, scope,
-                                                        worker_.limits().stream_idle_timeout);
+  auto written = co_await connection.stream().write_all({&part, 1}, scope, idle_);
   sent_any_ = part.iov_len < out_.size();
   if (written) co_return Next::kDone;
   if (is_timeout(scope, written.error())) co_return cancelled(scope, refused);
@@ -129,7 +152,7 @@ net::Task<> Exchange::upload(net::Scope& scope) {
   switch (end) {
     case RelayEnd::kDone:
       sent_at_ = worker_.reactor().now();
-      if (decision_.timeout.count() > 0) scope.expires_after(decision_.timeout);
+      if (!response_began_) watch_->set_waiting(true);
       break;
     case RelayEnd::kSinkFailed:  // an answer may have come before: the reader sees to it
       break;
@@ -149,11 +172,11 @@ net::Task<> Exchange::upload(net::Scope& scope) {
 // Why a wait of this request was cancelled.
 Exchange::Next Exchange::cancelled(const net::Scope& scope, Refused& refused) {
   const auto why = scope.cancelled();
-  if (!why) {
-    report(Outcome::timeout());
-    refused = Refusal{.reason = Reason::kStreamIdle, .status = 504};
-  } else if (*why == Errc::exhausted) {  // the client's own body did not come: upload()
-    refused = Refusal{.reason = Reason::kStreamIdle, .status = 408};
+  if (!why || *why == Errc::exhausted) {
+    // Nothing moved for too long; this wait, or upload(), saw it first.
+    const bool by_client = has_body_ && !upload_is_done() && !upload_->is_writing;
+    if (!by_client) report(Outcome::timeout());
+    refused = Refusal{.reason = Reason::kStreamIdle, .status = by_client ? 408 : 504};
   } else if (*why == Errc::timed_out) {
     report(Outcome::timeout());
     refused = Refusal{.reason = Reason::kTimeout};
@@ -164,7 +187,7 @@ Exchange::Next Exchange::cancelled(const net::Scope& scope, Refused& refused) {
     refused =
         Refusal{.reason = Reason::kBadRequest, .status = error.status, .detail = error.detail};
   } else {
-    refused = Refusal{.reason = Reason::kClientGone};
+    refused = ended(*why);
   }
   return Next::kRefused;
 }
@@ -187,7 +210,6 @@ Exchange::Next Exchange::lost(UpstreamConnection& connection, Refused& refused) 
 net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& connection,
                                                        net::Scope& scope, Refused& refused) {
   net::Stream& stream = connection.stream();
-  const auto stall = worker_.limits().stream_idle_timeout;
   std::uint32_t interim = 0;
   while (true) {
     if (up_.is_held()) {
@@ -210,7 +232,7 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
       }
     } else {
       // No buffer is held while the endpoint thinks.
-      auto ready = co_await stream.readable(scope, stall);
+      auto ready = co_await stream.readable(scope, idle_);
       if (!ready) co_return cancelled(scope, refused);
       up_.acquire(worker_.buffers(), down_->client.buffers);
     }
@@ -221,13 +243,20 @@ net::Task<Exchange::Next> Exchange::read_response_head(UpstreamConnection& conne
         up_.release();
         continue;
       }
-      auto read = co_await stream.read_some(space, scope, stall);
+      auto read = co_await stream.read_some(space, scope, idle_);
       if (!read && is_timeout(scope, read.error())) co_return cancelled(scope, refused);
       io_result = read ? net::Io{read.value(), 0} : net::Io{0, ECONNRESET};
     }
     if (io_result.error != 0 || io_result.bytes == 0) co_return lost(connection, refused);
+    idle_.moved(worker_.reactor().now());
     response_began_ = true;
+    watch_->set_waiting(false);
     up_.filled(io_result.bytes);
+  }
+  if (response_.status == 101 && !offers_upgrade_) {  // nobody asked: what follows is no HTTP
+    report(Outcome::reset());
+    refused = Refusal{.reason = Reason::kUpstreamProtocol};
+    co_return Next::kRefused;
   }
   service_time_ms_ =
       std::chrono::duration_cast<std::chrono::milliseconds>(worker_.reactor().now() - sent_at_)
@@ -245,8 +274,7 @@ net::Task<bool> Exchange::pass_interim(net::Scope& scope) {
   http::write_response_head(response_, {.client = head_.version, .request = head_.method},
                             response_out_);
   iovec part{response_out_.data(), response_out_.size()};
-  auto written =
-      co_await down_->stream->write_all({&part, 1}, scope, worker_.limits().stream_idle_timeout);
+  auto written = co_await down_->stream->write_all({&part, 1}, scope, idle_);
   co_return static_cast<bool>(written);
 }
 
@@ -282,7 +310,7 @@ net::Task<Exchange::Next> Exchange::relay_response(UpstreamConnection& connectio
               .to = *down_->stream,
               .framing = sent_.body,
               .prefix = response_out_,
-              .stall = worker_.limits().stream_idle_timeout};
+              .idle = idle_};
   const RelayEnd end = co_await relay_body(relay, scope);
   bytes_sent_ = relay.body_bytes;
   if (end == RelayEnd::kDone) {
@@ -329,31 +357,50 @@ void Exchange::flag_cancelled(const net::Scope& scope) {
     worker_.counters().bad_requests.add();
     flags_.set(ResponseFlag::kDownstreamProtocolError);
   } else {
-    flags_.set(ResponseFlag::kDownstreamConnectionTermination);
+    flags_.set(*why == Errc::reset ? ResponseFlag::kDownstreamConnectionTermination
+                                   : ResponseFlag::kLocalReset);
   }
 }
 
-// After 101 both sides speak a protocol of their own until one of them ends.
+// After 101 both sides speak a protocol of their own until one of them ends. It may idle for long:
+// then it holds no buffer.
 net::Task<> Exchange::tunnel(UpstreamConnection& connection) {
   struct Up {
-    static net::Task<> run(Exchange& self, UpstreamConnection& to, net::Scope& scope) {
-      const bool ok =
-          co_await relay_raw(*self.down_->stream, self.down_->in, to.stream(),
-                             self.worker_.limits().idle_timeout, self.bytes_received_, scope);
+    static net::Task<> run(Exchange& self, UpstreamConnection& to, net::IdleClock& idle,
+                           net::Scope& scope) {
+      const bool ok = co_await relay_raw(*self.down_->stream, self.down_->in, to.stream(), idle,
+                                         self.bytes_received_, scope);
       if (!ok) scope.cancel();
     }
   };
   write_response_head();
+  keep_head_apart();
   details_ = "via_upstream";
   net::Scope scope(down_->scope);  // not the route's time-out
+  net::IdleClock idle(worker_.limits().idle_timeout, worker_.reactor().now());
   iovec part{response_out_.data(), response_out_.size()};
-  if (!co_await down_->stream->write_all({&part, 1}, scope)) co_return;
+  if (!co_await down_->stream->write_all({&part, 1}, scope, idle)) co_return;
   net::Group up(worker_.reactor());
-  up.spawn(Up::run(*this, connection, scope));
-  const bool ok = co_await relay_raw(connection.stream(), up_, *down_->stream,
-                                     worker_.limits().idle_timeout, bytes_sent_, scope);
+  up.spawn(Up::run(*this, connection, idle, scope));
+  const bool ok =
+      co_await relay_raw(connection.stream(), up_, *down_->stream, idle, bytes_sent_, scope);
   if (!ok) scope.cancel();
   co_await up.wait();
+}
+
+// What is told of the request at its end leaves the buffer that it came in.
+void Exchange::keep_head_apart() {
+  const std::string_view head = down_->head;
+  head_copy_ = head;
+  for (auto* text : {&head_.method_text, &head_.target, &head_.authority, &user_agent_,
+                     &x_forwarded_for_, &request_id_}) {
+    const bool inside = !text->empty() && std::ranges::less_equal()(head.data(), text->data()) &&
+                        std::ranges::less()(text->data(), head.data() + head.size());
+    if (!inside) continue;
+    const auto at = static_cast<std::size_t>(text->data() - head.data());
+    *text = std::string_view(head_copy_).substr(at, text->size());
+  }
+  down_->in.unpin();
 }
 
 void Exchange::report(const cluster::Outcome& outcome) {

@@ -10,7 +10,8 @@ namespace mesh::proxy {
 
 struct Limits {
   // Of one client workload on one worker. Above: the connection is reset, the request gets 503
-  // (OM).
+  // (OM). Of buffers, the last goes to a request that gets 503; with none left, who sends one is
+  // reset. A request that was let in may take another for its response.
   std::uint32_t connections = 10'000;      // downstream, open at once
   std::uint32_t requests = 4'096;          // in flight at once
   std::size_t buffer_bytes = 512UL << 20;  // in buffers at once
@@ -18,8 +19,10 @@ struct Limits {
   std::chrono::milliseconds head_timeout{15'000};          // first to last byte of a head: 408
   std::chrono::milliseconds idle_timeout{3'600'000};       // downstream, between requests: closed
   std::chrono::milliseconds stream_idle_timeout{300'000};  // no byte of a body or head moves
-  std::chrono::milliseconds socket_timeout{5'000};         // for a socket from meshhold: 503 (UF)
-  std::chrono::milliseconds linger{1'000};  // for the client to read an answer given early
+  std::chrono::milliseconds half_closed{
+      5'000};  // for an answer to begin, once the client's side ended
+  std::chrono::milliseconds socket_timeout{5'000};  // for a socket from meshhold: 503 (UF)
+  std::chrono::milliseconds linger{1'000};          // for the client to read an answer given early
   std::size_t linger_bytes = 256 * 1024;
   std::chrono::milliseconds drain{5'000};  // shutdown: for requests in flight
 

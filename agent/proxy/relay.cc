@@ -129,15 +129,20 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
     const Gathered gathered = gather(relay, batch);
     // Bad from its first bytes on: nothing of the message goes out.
     if (gathered == Gathered::kError && !relay.wrote) co_return RelayEnd::kSourceProtocol;
+    if (gathered == Gathered::kEnd && relay.time_after_body.count() > 0) {
+      scope.expires_after(relay.time_after_body);
+    }
     if (batch.count > 0) {
       const std::size_t size = batch.join_if_small();
       // A write that waits holds what it has gathered: the back-pressure on the source.
+      relay.is_writing = true;
       auto written =
-          co_await relay.to.write_all({batch.parts.data(), batch.count}, scope, relay.stall);
+          co_await relay.to.write_all({batch.parts.data(), batch.count}, scope, relay.idle);
       if (!written) {
         relay.wrote = relay.wrote || batch.size() < size;
         co_return failed(written.error(), RelayEnd::kSinkFailed);
       }
+      relay.is_writing = false;
       relay.prefix = {};
       relay.wrote = true;
     }
@@ -147,7 +152,7 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
     if (gathered == Gathered::kFull) continue;
     const auto space = relay.buffer.space();
     if (space.empty()) co_return RelayEnd::kSourceProtocol;  // trailers beyond all limits
-    auto read = co_await relay.from.read_some(space, scope, relay.stall);
+    auto read = co_await relay.from.read_some(space, scope, relay.idle);
     if (!read) co_return failed(read.error(), RelayEnd::kSourceClosed);
     if (read.value() > 0) {
       relay.buffer.filled(read.value());
@@ -156,7 +161,7 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
     if (!may_end_here(relay)) co_return RelayEnd::kSourceCut;
     if (relay.framing == http::BodyKind::chunked) {
       iovec last{const_cast<char*>(http::kLastChunk.data()), http::kLastChunk.size()};
-      auto written = co_await relay.to.write_all({&last, 1}, scope, relay.stall);
+      auto written = co_await relay.to.write_all({&last, 1}, scope, relay.idle);
       if (!written) co_return failed(written.error(), RelayEnd::kSinkFailed);
     }
     co_return RelayEnd::kDone;
@@ -164,18 +169,22 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope) {
 }
 
 net::Task<bool> relay_raw(net::Stream& from, ReadBuffer& buffer, net::Stream& to,
-                          std::chrono::milliseconds stall, std::uint64_t& bytes,
-                          net::Scope& scope) {
+                          net::IdleClock& idle, std::uint64_t& bytes, net::Scope& scope) {
   for (std::uint32_t turn = 1;; ++turn) {
     if (!buffer.is_empty()) {
       const auto unread = buffer.unread();
       iovec part{const_cast<char*>(unread.data()), unread.size()};
-      if (!co_await to.write_all({&part, 1}, scope, stall)) co_return false;
+      if (!co_await to.write_all({&part, 1}, scope, idle)) co_return false;
       bytes += unread.size();
       buffer.consume(unread.size());
     }
     if (turn % Limits::kTurns == 0) (void)co_await net::yield(scope);
-    auto read = co_await from.read_some(buffer.space(), scope, stall);
+    if (!from.is_readable()) {
+      buffer.release();
+      if (!co_await from.readable(scope, idle)) co_return false;
+      buffer.acquire_again();
+    }
+    auto read = co_await from.read_some(buffer.space(), scope, idle);
     if (!read) co_return false;
     if (read.value() == 0) {
       to.shutdown_write();

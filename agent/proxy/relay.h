@@ -28,9 +28,11 @@ class ReadBuffer {
   void acquire(net::BufferPool& pool, std::size_t& account) {
     if (lease_) return;
     lease_ = pool.take();
+    pool_ = &pool;
     account_ = &account;
     ++account;
   }
+  void acquire_again() { acquire(*pool_, *account_); }  // after release()
   void release() {
     if (lease_) --*account_;
     lease_.release();
@@ -52,6 +54,7 @@ class ReadBuffer {
 
  private:
   net::BufferPool::Lease lease_;
+  net::BufferPool* pool_ = nullptr;
   std::size_t* account_ = nullptr;
   std::size_t begin_ = 0, end_ = 0, floor_ = 0;
 };
@@ -62,7 +65,7 @@ enum class RelayEnd : std::uint8_t {
   kSourceClosed,    // broke off
   kSourceProtocol,  // is no valid body: `error` of the decoder
   kSinkFailed,
-  kCancelled,  // the scope; nothing moved for too long included
+  kCancelled,  // the scope; or nothing moved for too long
 };
 
 struct Relay {
@@ -72,11 +75,14 @@ struct Relay {
   net::Stream& to;
   http::BodyKind framing = http::BodyKind::none;  // how it is written
   std::string_view prefix;                        // a head, written with the first bytes
-  std::chrono::milliseconds stall{0};             // the most between two movements
-  // Results:
+  net::IdleClock& idle;                           // runs out: kCancelled
+  // Not zero: the scope's deadline once the last byte of the body was taken from `from`.
+  std::chrono::milliseconds time_after_body{0};
+  // Results, as far as it is:
   std::uint64_t body_bytes = 0;
-  bool wrote = false;  // at least one byte was taken by `to`
-  bool took = false;   // at least one byte of the body or its framing was taken from `buffer`
+  bool is_writing = false;  // else it waits for `from`, if at all
+  bool wrote = false;       // at least one byte was taken by `to`
+  bool took = false;        // at least one byte of the body or its framing was taken from `buffer`
 };
 
 // Until the body ends. The prefix goes out at once, with what is already in the buffer.
@@ -84,7 +90,8 @@ net::Task<RelayEnd> relay_body(Relay& relay, net::Scope& scope);
 
 // Everything of `from` (what is in the buffer first) to `to`, until the end of the stream, which is
 // passed on. False: either broke.
+// While nothing comes, `buffer` is given back.
 net::Task<bool> relay_raw(net::Stream& from, ReadBuffer& buffer, net::Stream& to,
-                          std::chrono::milliseconds stall, std::uint64_t& bytes, net::Scope& scope);
+                          net::IdleClock& idle, std::uint64_t& bytes, net::Scope& scope);
 
 }  // namespace mesh::proxy

@@ -14,10 +14,11 @@ namespace {
 
 enum class Head : std::uint8_t { kParsed, kClosed, kRefused };
 
-enum class First : std::uint8_t { kBytes, kNothing, kEnd };
+enum class First : std::uint8_t { kBytes, kNothing, kEnd, kNoRoom };
 
 // What woke an idle connection.
 First read_first_bytes(Downstream& down) {
+  if (!down.client.has_buffers()) return First::kNoRoom;
   down.in.acquire(down.worker.buffers(), down.client.buffers);
   const auto read = down.stream->try_read(down.in.space());
   if (read.would_block()) return First::kNothing;
@@ -34,6 +35,7 @@ net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal
   while (true) {
     switch (parser.parse(down.in.unread(), exchange.head())) {
       case http::Parse::done:
+        down.head = down.in.unread().substr(0, parser.consumed());
         down.in.consume(parser.consumed());
         co_return Head::kParsed;
       case http::Parse::error:
@@ -68,6 +70,7 @@ net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal
   net::Scope scope(down.worker.reactor());
   scope.expires_after(down.worker.limits().linger);
   down.stream->shutdown_write();
+  if (!down.in.is_held() && !down.client.has_buffers()) co_return;
   down.in.acquire(down.worker.buffers(), down.client.buffers);
   std::size_t dropped = 0;
   while (dropped < down.worker.limits().linger_bytes) {
@@ -129,6 +132,11 @@ net::Task<> serve_connection(Worker& worker, Client& client, ListenerId via, Uni
         const First first = read_first_bytes(down);
         if (first == First::kNothing) continue;
         if (first == First::kEnd) break;
+        if (first == First::kNoRoom) {
+          worker.counters().requests_refused.add();
+          down.stream->reset_on_close();
+          break;
+        }
       }
       if (!co_await serve_request(down)) break;
     }

@@ -264,9 +264,7 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::obtain(EndpointPool& endpoint, n
     if (turn.was_notified()) --promised_;
     if (scope.is_cancelled()) {
       if (turn.was_notified()) freed();  // for the next in line
-      co_return Obtained{
-          nullptr, Refusal{.reason = *scope.cancelled() == Errc::timed_out ? Reason::kTimeout
-                                                                           : Reason::kClientGone}};
+      co_return Obtained{nullptr, ended(*scope.cancelled())};
     }
     if (auto connection = take_any_idle()) co_return Obtained{std::move(connection), {}};
     if (auto slot = cluster_limits_->retry_connection()) {
@@ -295,9 +293,7 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::open(EndpointPool& endpoint,
     if (parent.is_cancelled()) {
       slot.reset();
       freed();
-      co_return Obtained{
-          nullptr, Refusal{.reason = *parent.cancelled() == Errc::timed_out ? Reason::kTimeout
-                                                                            : Reason::kClientGone}};
+      co_return Obtained{nullptr, ended(*parent.cancelled())};
     }
     co_return failed(std::move(socket).error());
   }
@@ -311,9 +307,7 @@ net::Task<UpstreamPool::Obtained> UpstreamPool::open(EndpointPool& endpoint,
     if (parent.is_cancelled()) {
       slot.reset();
       freed();
-      co_return Obtained{
-          nullptr, Refusal{.reason = *parent.cancelled() == Errc::timed_out ? Reason::kTimeout
-                                                                            : Reason::kClientGone}};
+      co_return Obtained{nullptr, ended(*parent.cancelled())};
     }
     if (stream.error().code == Errc::timed_out) {
       cluster_->counters().upstream_cx_connect_timeout.add();

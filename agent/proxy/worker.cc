@@ -54,9 +54,10 @@ Client::Client(Worker& worker, WorkloadId id, bool shared)
   v4_.refill();
 }
 
-bool Client::has_room() const {
-  const Limits& limits = worker_.limits();
-  return requests < limits.requests && buffers * sizeof(net::BufferBlock) < limits.buffer_bytes;
+bool Client::has_room() const { return requests < worker_.limits().requests && has_buffers(); }
+
+bool Client::has_buffers() const {
+  return buffers * sizeof(net::BufferBlock) < worker_.limits().buffer_bytes;
 }
 
 UpstreamPool::User Client::use_pool(const cluster::ClusterPtr& cluster) {

@@ -107,6 +107,8 @@ class Client {
   net::Group& connections() { return connections_; }
   // A request may begin: its slot, unless a limit of the workload is reached.
   bool has_room() const;
+  // A buffer may be taken for a head.
+  bool has_buffers() const;
   std::uint32_t requests = 0;  // in flight
   std::size_t buffers = 0;     // held by its connections and requests
 

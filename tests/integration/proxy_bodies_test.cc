@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <string>
 #include <thread>
@@ -203,6 +205,108 @@ TEST_F(ProxyTest, BodiesMayFlowBothWaysAtOnce) {
   }
 }
 
+// Sends a byte whenever the last one has arrived, for longer than may pass without one.
+void send_for(std::chrono::milliseconds time, HttpSocket& socket, Gate& end,
+              const std::atomic<std::size_t>& arrived, const std::string& byte) {
+  const auto until = std::chrono::steady_clock::now() + time;
+  for (std::size_t sent = 0; std::chrono::steady_clock::now() < until;) {
+    if (arrived >= sent) {
+      if (!socket.send(byte)) break;
+      ++sent;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  end.open();
+}
+
+class IdleTest : public ProxyTest {
+ protected:
+  static constexpr std::chrono::milliseconds kIdle{1000};
+  std::atomic<std::size_t> arrived_{0};
+  Gate end_;
+};
+
+TEST_F(IdleTest, AnUploadMayTakeLongerThanNothingMayMove) {
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) {
+    connection.read_head();
+    const auto count = [&] {
+      arrived_ = static_cast<std::size_t>(std::ranges::count(connection.buffered(), '!'));
+      return connection.buffered().ends_with("0\r\n\r\n");
+    };
+    while (!count() && connection.fill()) {
+    }
+    connection.send(FakeUpstream::ok("x"));
+    connection.read();
+  });
+  options_.limits.stream_idle_timeout = kIdle;
+  serve({&upstream});
+  auto socket = dial();
+  socket.send("POST / HTTP/1.1\r\nHost: reviews\r\nTransfer-Encoding: chunked\r\n\r\n");
+  send_for(2 * kIdle, socket, end_, arrived_, "1\r\n!\r\n");
+  socket.send("0\r\n\r\n");
+  EXPECT_EQ(socket.read().value_or(HttpSocket::Message{}).status(), 200);
+}
+
+TEST_F(IdleTest, AWebSocketMayGoOneWayForLonger) {
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) {
+    connection.read();
+    connection.send(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+    do {
+      arrived_ = connection.buffered().size();
+    } while (connection.fill());
+    connection.send("bye");
+  });
+  options_.limits.idle_timeout = kIdle;
+  serve({&upstream});
+  auto socket = dial();
+  socket.send(get("/", "Connection: Upgrade\r\nUpgrade: websocket\r\n"));
+  ASSERT_EQ(socket.read().value_or(HttpSocket::Message{}).status(), 101);
+  send_for(2 * kIdle, socket, end_, arrived_, "!");
+  socket.shutdown_write();
+  EXPECT_EQ(socket.read_to_end(), "bye");
+}
+
+TEST_F(IdleTest, AnEndpointThatTakesNoMoreIsToBlame) {
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) {
+    connection.read_head();
+    end_.wait();
+  });
+  options_.limits.stream_idle_timeout = kIdle / 5;
+  serve({&upstream});
+  auto socket = dial();
+  std::thread writer([&] { socket.send(post(pattern(30'000'000))); });
+  EXPECT_EQ(socket.read().value_or(HttpSocket::Message{}).status(), 504);
+  EXPECT_EQ(metric_at(1, "envoy_cluster_upstream_rq_timeout", {kCluster}), 1);
+  writer.join();
+  end_.open();
+}
+
+TEST_F(IdleTest, AClientThatSendsNoMoreIsToBlame) {
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) { connection.read_to_end(); });
+  options_.limits.stream_idle_timeout = kIdle / 5;
+  serve({&upstream});
+  auto socket = dial();
+  socket.send("POST / HTTP/1.1\r\nHost: reviews\r\nContent-Length: 5\r\n\r\nhi");
+  EXPECT_EQ(socket.read().value_or(HttpSocket::Message{}).status(), 408);
+  EXPECT_EQ(metric("envoy_cluster_upstream_rq_timeout", {kCluster}), 0);
+}
+
+TEST_F(ProxyTest, ASwitchThatNobodyAskedForIsA502) {
+  auto upstream = FakeUpstream::raw([](HttpSocket& connection) {
+    connection.read();
+    connection.send(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nGET /");
+    EXPECT_TRUE(connection.is_closed());
+  });
+  serve({&upstream});
+  for (const auto& request : {get("/"), get("/", "Connection: Upgrade\r\nUpgrade: h2c\r\n"),
+                              post("hi", "Connection: Upgrade\r\nUpgrade: websocket\r\n")}) {
+    EXPECT_EQ(ask(request).status(), 502) << request;
+  }
+  EXPECT_EQ(metric_at(3, "istio_requests_total", {"response_flags=\"UPE\""}), 3);
+}
+
 TEST_F(ProxyTest, ABodyCutShortIsSeenByTheClient) {
   auto upstream = FakeUpstream::raw([](HttpSocket& connection) {
     connection.read();
@@ -230,7 +334,13 @@ TEST_F(ProxyTest, AWebSocketIsTunnelledBothWays) {
   });
   serve({&upstream});
   auto socket = dial();
-  socket.send(get("/", "Connection: Upgrade\r\nUpgrade: websocket\r\n"));
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  UniqueFd log(ends[0]);
+  auto writer = std::make_shared<UniqueFd>(ends[1]);
+  on_main([&] { proxy_->set_access_log(std::move(*writer)); });
+  wait_for_workers();
+  socket.send(get("/chat", "User-Agent: ws\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"));
   const auto response = socket.read();
   ASSERT_TRUE(response);
   EXPECT_EQ(response->status(), 101);
@@ -240,8 +350,15 @@ TEST_F(ProxyTest, AWebSocketIsTunnelledBothWays) {
   socket.send("ping");
   ASSERT_TRUE(socket.take(9, text));
   EXPECT_EQ(text, "welcomeecho:ping");
+  EXPECT_EQ(metric_at(0, "undermesh_buffers_in_use"), 0);  // it may idle for an hour
   socket.shutdown_write();
   EXPECT_TRUE(socket.is_closed());
+  char line[4096];
+  const ssize_t size = ::read(log.get(), line, sizeof line);
+  ASSERT_GT(size, 0);
+  const std::string_view text_of_log(line, static_cast<std::size_t>(size));
+  EXPECT_THAT(text_of_log, HasSubstr("\"GET /chat HTTP/1.1\" 101 "));
+  EXPECT_THAT(text_of_log, HasSubstr("\"ws\""));
 }
 
 }  // namespace

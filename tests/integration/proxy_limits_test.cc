@@ -153,6 +153,11 @@ TEST_F(CircuitBreaker, AWaitingRequestGivesUpAtItsTimeout) {
   slow.send(get("/slow"));
   ASSERT_TRUE(eventually([&] { return upstream.requests() == 1; }));
   EXPECT_EQ(ask(get("/quick")).status(), 504);
+  EXPECT_EQ(ask("POST /quick HTTP/1.1\r\nHost: reviews\r\nContent-Length: 2\r\n\r\nhi").status(),
+            504);
+  auto half = dial();  // the rest of its body is not read while it waits
+  half.send("POST /quick HTTP/1.1\r\nHost: reviews\r\nContent-Length: 5\r\n\r\nhi");
+  EXPECT_EQ(half.read().value_or(HttpSocket::Message{}).status(), 504);
   gave_up.open();
   EXPECT_EQ(slow.read()->status(), 200);
   EXPECT_EQ(upstream.requests(), 1);
@@ -188,6 +193,30 @@ TEST_F(GoneClient, DoesNotHoldTheConnectionWhileTheServiceThinks) {
   slow.reset();
   EXPECT_EQ(ask(get("/")).status(), 200);
   EXPECT_TRUE(was_left);
+  EXPECT_TRUE(eventually([&] { return count_dc() == 1; }));
+}
+
+// A client with a time-out of its own closes, and sends no reset before something comes.
+TEST_F(GoneClient, ThatClosedInGoodOrderHoldsTheConnectionNotForLong) {
+  Gate thinks;
+  auto upstream = FakeUpstream::raw([&](HttpSocket& connection) {
+    const auto request = connection.read();
+    if (!request) return;
+    if (request->start_line.starts_with("GET /slow")) {
+      thinks.open();
+      EXPECT_TRUE(connection.is_closed());
+      return;
+    }
+    connection.send(FakeUpstream::ok("x"));
+    connection.read();
+  });
+  options_.limits.half_closed = 50ms;
+  serve_limited(upstream, "{tcp: {maxConnections: 1}}");
+  auto slow = dial();
+  slow.send(get("/slow"));
+  ASSERT_TRUE(thinks.wait());
+  slow.close();
+  EXPECT_EQ(ask(get("/")).status(), 200);
   EXPECT_TRUE(eventually([&] { return count_dc() == 1; }));
 }
 
@@ -346,6 +375,23 @@ TEST_F(ProxyTest, ConnectionsOverTheWorkloadsLimitAreReset) {
   c.send(get("/"));
   EXPECT_FALSE(c.read());
   EXPECT_EQ(metric_at(1, "undermesh_connections_refused_total"), 1);
+}
+
+TEST_F(ProxyTest, HeadsThatAreNotFinishedCountAsBuffers) {
+  FakeUpstream upstream([](auto&) { return FakeUpstream::ok("x"); });
+  options_.limits.buffer_bytes = 2 * sizeof(net::BufferBlock);
+  serve({&upstream});
+  auto a = dial(), b = dial(), c = dial();
+  a.send("GET / HT");
+  b.send("GET / HT");
+  EXPECT_EQ(metric_at(2, "undermesh_buffers_in_use"), 2);
+  c.send(get("/"));
+  EXPECT_FALSE(c.read());
+  EXPECT_EQ(metric_at(1, "undermesh_requests_refused_total"), 1);
+  a.close();
+  b.close();
+  EXPECT_EQ(metric_at(0, "undermesh_buffers_in_use"), 0);
+  EXPECT_EQ(ask(get("/")).status(), 200);
 }
 
 TEST_F(ProxyTest, RequestsOverTheWorkloadsLimitAre503) {

@@ -193,6 +193,7 @@ TEST_F(ProxyTest, ARequestInFlightEndsWithItsWorkload) {
   on_main([&] { proxy_->revoke(2); });
   EXPECT_TRUE(socket.is_closed());
   EXPECT_EQ(metric_at(0, "undermesh_downstream_connections"), 0);
+  EXPECT_EQ(metric_at(1, "istio_requests_total", {"response_flags=\"LR\""}), 1);
   ended.open();
 }
 
@@ -339,17 +340,23 @@ TEST_F(ProxyTest, WritesTheAccessLogAndTaps) {
   });
   ASSERT_EQ(ask(get("/reviews/7?a=b", "User-Agent: test\r\n")).status(), 200);
   char line[4096];
-  const ssize_t size = ::read(reader.get(), line, sizeof line);
+  ssize_t size = ::read(reader.get(), line, sizeof line);
   ASSERT_GT(size, 0);
   const std::string text(line, static_cast<std::size_t>(size));
   EXPECT_THAT(text, HasSubstr("\"GET /reviews/7?a=b HTTP/1.1\" 200 - via_upstream - \"-\" 0 5 "));
   EXPECT_THAT(text, HasSubstr("\"test\""));
   EXPECT_THAT(text, HasSubstr(kCluster));
   EXPECT_THAT(text, testing::EndsWith("default\n"));
+  ask("GET http://reviews:9080/reviews/8?a HTTP/1.1\r\nHost: reviews:9080\r\n\r\n");
+  size = ::read(reader.get(), line, sizeof line);
+  ASSERT_GT(size, 0);
+  EXPECT_THAT(std::string(line, static_cast<std::size_t>(size)),
+              HasSubstr("\"GET /reviews/8?a HTTP/1.1\""));
   ASSERT_TRUE(eventually([&] {
     std::lock_guard lock(mutex());
-    return taps_.size() == 1;
+    return taps_.size() == 2;
   }));
+  EXPECT_EQ(taps_[1].path, "/reviews/8?a");
   EXPECT_EQ(taps_[0].source, "default/productpage");
   EXPECT_EQ(taps_[0].destination, "reviews.default.svc.cluster.local");
   EXPECT_EQ(taps_[0].status, 200);

@@ -46,10 +46,6 @@ TEST(Answer, EveryReasonHasItsStatusAndFlag) {
        "UC",
        "upstream connect error or disconnect/reset before headers. reset reason: connection "
        "termination"},
-      {{.reason = Reason::kUpstreamReset},
-       503,
-       "UR",
-       "upstream connect error or disconnect/reset before headers. reset reason: remote reset"},
       {{.reason = Reason::kUpstreamProtocol},
        502,
        "UPE",
@@ -58,6 +54,7 @@ TEST(Answer, EveryReasonHasItsStatusAndFlag) {
       {{.reason = Reason::kStreamIdle, .status = 504}, 504, "SI", "stream timeout"},
       {{.reason = Reason::kFault, .status = 555}, 555, "FI", "fault filter abort"},
       {{.reason = Reason::kClientGone}, 0, "DC", ""},
+      {{.reason = Reason::kEnded}, 0, "LR", ""},
   };
   for (const Case& c : cases) {
     const Answer answer = to_answer(c.refusal);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "tests/support/fake_stream.h"
@@ -28,17 +29,21 @@ class RelayTest : public testing::Test {
     ReadBuffer buffer;
     buffer.acquire(pool, held);
     http::BodyDecoder decoder(in);
+    net::IdleClock idle(10s, reactor.now());
     Relay relay{.from = from,
                 .buffer = buffer,
                 .decoder = decoder,
                 .to = to,
                 .framing = out,
                 .prefix = prefix,
-                .stall = 10s};
+                .idle = idle};
     ran->end = co_await relay_body(relay, scope);
     ran->body_bytes = relay.body_bytes;
     ran->wrote = relay.wrote;
     to.shutdown_write();
+  }
+  static net::Task<> relay_into(Relay& relay, net::Scope& scope, RelayEnd* end) {
+    *end = co_await relay_body(relay, scope);
   }
   static net::Task<> feed(net::Stream& to, std::string text, std::size_t piece, bool end,
                           net::Scope& scope) {
@@ -138,6 +143,34 @@ TEST_F(RelayTest, UntilTheEndBecomesChunked) {
       run("hello", 100, {http::BodyKind::until_close, 0}, http::BodyKind::chunked, "HEAD");
   EXPECT_EQ(ran.end, RelayEnd::kDone);
   EXPECT_TRUE(ran.out.ends_with("0\r\n\r\n"));
+}
+
+TEST_F(RelayTest, TheTimeAfterTheBodyRunsWhileItsEndWaitsToBeWritten) {
+  auto [sink, server] = FakeStream::make_pair(reactor, 5);
+  auto [client, source] = FakeStream::make_pair(reactor);
+  std::size_t held = 0;
+  ReadBuffer buffer;
+  buffer.acquire(pool, held);
+  const std::string body = "a body that the sink takes in part";
+  std::ranges::copy(body, buffer.space().begin());
+  buffer.filled(body.size());
+  http::BodyDecoder decoder({http::BodyKind::content_length, body.size()});
+  net::IdleClock idle(1h, reactor.now());
+  Relay relay{.from = *source,
+              .buffer = buffer,
+              .decoder = decoder,
+              .to = *sink,
+              .framing = http::BodyKind::content_length,
+              .idle = idle,
+              .time_after_body = 20ms};
+  net::Scope scope(reactor);
+  net::Group group(reactor);
+  RelayEnd end = RelayEnd::kDone;
+  group.spawn(relay_into(relay, scope, &end));
+  while (group.size() > 0) reactor.run_once(100ms);
+  EXPECT_EQ(end, RelayEnd::kCancelled);
+  EXPECT_EQ(scope.cancelled(), Errc::timed_out);
+  EXPECT_TRUE(relay.is_writing);
 }
 
 TEST_F(RelayTest, EveryFailingOperationOfTheSinkEndsTheRelay) {
