@@ -326,7 +326,8 @@ Result<int> bring_down(Environment environment, bool purge) {
     MESH_TRY(remove_cgroup(cgroups.value().root));
   }
   MESH_TRY(unmount_bpffs(environment));
-  if (purge) warn_left(environment.state_dir, remove_known(environment.state_dir, state_files()));
+  const bool purged = purge && fs::exists(environment.state_dir);
+  if (purged) warn_left(environment.state_dir, remove_known(environment.state_dir, state_files()));
   // Last: it remembers the state directory and the mount, should this be interrupted.
   bool had_files = fs::exists(environment.run("up.json"));
   if (had_files) {
@@ -335,12 +336,12 @@ Result<int> bring_down(Environment environment, bool purge) {
     std::error_code not_empty;
     fs::remove(environment.run_dir, not_empty);
   }
-  if (programs + sandboxes + detached.size() == 0 && !had_files)
+  if (programs + sandboxes + detached.size() == 0 && !had_files && !purged)
     std::puts("The mesh was not running; nothing to do.");
   else
     std::printf(
         "The mesh is down: %zu programs, %zu sandboxes and %zu pinned BPF objects removed%s.\n",
-        programs, sandboxes, detached.size(), purge ? ", and the stored configuration" : "");
+        programs, sandboxes, detached.size(), purged ? ", and the stored configuration" : "");
   return kOk;
 }
 

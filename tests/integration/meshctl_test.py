@@ -655,8 +655,9 @@ class Supervision(unittest.TestCase):
         self.assertEqual(self.pids(), {name: before[name] for name in ("meshhold", "meshproxy")})
         self.assertEqual(self.meshctl("status").returncode, 3)
         self.assertNotIn("it stays like this", self.ok("disable", "--all"))
-        self.up()
+        said = self.up()
         after = self.wait_for_all(("meshd", before["meshd"]))
+        self.assertRegex(said, rf"supervisor +{after['meshctl'][0]} +running")
         self.assertEqual((after["meshhold"], after["meshproxy"]), (before["meshhold"], before["meshproxy"]))
 
     def test_the_supervisors_death_stops_nothing_and_the_next_one_takes_over(self):
@@ -750,6 +751,8 @@ class Supervision(unittest.TestCase):
         self.assertEqual({path.name for path in elsewhere.iterdir()}, {"logs", "hosts"})
         self.ok("down")
         self.assertEqual(os.listdir(self.run_dir), ["mine.sock"])
+        self.assertIn("and the stored configuration", self.ok("down", "--purge", "--state-dir", self.state_dir))
+        self.assertIn("nothing to do", self.ok("down", "--purge", "--state-dir", self.state_dir))
 
     def test_down_keeps_what_is_not_the_meshs(self):
         self.up()
