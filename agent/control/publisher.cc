@@ -18,6 +18,14 @@ Logger log() {
   return made;
 }
 
+constexpr int kLooks = 2;
+
+// Whether nothing that was allowed can be forbidden now.
+bool has_same_policy(const datapath::State& before, const datapath::State& now) {
+  return now.sets.empty() || (before.sets == now.sets && before.peers == now.peers &&
+                              before.blocks == now.blocks && before.workloads == now.workloads);
+}
+
 using ByKey = std::map<config::ObjectKey, config::ObjectPtr>;
 
 ByKey by_key(const std::vector<config::ObjectPtr>& objects) {
@@ -71,7 +79,21 @@ void Publisher::apply_kernel() {
   }
   kernel_error_.clear();
   kernel_errors_ = std::move(applied).value();
+  const bool is_policy_new = !has_same_policy(current_, state);
   current_ = std::move(state);
+  if (is_policy_new) looks_due_ = kLooks;
+  end_forbidden();
+}
+
+// What was connecting when the policy changed may be open only now: so it is looked at twice.
+void Publisher::end_forbidden() {
+  if (looks_due_ == 0) return;
+  --looks_due_;
+  if (auto ended = datapath_.end_forbidden(current_); !ended && ended.error() != look_error_) {
+    log()->error("connections that a policy forbids could not be ended error={}",
+                 ended.error().message);
+    look_error_ = ended.error();
+  }
 }
 
 void Publisher::send_update(Clock::time_point now) {

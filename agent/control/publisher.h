@@ -44,6 +44,8 @@ class Publisher {
   void publish(Publication publication, Clock::time_point now);
   // Writes the kernel's state again, and what a failed write left out.
   void refresh_kernel();
+  // Every 2 s: looks once more for connections that a change of policy forbids.
+  void end_forbidden();
 
   void on_proxy_connected(Clock::time_point now);
   void on_proxy_lost();
@@ -79,6 +81,8 @@ class Publisher {
   datapath::State current_;
   std::string kernel_error_;
   std::map<datapath::WorkloadId, Error> kernel_errors_;
+  int looks_due_ = 0;  // for connections that are forbidden now
+  Error look_error_;
   std::vector<config::Problem> nacked_;
 };
 

@@ -112,6 +112,9 @@ class Datapath {
   // Under id 0: what is of no one workload and did not fit; then the kernel refuses every TCP
   // destination that it does not find, until it fits. What did not fit of a workload refuses too.
   virtual Result<std::map<WorkloadId, Error>> apply(const State& wanted) = 0;
+  // Resets the TCP connections of enrolled workloads that the policies of `state` forbid, at
+  // whichever end. What is connecting while this looks may be missed: ask again later.
+  virtual Result<> end_forbidden(const State& state) = 0;
   virtual Result<Counters> counters() = 0;
   // What the maps hold now: read once by a restarted meshd, to keep its numbers.
   virtual Result<State> adopt() = 0;

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "bpf/shared.h"
 #include "datapath/byte_order.h"
+#include "datapath/connections.h"
 #include "datapath/datapath.h"
 #include "datapath/map.h"
 #include "datapath/object.h"
@@ -219,6 +220,17 @@ class KernelDatapath final : public Datapath {
     return problems;
   }
 
+  Result<> end_forbidden(const State& state) override {
+    for (const auto& [id, workload] : state.workloads) {
+      if (workload.netns < 0 || workload.cgroup.empty()) continue;
+      MESH_TRY(auto ended, end_connections(workload.netns, [&](const Connection& connection) {
+                 return is_forbidden(state, workload, connection);
+               }));
+      connections_ended_ += ended;
+    }
+    return success();
+  }
+
   Result<Counters> counters() override {
     auto cpus = static_cast<std::size_t>(::libbpf_num_possible_cpus());
     Counters out;
@@ -229,6 +241,7 @@ class KernelDatapath final : public Datapath {
       std::uint64_t& total = out.totals[kCounterNames[i]];
       for (std::uint64_t value : values) total += value;
     }
+    out.totals["connections_ended_by_policy"] = connections_ended_;
     int fd = object_.map("um_policy_counts");
     std::vector<um_policy_count> counts(cpus);
     std::uint32_t policy = 0, next = 0;
@@ -317,7 +330,8 @@ class KernelDatapath final : public Datapath {
     };
     std::set<WorkloadId> incomplete;
     bool complete = true;
-    for (const auto& [set, err] : maps_.sets.put(wanted.sets)) misfit(0, err, "policy sets");
+    for (const auto& [set, err] : maps_.sets.put(maps_.sets.with_old_classes(wanted.sets)))
+      misfit(0, err, "policy sets");
     for (const auto& [key, err] : maps_.refusals.put(wanted.refusals)) {
       misfit(key.client, err, "refusals");
       incomplete.insert(key.client);
@@ -375,6 +389,8 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(maps_.peers.keep_only(wanted.peers));
     MESH_TRY(maps_.blocks.keep_only(wanted.blocks));
     MESH_TRY(maps_.refusals.keep_only(wanted.refusals));
+    // Nobody is of an old class any more.
+    maps_.sets.put(wanted.sets);
     MESH_TRY(maps_.sets.keep_only(wanted.sets));
     if (ended.empty()) return success();
     return remove_records(ended);
@@ -415,8 +431,54 @@ class KernelDatapath final : public Datapath {
     }
   }
 
+  // As the programs would decide of a new one.
+  bool is_forbidden(const State& state, const EnrolledWorkload& workload,
+                    const Connection& connection) const {
+    const IpAddress& other = connection.remote.ip;
+    if (std::ranges::find(workload.addresses, other) != workload.addresses.end()) return false;
+    if (connection.is_inbound)
+      return is_denied(state, workload.ingress, class_of_client(state, connection),
+                       connection.local.port);
+    if (is_denied(state, workload.egress, class_at(state, other), connection.remote.port))
+      return true;
+    const auto server = state.peers.find(other);
+    return server != state.peers.end() &&
+           is_denied(state, server->second.ingress,
+                     other.is_v4() ? workload.class4 : workload.class6, connection.remote.port);
+  }
+
+  static bool is_denied(const State& state, SetId id, ClassId peer, std::uint16_t port) {
+    if (id == 0) return false;
+    const auto set = state.sets.find(id);
+    const auto* found =
+        set == state.sets.end() ? nullptr : find_verdict(set->second, peer, Transport::kTcp, port);
+    return !found || !found->allowed;
+  }
+
+  ClassId class_of_client(const State& state, const Connection& connection) const {
+    const um_flow_key key{kernel_destination(connection.remote),
+                          kernel_destination(connection.local)};
+    ClassId recorded = 0;
+    if (::bpf_map_lookup_elem(object_.map("um_flows"), &key, &recorded) == 0) return recorded;
+    return class_at(state, connection.remote.ip);
+  }
+
+  static ClassId class_at(const State& state, const IpAddress& address) {
+    if (const auto peer = state.peers.find(address); peer != state.peers.end())
+      return peer->second.peer;
+    ClassId peer = 0;
+    int longest = -1;
+    for (const auto& [block, id] : state.blocks)
+      if (block.prefix_length > longest && block.contains(address)) {
+        longest = block.prefix_length;
+        peer = id;
+      }
+    return peer;
+  }
+
   Object object_;
   Maps maps_;
+  std::uint64_t connections_ended_ = 0;
   std::set<std::string> link_sets_;       // pinned, as far as we know
   std::map<std::string, Place> ensured_;  // by this process
   bool config_known_ = false;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <set>
 #include <vector>
 
 #include "base/unique_fd.h"
@@ -60,6 +61,19 @@ Result<> PolicySets::read() {
   }
   if (errno != ENOENT) return errno_error(errno, "read map um_sets");
   return success();
+}
+
+PolicySets::Entries PolicySets::with_old_classes(const Entries& wanted) const {
+  Entries both = wanted;
+  for (auto& [set, verdicts] : both) {
+    const auto known = entries_.find(set);
+    if (known == entries_.end()) continue;
+    std::set<std::uint32_t> named = {0};
+    for (const auto& [key, verdict] : verdicts) named.insert(key.peer_class);
+    for (const auto& entry : known->second)
+      if (!named.contains(entry.first.peer_class)) verdicts.insert(entry);
+  }
+  return both;
 }
 
 // All that changed in one call: from kernel 6.8 it waits only once for programs that still read

@@ -25,6 +25,9 @@ class PolicySets {
 
   const Entries& entries() const { return entries_; }
   Result<> read();
+  // What `wanted` is to become, with what the sets say now of classes that they will not name any
+  // more: for as long as somebody still is of such a class.
+  Entries with_old_classes(const Entries& wanted) const;
   // As Map has them.
   bool take_changed() { return std::exchange(changed_, false); }
   std::map<SetId, int> put(const Entries& wanted);

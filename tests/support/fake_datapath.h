@@ -23,6 +23,7 @@ class FakeDatapath final : public datapath::Datapath {
   // What tests look at.
   std::string mesh_cgroup;
   int applies = 0;
+  int looks_for_forbidden = 0;
   std::vector<datapath::State> history;  // every state applied, in order
 
   Result<> attach_mesh(const std::string& cgroup_path) override {
@@ -39,6 +40,11 @@ class FakeDatapath final : public datapath::Datapath {
     for (const auto& [id, error] : refuse)
       if (wanted.workloads.contains(id)) problems.emplace(id, error);
     return problems;
+  }
+  Result<> end_forbidden(const datapath::State&) override {
+    MESH_TRY(operation());
+    ++looks_for_forbidden;
+    return success();
   }
   Result<datapath::Counters> counters() override {
     MESH_TRY(operation());
