@@ -60,10 +60,7 @@ Limits::Slot Limits::retry_connection() {
 
 Limits::Slot Limits::try_connection() {
   Slot slot = retry_connection();
-  if (!slot) {
-    counters_->upstream_cx_overflow.add();
-    connection_overflows_.add();
-  }
+  if (!slot) counters_->upstream_cx_overflow.add();
   return slot;
 }
 
@@ -74,7 +71,6 @@ Limits::Slot Limits::try_pending() {
     counters_->upstream_rq_pending_active.add();
   } else {
     counters_->upstream_rq_pending_overflow.add();
-    pending_overflows_.add();
   }
   return slot;
 }
@@ -86,7 +82,6 @@ Limits::Slot Limits::try_request() {
     counters_->upstream_rq_active.add();
   } else {
     counters_->upstream_rq_pending_overflow.add();
-    pending_overflows_.add();
   }
   return slot;
 }

@@ -89,8 +89,6 @@ class Limits {
   bool someone_waits() const { return in_use(Use::kWaiting) != 0; }
 
   std::uint32_t in_use(Use use) const { return budget_->in_use(use); }
-  std::uint64_t connection_overflows() const { return connection_overflows_.value(); }
-  std::uint64_t pending_overflows() const { return pending_overflows_.value(); }
 
  private:
   friend class Cluster;
@@ -99,7 +97,6 @@ class Limits {
 
   std::shared_ptr<Budget> budget_;
   std::shared_ptr<Counters> counters_;
-  Counter connection_overflows_, pending_overflows_;  // of this client alone
 };
 
 }  // namespace mesh::cluster

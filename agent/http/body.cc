@@ -17,6 +17,7 @@ bool is_permitted_trailer(std::string_view name) {
                                                     "content-language",
                                                     "content-range",
                                                     "content-type",
+                                                    "b3",
                                                     "cookie",
                                                     "date",
                                                     "expires",
@@ -29,13 +30,20 @@ bool is_permitted_trailer(std::string_view name) {
                                                     "range",
                                                     "retry-after",
                                                     "set-cookie",
+                                                    "traceparent",
+                                                    "tracestate",
                                                     "vary",
                                                     "via",
                                                     "warning",
-                                                    "www-authenticate"};
+                                                    "www-authenticate",
+                                                    "x-request-id"};
   if (identify(name) != FieldId::other) return false;
   if (name.size() > 2 && to_lower(name[0]) == 'i' && names_equal(name.substr(0, 3), "if-")) {
     return false;
+  }
+  // What the mesh says itself, and takes from nobody.
+  for (const std::string_view own : {"x-forwarded-", "x-envoy-", "x-b3-"}) {
+    if (name.size() > own.size() && names_equal(name.substr(0, own.size()), own)) return false;
   }
   return std::ranges::none_of(kForbidden, [&](auto bad) { return names_equal(name, bad); });
 }
@@ -191,13 +199,6 @@ BodyDecoder::Step BodyDecoder::next_trailers(std::string_view section, std::size
     if (const char* error = scan_field_line(line, field)) return fail(400, error);
     trailer_line_ = trailer_searched_ = end + 1;
   }
-}
-
-void parse_trailers(std::string_view section, Fields& fields) {
-  fields.clear();
-  each_permitted_trailer(section, [&](std::string_view name, std::string_view value) {
-    fields.push_back({name, value, FieldId::other});
-  });
 }
 
 ChunkHeader chunk_header(std::uint64_t data_bytes) {

@@ -116,10 +116,8 @@ class BodyDecoder {
   Event eof();
 
   [[nodiscard]] bool is_done() const { return state_ == State::done; }
-  // The bytes still to come where that is known (content_length), for splice and the like.
-  [[nodiscard]] std::uint64_t remaining() const { return state_ == State::fixed ? left_ : 0; }
   // The trailer section as received, checked; "" without one. A view into the input of the step
-  // that said `end`. Hand it to append_last_chunk, or look at it with parse_trailers.
+  // that said `end`. Hand it to append_last_chunk.
   [[nodiscard]] std::string_view trailers() const { return trailers_; }
   [[nodiscard]] const ParseError& error() const { return error_; }
 
@@ -153,10 +151,6 @@ class BodyDecoder {
   ParseError error_;
 };
 
-// The fields of a trailer section, without those that a trailer may not carry (framing, routing,
-// authentication, content description: RFC 9110 6.5.1).
-void parse_trailers(std::string_view section, Fields& fields);
-
 // Chunks out: header, the data itself (any number of spans of that many bytes in all), "\r\n".
 struct ChunkHeader {
   char bytes[20];
@@ -166,7 +160,9 @@ struct ChunkHeader {
 ChunkHeader chunk_header(std::uint64_t data_bytes);  // "1f40\r\n"; data_bytes > 0
 inline constexpr std::string_view kChunkEnd = "\r\n";
 inline constexpr std::string_view kLastChunk = "0\r\n\r\n";  // without trailers
-// "0\r\n", the permitted trailers of the section, "\r\n".
+// "0\r\n", the permitted trailers of the section, "\r\n". Not permitted: framing, routing,
+// authentication, content description (RFC 9110 6.5.1), and what the mesh says in heads
+// (x-forwarded-*, x-envoy-*, x-request-id, trace context).
 void append_last_chunk(std::string_view trailer_section, std::string& out);
 
 // A field to write. Names and values were checked with is_valid_field_*; the writers turn a control
@@ -194,7 +190,6 @@ struct RequestRewrite {
   std::string_view authority;  // instead of head.authority unless empty; one of them is not empty
   std::string_view path;       // instead of head.path unless empty (a route's rewrite)
   bool keep_upgrade = false;   // pass Upgrade on
-  bool keep_expect = true;     // false: the proxy answers 100-continue itself
   bool close = false;          // "connection: close"
 };
 
@@ -232,7 +227,5 @@ struct LocalResponse {
   bool keep_alive = true;
 };
 void write_local_response(const LocalResponse& response, std::string& out);
-
-inline constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
 }  // namespace mesh::http

@@ -214,7 +214,7 @@ void write_request_head(const RequestHead& head, const RequestRewrite& rewrite, 
   text.safe_text(authority);
   text.text("\r\n");
   append_end_to_end(head.fields, edits, text);
-  if (rewrite.keep_expect && head.expect_continue) text.text("expect: 100-continue\r\n");
+  if (head.expect_continue) text.text("expect: 100-continue\r\n");
   append_framing(head.body, text);
   append_request_connection(head, rewrite, text);
   text.text("\r\n");

@@ -1,4 +1,4 @@
-// BufferPool: the 64 KB buffers that heads and bodies pass through, recycled per thread, last in
+// BufferPool: the 80 KiB buffers that heads and bodies pass through, recycled per thread, last in
 // first out (its pages are still warm). Only what is in flight holds one. One thread.
 #pragma once
 

@@ -147,13 +147,15 @@ void Exchange::count(nanoseconds duration) {
     metrics.record(make_edge("source", nullptr), status_, flags_, duration);
     return;
   }
-  if (endpoint_->edges_epoch != view_->epoch) {
+  if (endpoint_->edges_epoch != view_->epoch ||
+      endpoint_->edges_generation != metrics.generation()) {
     const auto& workload = endpoint_->endpoint->workload();
     endpoint_->source_edge = make_edge("source", workload.get());
     endpoint_->destination_edge = workload && view_->local.contains(workload.get())
                                       ? make_edge("destination", workload.get())
                                       : nullptr;
     endpoint_->edges_epoch = view_->epoch;
+    endpoint_->edges_generation = metrics.generation();
   }
   metrics.record(endpoint_->source_edge, status_, flags_, duration);
   // The destination's side counts what was really sent to it.

@@ -38,12 +38,14 @@ void MetricsServer::add_listener(const ListenerId& id, UniqueFd fd) {
   serving->listener = std::move(listener).value();
   Serving& added = *serving;
   listeners_.emplace(id, std::move(serving));
-  group_.spawn(accept_all(id, added));
+  group_.spawn(accept_all(added));
 }
 
 void MetricsServer::remove_listener(const ListenerId& id) {
   if (const auto found = listeners_.find(id); found != listeners_.end()) {
     found->second->scope.cancel();
+    ending_.push_back(std::move(found->second));
+    listeners_.erase(found);
   }
 }
 
@@ -64,7 +66,7 @@ net::Task<> MetricsServer::close() {
   co_await group_.wait();
 }
 
-net::Task<> MetricsServer::accept_all(ListenerId id, Serving& serving) {
+net::Task<> MetricsServer::accept_all(Serving& serving) {
   while (!serving.scope.is_cancelled()) {
     auto fd = co_await serving.listener->accept(serving.scope);
     if (serving.scope.is_cancelled()) break;
@@ -74,7 +76,9 @@ net::Task<> MetricsServer::accept_all(ListenerId id, Serving& serving) {
       group_.spawn(serve(std::move(fd).value()));
     }
   }
-  listeners_.erase(id);  // destroys `serving`
+  // One or the other destroys `serving`; the same listener may have been added anew meanwhile.
+  std::erase_if(ending_, [&](auto& ending) { return ending.get() == &serving; });
+  std::erase_if(listeners_, [&](auto& entry) { return entry.second.get() == &serving; });
 }
 
 std::string MetricsServer::respond(std::string_view path, bool is_get, bool keep_alive) {

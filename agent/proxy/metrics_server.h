@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/unique_fd.h"
 #include "net/reactor.h"
@@ -35,7 +36,7 @@ class MetricsServer {
     std::unique_ptr<net::Listener> listener;
     net::Scope scope;
   };
-  net::Task<> accept_all(ListenerId id, Serving& serving);
+  net::Task<> accept_all(Serving& serving);
   net::Task<> serve(UniqueFd fd);
   std::string respond(std::string_view path, bool is_get, bool keep_alive);
 
@@ -45,6 +46,7 @@ class MetricsServer {
   net::Group group_;
   std::size_t connections_ = 0;
   std::map<ListenerId, std::unique_ptr<Serving>> listeners_;
+  std::vector<std::unique_ptr<Serving>> ending_;  // removed; each ends with its accept loop
 };
 
 }  // namespace mesh::proxy

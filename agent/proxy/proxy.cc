@@ -23,8 +23,7 @@ using telemetry::PrometheusWriter;
 
 constexpr auto kHousekeeping = 100ms;
 constexpr auto kHeldUp = 1s;  // a worker that did not turn for so long is an error
-constexpr std::uint32_t kMostTapsWaiting = 1000;     // above: events are dropped, nothing waits
-constexpr std::size_t kMostLogWaiting = 16UL << 20;  // bytes; above: lines are dropped and counted
+constexpr std::uint32_t kMostTapsWaiting = 1000;  // above: events are dropped, nothing waits
 
 Logger& log() {
   static Logger instance = logger("proxy");
@@ -195,8 +194,8 @@ UniqueFd Proxy::duplicate_listener(const ListenerId& id) const {
 }
 
 void Proxy::set_access_log(UniqueFd file) {
-  access_log_ = std::move(file);
-  const bool on = static_cast<bool>(access_log_);
+  const bool on = static_cast<bool>(file);
+  access_log_.use(std::move(file));
   for (auto& worker : workers_) worker->post([w = worker.get(), on] { w->set_access_log(on); });
 }
 
@@ -206,33 +205,8 @@ void Proxy::set_tap(bool on, const TapFilter& filter) {
   }
 }
 
-// On a worker. Files are written by the main thread: a slow disk delays no request.
-void Proxy::log_lines(std::string lines) {
-  const std::size_t size = lines.size();
-  if (log_waiting_.load(std::memory_order_relaxed) > kMostLogWaiting) {
-    main_.post([this, size] { log_lost_ += size; });
-    return;
-  }
-  log_waiting_.fetch_add(size, std::memory_order_relaxed);
-  main_.post([this, text = std::move(lines)] {
-    log_waiting_.fetch_sub(text.size(), std::memory_order_relaxed);
-    write_log(text);
-  });
-}
-
-void Proxy::write_log(const std::string& lines) {
-  if (!access_log_) return;
-  std::string_view left = lines;
-  while (!left.empty()) {
-    const ssize_t n = ::write(access_log_.get(), left.data(), left.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) {
-      log_lost_ += left.size();
-      return;
-    }
-    left.remove_prefix(static_cast<std::size_t>(n));
-  }
-}
+// On a worker.
+void Proxy::log_lines(std::string lines) { access_log_.write(std::move(lines)); }
 
 // On a worker.
 void Proxy::tap(TapEvent event) {
@@ -324,7 +298,7 @@ void Proxy::write_metrics(std::string& out) const {
       "Requests sent again because a reused connection had ended", false, &WorkerCounters::retries);
   std::size_t buffers = 0;
   for (const auto& worker : workers_) buffers += worker->buffers_in_use();
-  writer.family("undermesh_buffers_in_use", "64 KB buffers that heads and bodies are held in",
+  writer.family("undermesh_buffers_in_use", "80 KiB buffers that heads and bodies are held in",
                 PrometheusWriter::Type::kGauge);
   writer.sample({}, static_cast<double>(buffers));
   writer.family("undermesh_turn_age_seconds", "Since the slowest thread last took its turn",
@@ -332,7 +306,7 @@ void Proxy::write_metrics(std::string& out) const {
   writer.sample({}, std::chrono::duration<double>(net::Clock::now() - last_turn()).count());
   writer.family("undermesh_access_log_lost_bytes_total", "Access log lines that were not written",
                 PrometheusWriter::Type::kCounter);
-  writer.sample({}, static_cast<double>(log_lost_));
+  writer.sample({}, static_cast<double>(access_log_.lost_bytes()));
 }
 
 boost::json::array Proxy::dump_endpoints() const {

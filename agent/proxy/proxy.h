@@ -17,6 +17,7 @@
 
 #include "base/unique_fd.h"
 #include "cluster/cluster.h"
+#include "proxy/log_writer.h"
 #include "proxy/worker.h"
 #include "telemetry/metrics.h"
 
@@ -73,7 +74,6 @@ class Proxy final : private Sinks {
   Worker& least_loaded();
   void begin_stop();
   void housekeeping();
-  void write_log(const std::string& lines);
 
   net::Reactor& main_;
   Callbacks callbacks_;
@@ -82,13 +82,11 @@ class Proxy final : private Sinks {
   std::vector<std::unique_ptr<Worker>> workers_;
   std::map<WorkloadId, Worker*> homes_;
   std::map<ListenerId, UniqueFd> listeners_;  // kept for a meshhold that asks for it
-  UniqueFd access_log_;
-  std::uint64_t log_lost_ = 0;
+  LogWriter access_log_;
   // Who asked for sockets, in the order asked: answers come in that order.
   std::map<std::pair<WorkloadId, Family>, std::deque<unsigned>> askers_;
   Housekeeping housekeeping_;
   std::atomic<std::uint32_t> taps_waiting_{0};
-  std::atomic<std::size_t> log_waiting_{0};
   bool stopping_ = false;
   std::size_t running_;  // workers
   net::WaitQueue all_ended_;

@@ -108,7 +108,7 @@ struct EndpointPool {
   // Metric series, looked up again when the labels may have changed.
   telemetry::WorkerMetrics::Edge* source_edge = nullptr;
   telemetry::WorkerMetrics::Edge* destination_edge = nullptr;  // null: not enrolled on this node
-  std::uint64_t edges_epoch = 0;
+  std::uint64_t edges_epoch = 0, edges_generation = 0;
 };
 
 class UpstreamPool {

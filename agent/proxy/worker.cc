@@ -19,6 +19,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kHousekeeping = 100ms;
+constexpr auto kForget = 1min;            // between two looks for what ended
 constexpr auto kOutOfDescriptors = 50ms;  // before the next accept
 constexpr std::size_t kLogFlush = 64 * 1024;
 constexpr std::size_t kKeepExchanges = 256;
@@ -228,6 +229,20 @@ void Worker::adopt(ConfigurationPtr configuration) {
   view_ = view;
   for (auto& [id, client] : clients_) client->adopt(*view_);
   passthrough_.clear();
+  forget_ended_workloads();
+}
+
+// In the metrics.
+void Worker::forget_ended_workloads() {
+  forgot_ = reactor_.now();
+  const Configuration& configuration = *view_->configuration;
+  metrics_.retain(
+      [&](std::string_view ns, std::string_view name) {
+        const config::ObjectName workload{std::string(ns), std::string(name)};
+        return configuration.snapshot->workloads.contains(workload) ||
+               (configuration.gateway && configuration.gateway->name == workload);
+      },
+      forgot_);
 }
 
 Client& Worker::client(WorkloadId id, bool shared) {
@@ -398,6 +413,7 @@ void Worker::housekeeping() {
   turned(reactor_.now());
   if (!log_.empty()) sinks_.log_lines(std::exchange(log_, {}));
   for (auto& [id, client] : clients_) client->housekeeping();
+  if (reactor_.now() - forgot_ > kForget) forget_ended_workloads();
   reactor_.timers().arm(housekeeping_, reactor_.now() + kHousekeeping);
 }
 

@@ -234,6 +234,7 @@ class Worker {
   net::Task<> end_client(std::unique_ptr<Client> client);
   net::Task<> drain(std::function<void()> ended);
   void housekeeping();
+  void forget_ended_workloads();
   void turned(net::Clock::time_point now);
   Client& client(WorkloadId id, bool shared);
 
@@ -265,6 +266,7 @@ class Worker {
   // Cancelled; each ends with its accept loop. The same listener may be added anew meanwhile.
   std::vector<std::unique_ptr<Source>> ending_sources_;
   Housekeeping housekeeping_;
+  net::Clock::time_point forgot_{};
   std::atomic<net::Clock::rep> last_turn_{0};
   std::thread thread_;
 };

@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <span>
+#include <unordered_set>
 
 #include "telemetry/prometheus.h"
 
 namespace mesh::telemetry {
 namespace {
+
+constexpr std::chrono::minutes kKeepEnded{5};
 
 constexpr std::string_view kUnknown = "unknown";
 constexpr std::string_view kOverflow = "overflow";
@@ -103,7 +107,8 @@ void Histogram::record(std::chrono::nanoseconds duration) {
 }
 
 struct WorkerMetrics::Series {
-  const Edge* edge;
+  const Edge* edge;  // the worker's alone: it may be dropped while a reader is here
+  std::shared_ptr<const std::string> edge_labels;
   int response_code;  // below 0: the overflow series
   ResponseFlags flags;
   int grpc_status;
@@ -114,8 +119,18 @@ struct WorkerMetrics::Series {
 
 class WorkerMetrics::Edge {
  public:
-  explicit Edge(std::string labels) : labels_(std::move(labels)) {}
-  const std::string& labels() const { return labels_; }
+  Edge(std::string labels, const EdgeLabels& of)
+      : labels_(std::make_shared<const std::string>(std::move(labels))),
+        source_(of.source.workload),
+        source_namespace_(of.source.workload_namespace),
+        destination_(of.destination.workload),
+        destination_namespace_(of.destination.workload_namespace) {}
+  const std::shared_ptr<const std::string>& labels() const { return labels_; }
+  bool is_there(const IsThere& is_there) const {
+    return (source_.empty() || is_there(source_namespace_, source_)) &&
+           (destination_.empty() || is_there(destination_namespace_, destination_));
+  }
+  std::optional<std::chrono::steady_clock::time_point> ended_at;
 
   Series* find(std::uint64_t key) const {
     for (const auto& [known_key, series] : series_)
@@ -125,12 +140,13 @@ class WorkerMetrics::Edge {
   void add(std::uint64_t key, Series* series) { series_.emplace_back(key, series); }
 
  private:
-  const std::string labels_;                               // read by other threads
+  const std::shared_ptr<const std::string> labels_;  // read by other threads
+  const std::string source_, source_namespace_, destination_, destination_namespace_;
   std::vector<std::pair<std::uint64_t, Series*>> series_;  // few: an edge has few outcomes
 };
 
 void WorkerMetrics::Series::append_labels_to(std::string& out) const {
-  out += edge->labels();
+  out += *edge_labels;
   if (response_code < 0) {
     out += ",response_code=\"overflow\",response_flags=\"overflow\",grpc_response_status=\"\"";
     return;
@@ -146,7 +162,7 @@ void WorkerMetrics::Series::append_labels_to(std::string& out) const {
 
 WorkerMetrics::WorkerMetrics(std::size_t max_series)
     : max_series_(max_series),
-      overflow_edge_(std::make_unique<Edge>(render(overflow_labels()))),
+      overflow_edge_(std::make_unique<Edge>(render(overflow_labels()), EdgeLabels{})),
       overflow_series_(add_series(overflow_edge_.get(), -1, {}, -1)) {}
 
 WorkerMetrics::~WorkerMetrics() = default;
@@ -155,7 +171,7 @@ WorkerMetrics::Edge* WorkerMetrics::edge(const EdgeLabels& labels) {
   std::string text = render(labels);
   if (const auto found = edges_.find(text); found != edges_.end()) return found->second.get();
   if (edges_.size() >= max_series_) return overflow_edge_.get();
-  auto edge = std::make_unique<Edge>(text);
+  auto edge = std::make_unique<Edge>(text, labels);
   return edges_.emplace(std::move(text), std::move(edge)).first->second.get();
 }
 
@@ -180,16 +196,34 @@ void WorkerMetrics::record(Edge* edge, int response_code, ResponseFlags flags,
 WorkerMetrics::Series* WorkerMetrics::add_series(const Edge* edge, int response_code,
                                                  ResponseFlags flags, int grpc_status) {
   const std::lock_guard lock(mutex_);
-  series_.push_back(std::make_unique<Series>(edge, response_code, flags, grpc_status));
+  series_.push_back(
+      std::make_shared<Series>(edge, edge->labels(), response_code, flags, grpc_status));
   return series_.back().get();
 }
 
-std::vector<const WorkerMetrics::Series*> WorkerMetrics::series() const {
-  std::vector<const Series*> all;
+std::vector<std::shared_ptr<const WorkerMetrics::Series>> WorkerMetrics::series() const {
   const std::lock_guard lock(mutex_);
-  all.reserve(series_.size());
-  for (const auto& series : series_) all.push_back(series.get());
-  return all;
+  return {series_.begin(), series_.end()};
+}
+
+void WorkerMetrics::retain(const IsThere& is_there, std::chrono::steady_clock::time_point now) {
+  const bool many = edges_.size() > max_series_ / 2 || series_.size() > max_series_ / 2;
+  std::unordered_set<const Edge*> dropped;
+  for (auto& [text, edge] : edges_) {
+    if (edge->is_there(is_there)) {
+      edge->ended_at.reset();
+      continue;
+    }
+    if (!edge->ended_at) edge->ended_at = now;
+    if (many || now - *edge->ended_at >= kKeepEnded) dropped.insert(edge.get());
+  }
+  if (dropped.empty()) return;
+  ++generation_;
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(series_, [&](const auto& series) { return dropped.contains(series->edge); });
+  }
+  std::erase_if(edges_, [&](const auto& entry) { return dropped.contains(entry.second.get()); });
 }
 
 Metrics::Metrics(std::size_t max_series_per_worker) : max_series_(max_series_per_worker) {}
@@ -208,7 +242,7 @@ void Metrics::write_prometheus(std::string& out) const {
     const std::lock_guard lock(mutex_);
     for (const auto& worker : workers_) {
       overflows += worker->overflows_.value();
-      for (const auto* series : worker->series()) {
+      for (const auto& series : worker->series()) {
         std::string labels;
         series->append_labels_to(labels);
         Sums& sums = all[std::move(labels)];

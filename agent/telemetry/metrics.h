@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -63,7 +64,7 @@ struct EdgeLabels {
 
 class WorkerMetrics {
  public:
-  class Edge;  // owned here, lives as long as this; keep a pointer where the edge is used
+  class Edge;  // owned here; keep a pointer where the edge is used, while generation() is the same
 
   ~WorkerMetrics();
   WorkerMetrics(const WorkerMetrics&) = delete;
@@ -72,6 +73,12 @@ class WorkerMetrics {
   // The edge of these labels, made at its first use (allocates then). Never null. Look it up when
   // the pool to an endpoint is made, not for each request.
   Edge* edge(const EdgeLabels& labels);
+  // Drops the edges of workloads that ended: some time after (so that their last requests are
+  // scraped), or at once where there are many edges. Call it when workloads changed, and sometimes.
+  using IsThere = std::function<bool(std::string_view ns, std::string_view workload)>;
+  void retain(const IsThere& is_there, std::chrono::steady_clock::time_point now);
+  // Another one: edges were dropped. Look yours up again.
+  std::uint64_t generation() const { return generation_; }
   // One finished request. grpc_status < 0: not gRPC (label value "").
   void record(Edge* edge, int response_code, ResponseFlags flags, std::chrono::nanoseconds duration,
               int grpc_status = -1);
@@ -81,13 +88,14 @@ class WorkerMetrics {
   struct Series;
   explicit WorkerMetrics(std::size_t max_series);
   Series* add_series(const Edge* edge, int response_code, ResponseFlags flags, int grpc_status);
-  std::vector<const Series*> series() const;
+  std::vector<std::shared_ptr<const Series>> series() const;
 
   const std::size_t max_series_;
   std::unordered_map<std::string, std::unique_ptr<Edge>> edges_;  // by rendered labels
   Counter overflows_;
-  mutable std::mutex mutex_;  // why: a reader walks the list while the worker may add to it
-  std::vector<std::unique_ptr<Series>> series_;
+  std::uint64_t generation_ = 0;
+  mutable std::mutex mutex_;  // why: a reader walks the list while the worker may change it
+  std::vector<std::shared_ptr<Series>> series_;
   // Outside the limit:
   std::unique_ptr<Edge> overflow_edge_;
   Series* overflow_series_;

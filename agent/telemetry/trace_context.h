@@ -46,7 +46,6 @@ class TraceContext {
     return has_parent_ ? std::string_view(parent_.data(), parent_.size()) : std::string_view{};
   }
   bool is_sampled() const { return sampled_; }
-  bool is_continued() const { return has_parent_; }
 
   // The fields to set (replacing what was received): x-request-id when it was made here; always
   // traceparent, x-b3-traceid, x-b3-spanid, x-b3-sampled; x-b3-parentspanid when there is a parent;

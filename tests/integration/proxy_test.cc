@@ -1,7 +1,10 @@
 // The real proxy between real sockets: connections, workloads, the gateway, what is reported.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <future>
 #include <string>
 #include <thread>
 #include <vector>
@@ -361,6 +364,33 @@ TEST_F(ProxyTest, WritesTheAccessLogAndTaps) {
   EXPECT_EQ(taps_[0].destination, "reviews.default.svc.cluster.local");
   EXPECT_EQ(taps_[0].status, 200);
   EXPECT_EQ(taps_[0].flags, "-");
+}
+
+TEST_F(ProxyTest, AnAccessLogThatNobodyReadsHoldsUpTheLogAlone) {
+  constexpr int kRequests = 500;  // more lines than are kept before they are handed over
+  FakeUpstream upstream([](auto&) { return FakeUpstream::ok("hello"); });
+  serve({&upstream});
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  UniqueFd reader(ends[0]);
+  ASSERT_GT(::fcntl(reader.get(), F_SETPIPE_SZ, 4096), 0);
+  auto writer = std::make_shared<UniqueFd>(ends[1]);
+  on_main([&] { proxy_->set_access_log(std::move(*writer)); });
+  wait_for_workers();
+  auto socket = dial();
+  for (int i = 0; i < kRequests; ++i) {
+    socket.send(get("/"));
+    ASSERT_TRUE(socket.read());
+  }
+  auto text = std::async(std::launch::async, [&] { return metrics(); });
+  EXPECT_EQ(text.wait_for(kPatience), std::future_status::ready);
+  std::string log;
+  char bytes[4096];
+  while (std::ranges::count(log, '\n') < kRequests) {
+    const ssize_t size = ::read(reader.get(), bytes, sizeof bytes);
+    ASSERT_GT(size, 0);
+    log.append(bytes, static_cast<std::size_t>(size));
+  }
 }
 
 TEST_F(ProxyTest, TheAccessLogNamesTheClientAsTheMeshKnowsIt) {

@@ -60,8 +60,6 @@ TEST_F(LimitsTest, CountsOverflowsByEnvoysNames) {
   (void)limits.try_request();
   EXPECT_EQ(counters->upstream_cx_overflow.value(), 1u);
   EXPECT_EQ(counters->upstream_rq_pending_overflow.value(), 2u);  // max_requests counts here too
-  EXPECT_EQ(limits.connection_overflows(), 1u);
-  EXPECT_EQ(limits.pending_overflows(), 2u);
 }
 
 TEST_F(LimitsTest, KeepsTotalsAndGauges) {

@@ -166,6 +166,44 @@ TEST(Metrics, BoundTheirSeriesAndCountWhatDidNotFit) {
   EXPECT_EQ(samples.at("undermesh_metrics_overflow_total"), "105");
 }
 
+TEST(Metrics, KeepTheSeriesOfAnEndedWorkloadForAWhile) {
+  Metrics metrics;
+  auto& worker = metrics.add_worker();
+  const auto all_but = [](std::string_view ended) {
+    return [ended](std::string_view ns, std::string_view workload) {
+      EXPECT_EQ(ns, "default");
+      return workload != ended;
+    };
+  };
+  const std::chrono::steady_clock::time_point start(1h);
+  worker.record(worker.edge(edge()), 200, {}, 1ms);
+  worker.record(worker.edge(edge("other")), 200, {}, 1ms);
+  const auto generation = worker.generation();
+  worker.retain(all_but("other"), start);
+  worker.retain(all_but("nobody"), start + 4min);  // it came back
+  worker.retain(all_but("other"), start + 8min);
+  EXPECT_EQ(sum(scrape(metrics), "istio_requests_total"), 2);
+  EXPECT_EQ(worker.generation(), generation);
+  worker.retain(all_but("other"), start + 13min);
+  EXPECT_EQ(sum(scrape(metrics), "istio_requests_total"), 1);
+  EXPECT_NE(worker.generation(), generation);
+  worker.retain(all_but("reviews-v1"), start + 13min);
+  worker.retain(all_but("reviews-v1"), start + 20min);
+  EXPECT_EQ(sum(scrape(metrics), "istio_requests_total"), 0);
+}
+
+TEST(Metrics, GiveThePlacesOfEndedWorkloadsToNewOnes) {
+  Metrics metrics(4);
+  auto& worker = metrics.add_worker();
+  for (int i = 0; i < 50; ++i) {
+    const std::string now = "w" + std::to_string(i);
+    worker.retain([&](auto, auto workload) { return workload == now || workload == "reviews-v1"; },
+                  std::chrono::steady_clock::time_point(1h));
+    worker.record(worker.edge(edge(now)), 200, {}, 1ms);
+  }
+  EXPECT_EQ(sum(scrape(metrics), "undermesh_metrics_overflow_total"), 0);
+}
+
 TEST(Metrics, SayNothingOfSeriesWithoutRequests) {
   Metrics metrics;
   metrics.add_worker().edge(edge());
