@@ -28,6 +28,7 @@ namespace asio = boost::asio;
 using namespace std::chrono_literals;
 
 constexpr auto kTick = 2s;
+constexpr auto kWatch = 500ms;
 constexpr auto kSettleFiles = 50ms;  // an editor writes, renames, writes again
 
 std::string now_text() {
@@ -83,6 +84,7 @@ class Agent {
         admin_(io_, node_),
         inotify_(io_, machine_->inotify()),
         tick_(io_),
+        watch_(io_),
         settle_(io_),
         stop_(io_, SIGTERM, SIGINT),
         reopen_(io_, SIGHUP) {}
@@ -99,6 +101,7 @@ class Agent {
     MESH_TRY(admin_.listen(options_.run_dir + "/meshd.sock"));
     wait_inotify();
     wait_tick();
+    wait_watch();
     wait_reopen();
     stop_.async_wait([this](const boost::system::error_code&, int) { io_.stop(); });
     logger("control")->info("meshd is ready run_dir={} state_dir={}", options_.run_dir,
@@ -134,6 +137,14 @@ class Agent {
       wait_tick();
     });
   }
+  void wait_watch() {
+    watch_.expires_after(kWatch);
+    watch_.async_wait([this](const boost::system::error_code& error) {
+      if (error) return;
+      node_.watch_proxy(Node::Clock::now());
+      wait_watch();
+    });
+  }
   void wait_reopen() {
     reopen_.async_wait([this](const boost::system::error_code& error, int) {
       if (error) return;
@@ -153,7 +164,7 @@ class Agent {
   Node node_;
   AdminServer admin_;
   asio::posix::stream_descriptor inotify_;
-  asio::steady_timer tick_, settle_;
+  asio::steady_timer tick_, watch_, settle_;
   asio::signal_set stop_, reopen_;
 };
 

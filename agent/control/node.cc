@@ -112,6 +112,9 @@ Result<> Node::start(Clock::time_point now) {
     parts_.numbers.reserve_up_to(Space::kPolicy, policy);
   workloads_.adopt(kernel.workloads);
   publisher_.adopt(std::move(kernel));
+  if (auto map = parts_.datapath.heartbeat_map())
+    if (auto opened = heartbeat_.open(map.value()); !opened)
+      log()->error("a proxy that hangs will not be seen error={}", opened.error().message);
   host_listeners_.reconcile({});
   sources_.set_node_addresses(parts_.machine.node_addresses());
   recompile(now);
@@ -215,6 +218,7 @@ void Node::remove_orphans() {
 void Node::on_hold_connected() {
   workloads_.on_hold_connected();
   host_listeners_.on_hold_connected();
+  is_hold_told_of_hang_.reset();
   is_sync_due_ = true;
   sync_hold();
 }
@@ -248,12 +252,29 @@ void Node::reconcile_host_listeners() {
 
 // --- meshproxy
 
-void Node::on_proxy_connected() {
+// A proxy that just came has not stamped yet; and it may be we who were stopped: so a second look.
+void Node::watch_proxy(Clock::time_point now) {
+  if (!heartbeat_.is_open() || !parts_.proxy.is_connected()) return;
+  const bool is_fresh = heartbeat_.is_fresh(now, feed::kProxyGrace);
+  if (!is_fresh && now - proxy_connected_at_ <= feed::kProxyGrace) return;
+  stale_looks_ = is_fresh ? 0 : stale_looks_ + 1;
+  if (stale_looks_ == 1 || is_hold_told_of_hang_ == !is_fresh || !parts_.hold.is_connected())
+    return;
+  is_hold_told_of_hang_ = !is_fresh;
+  feed::HoldMessage message;
+  message.type = feed::HoldType::kProxyState;
+  message.status = is_fresh ? feed::HoldStatus::kOk : feed::HoldStatus::kUnavailable;
+  parts_.hold.send(feed::as_bytes(message), {});
+}
+
+void Node::on_proxy_connected(Clock::time_point now) {
+  proxy_connected_at_ = now;
+  stale_looks_ = 0;
   send_json(parts_.proxy,
             {{"type", feed::kHello}, {"role", "meshd"}, {"version", options_.version}});
   send_options();
   if (!taps_.empty()) send_tap_state();
-  publisher_.on_proxy_connected(Clock::now());
+  publisher_.on_proxy_connected(now);
 }
 
 void Node::on_proxy_lost() {

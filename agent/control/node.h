@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "api/messages.h"
+#include "control/heartbeat.h"
 #include "control/host_listeners.h"
 #include "control/numbers.h"
 #include "control/peer.h"
@@ -60,6 +61,7 @@ class Node {
   void on_store_changed(Clock::time_point now);
   void on_cgroups_changed(Clock::time_point now);
   void tick(Clock::time_point now, std::uint64_t unix_ms);  // every 2 s
+  void watch_proxy(Clock::time_point now);                  // every half second
   void reopen_access_log();
 
   api::ObjectList objects(const std::string& kind, const std::string& ns,
@@ -103,7 +105,7 @@ class Node {
   class ProxyEvents final : public PeerEvents {
    public:
     explicit ProxyEvents(Node& node) : node_(node) {}
-    void on_connected() override { node_.on_proxy_connected(); }
+    void on_connected() override { node_.on_proxy_connected(Clock::now()); }
     void on_lost(const Error&) override { node_.on_proxy_lost(); }
     Result<> on_frame(std::string_view payload, feed::Fds) override {
       return node_.on_proxy_frame(payload);
@@ -115,7 +117,7 @@ class Node {
 
   void on_hold_connected();
   Result<> on_hold_frame(std::string_view payload, feed::Fds fds);
-  void on_proxy_connected();
+  void on_proxy_connected(Clock::time_point now);
   void on_proxy_lost();
   Result<> on_proxy_frame(std::string_view payload);
   void on_ack(std::uint64_t version);
@@ -154,7 +156,10 @@ class Node {
   std::string hosts_error_, access_log_error_, store_error_;
   std::string hosts_written_;
   bool is_sync_due_ = false;
-  bool was_ready_ = false;
+  Heartbeat heartbeat_;
+  Clock::time_point proxy_connected_at_{};
+  int stale_looks_ = 0;
+  std::optional<bool> is_hold_told_of_hang_;
   std::string proxy_version_;
   std::map<std::string, boost::json::value> proxy_stats_;
   std::map<std::uint64_t, TapSink> taps_;

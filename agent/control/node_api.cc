@@ -306,6 +306,11 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
   if (!parts_.proxy.is_connected())
     reasons.push_back(
         "meshproxy is away: HTTP services refuse connections; see logs/meshproxy.log");
+  else if (stale_looks_ > 1)
+    reasons.push_back(
+        "meshproxy hangs: it has not stamped its heartbeat for 2 s, connections to it are refused; "
+        "see logs/meshproxy.log, and restart it: kill " +
+        std::to_string(parts_.proxy.pid()));
   else if (publisher_.is_ack_late(now))
     reasons.push_back(
         "meshproxy has not acknowledged the configuration for 10 s; see "

@@ -14,12 +14,12 @@
 //                              family 6: every address of both families
 //     kEndHostListener{same}
 //     kSync                    all that was not named on this connection ends
+//     kProxyState{status}      kUnavailable: the proxy hangs (its heartbeat is stale): connections
+//                              to it are refused until kOk, or until the next proxy
 //   meshhold -> meshd
 //     kEnrolled{workload, netns_cookie, status, families, detail} + a duplicate of each listener
 //                              (IPv4 first)
-//     kEnded{workload}
 //     kHostListening{as asked, status, detail} + the duplicate
-//     kProxyState{status: kOk connected, kUnavailable away}
 //
 // proxy.sock: meshproxy listens, meshhold dials and sends the JSON frame kHoldHello, then frames
 // are HoldMessages.
@@ -47,6 +47,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -61,6 +62,8 @@ inline constexpr std::string_view kHoldHello = R"({"type":"hello","role":"meshho
 inline constexpr std::uint16_t kOutboundPort = 15001;
 inline constexpr std::uint32_t kMaxSocketBatch = 64;
 inline constexpr std::uint32_t kGatewayWorkload = 1;
+// So long connections wait for a proxy that is away or hangs; then they are refused.
+inline constexpr std::chrono::milliseconds kProxyGrace{2000};
 
 enum class HoldType : std::uint32_t {
   kEnrol = 1,
@@ -68,10 +71,9 @@ enum class HoldType : std::uint32_t {
   kHostListener,
   kEndHostListener,
   kSync,
-  kEnrolled,
-  kEnded,
-  kHostListening,
   kProxyState,
+  kEnrolled,
+  kHostListening,
   kListener,
   kSockets,
   kRevoke,

@@ -124,9 +124,6 @@ void Holder::accept_meshd() {
   sync_due_ = false;
   for (auto& [id, workload] : workloads_) workload.named = false;
   for (auto& [key, listener] : host_listeners_) listener.named = false;
-  HoldMessage state = message_of(HoldType::kProxyState, 0);
-  state.status = proxy_ ? HoldStatus::kOk : HoldStatus::kUnavailable;
-  to_meshd(state);
   log()->info("meshd connected");
 }
 
@@ -140,8 +137,8 @@ void Holder::dial_proxy() {
   proxy_.emplace(std::move(dialled).value());
   warned_about_proxy_ = refusing_ = false;
   if (auto sent = proxy_->send_bytes(kHoldHello); !sent) proxy_failed_ = sent.error();
+  open_all();
   offer_all();
-  to_meshd(message_of(HoldType::kProxyState, 0));
   log()->info("meshproxy connected workloads={}", workloads_.size());
 }
 
@@ -158,9 +155,6 @@ void Holder::lose_proxy(const Error& why) {
   wants_.clear();
   parked_.clear();
   proxy_lost_at_ = Clock::now();
-  HoldMessage state = message_of(HoldType::kProxyState, 0);
-  state.status = HoldStatus::kUnavailable;
-  to_meshd(state);
 }
 
 void Holder::read_meshd() {
@@ -185,8 +179,32 @@ void Holder::read_proxy() {
 
 void Holder::refuse_after_grace() {
   if (proxy_ || refusing_ || Clock::now() - proxy_lost_at_ < kProxyGrace) return;
-  refusing_ = true;
   log()->warn("meshproxy stays away; connections to it are refused until it is back");
+  refuse_all();
+}
+
+void Holder::on_proxy_state(bool works) {
+  if (!proxy_ || refusing_ != works) return;
+  log()->warn("meshproxy {}", works ? "works again" : "hangs; connections to it are refused");
+  if (!works) return refuse_all();
+  refusing_ = false;
+  open_all();
+}
+
+void Holder::open_all() {
+  for (const auto& [id, workload] : workloads_)
+    for (const UniqueFd& listener : workload.listeners)
+      if (auto opened = accept_connections(listener.get()); !opened)
+        log()->error("a listener could not be opened again id={} error={}", id,
+                     opened.error().message);
+  for (const auto& [key, listener] : host_listeners_)
+    if (auto opened = accept_connections(listener.fd.get()); !opened)
+      log()->error("a listener of the host could not be opened again port={} error={}",
+                   listener.message.port, opened.error().message);
+}
+
+void Holder::refuse_all() {
+  refusing_ = true;
   for (const auto& [id, workload] : workloads_)
     for (const UniqueFd& listener : workload.listeners) refuse_connections(listener.get());
   for (const auto& [key, listener] : host_listeners_) refuse_connections(listener.fd.get());
@@ -201,7 +219,6 @@ Result<> Holder::from_meshd(const HoldMessage& message, Fds fds) {
       return success();
     case HoldType::kEnd:
       end(message.workload);
-      to_meshd(message_of(HoldType::kEnded, message.workload));
       return success();
     case HoldType::kHostListener:
       listen_on_host({message, std::move(fds)});
@@ -211,6 +228,9 @@ Result<> Holder::from_meshd(const HoldMessage& message, Fds fds) {
       return success();
     case HoldType::kSync:
       sync();
+      return success();
+    case HoldType::kProxyState:
+      on_proxy_state(message.status == HoldStatus::kOk);
       return success();
     default:
       return Error{Errc::invalid_argument, "meshd sent a message that is not its to send"};
@@ -426,19 +446,9 @@ void Holder::to_meshd(const HoldMessage& message, Fds fds) {
 // --- the proxy's dialogue
 
 void Holder::offer_all() {
-  for (const auto& [id, workload] : workloads_) {
-    for (const UniqueFd& listener : workload.listeners)
-      if (auto opened = accept_connections(listener.get()); !opened)
-        log()->error("a listener could not be opened again id={} error={}", id,
-                     opened.error().message);
-    offer(id, workload);
-  }
-  for (const auto& [key, listener] : host_listeners_) {
-    if (auto opened = accept_connections(listener.fd.get()); !opened)
-      log()->error("a listener of the host could not be opened again port={} error={}",
-                   listener.message.port, opened.error().message);
+  for (const auto& [id, workload] : workloads_) offer(id, workload);
+  for (const auto& [key, listener] : host_listeners_)
     to_proxy(listener.message, one(duplicate(listener.fd)));
-  }
   if (synced_) to_proxy(message_of(HoldType::kSync, 0));
 }
 

@@ -2,8 +2,8 @@
 // sockets, and hands both to meshproxy; meshd says for which workloads (feed/hold.h).
 //
 // One poll loop, one thread. It keeps all it holds through the death of either peer; after
-// meshproxy has been away for kProxyGrace the connections that wait are reset and new ones refused,
-// until the next meshproxy comes.
+// meshproxy has been away for kProxyGrace, or when meshd says that it hangs, the connections that
+// wait are reset and new ones refused, until the next meshproxy comes or this one works again.
 #pragma once
 
 #include <chrono>
@@ -23,8 +23,6 @@
 #include "feed/namespace_sockets.h"
 
 namespace mesh::feed {
-
-inline constexpr std::chrono::milliseconds kProxyGrace{2000};
 
 struct HolderOptions {
   std::string run_dir;
@@ -74,6 +72,9 @@ class Holder {
   void retry_taken_ports();
   bool is_retried(std::uint32_t id) const;
   void refuse_after_grace();
+  void on_proxy_state(bool works);
+  void open_all();
+  void refuse_all();
   int poll_timeout() const;
 
   Result<> from_meshd(const HoldMessage& message, Fds fds);

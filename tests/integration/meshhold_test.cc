@@ -358,13 +358,12 @@ TEST_F(MeshHold, EndClosesEverythingAndRevokesAtTheProxy) {
   const NetNs ns = NetNs::create();
   Peer meshd = connect_meshd();
   Peer proxy = accept_proxy();
-  ASSERT_TRUE(meshd.next(HoldType::kProxyState));
+  (void)enrolled(meshd, 6, -1);  // an answer: it has accepted us
   const std::size_t before = open_files();
   {
     const Received answer = enrolled(meshd, 7, ns.fd());
   }
   meshd.send(of_type(HoldType::kEnd, 7));
-  ASSERT_TRUE(meshd.next(HoldType::kEnded));
   auto revoke = proxy.next(HoldType::kRevoke);
   ASSERT_TRUE(revoke);
   EXPECT_EQ(revoke->message.workload, 7U);
@@ -379,7 +378,6 @@ TEST_F(MeshHold, OneThousandWorkloadsLeaveNothing) {
     const NetNs ns = NetNs::create();
     ASSERT_EQ(enrolled(meshd, id, ns.fd()).message.status, HoldStatus::kOk);
     meshd.send(of_type(HoldType::kEnd, id));
-    ASSERT_TRUE(meshd.next(HoldType::kEnded));
     ASSERT_TRUE(proxy.next(HoldType::kRevoke));
     while (proxy.next(HoldType::kListener, std::chrono::milliseconds(0))) {
     }
@@ -576,6 +574,32 @@ TEST_F(MeshHold, AfterTheGraceTheBacklogIsResetAndConnectionsAreRefusedUntilTheN
   ASSERT_TRUE(offered);
   EXPECT_EQ(connect_in(ns), 0);
   EXPECT_TRUE(test::accept_within(offered->fds.at(0).get()));
+}
+
+TEST_F(MeshHold, WhileTheProxyHangsConnectionsAreRefusedAlsoThoseThatWait) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  auto offered = proxy.next(HoldType::kListener);
+  ASSERT_TRUE(offered);
+  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
+  ASSERT_TRUE(waiting);
+  HoldMessage state = of_type(HoldType::kProxyState);
+  state.status = HoldStatus::kUnavailable;
+  meshd.send(state);
+  pollfd reset{waiting.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&reset, 1, 10'000), 1);
+  char byte = 0;
+  EXPECT_EQ(::read(waiting.get(), &byte, 1), -1);
+  EXPECT_EQ(errno, ECONNRESET);
+  EXPECT_EQ(connect_in(ns), ECONNREFUSED);
+  EXPECT_EQ(connect_in(ns, "[::1]:15001"), ECONNREFUSED);
+  state.status = HoldStatus::kOk;
+  meshd.send(state);
+  (void)enrolled(meshd, 7, -1);
+  EXPECT_EQ(connect_in(ns), 0);
+  EXPECT_TRUE(test::accept_within(offered->fds.at(0).get())) << "it is the same listener";
 }
 
 TEST_F(MeshHold, ListensForTheHostAndStopsWhenTold) {

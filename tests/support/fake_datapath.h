@@ -2,8 +2,11 @@
 // and fails where a test says so: whole calls at the n-th operation, single workloads always.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <map>
 #include <string>
 #include <utility>
@@ -57,9 +60,14 @@ class FakeDatapath final : public datapath::Datapath {
   // A file in memory with one u64, which can be mapped as the kernel's map can.
   Result<UniqueFd> heartbeat_map() override {
     MESH_TRY(operation());
-    UniqueFd fd(::memfd_create("heartbeat", MFD_CLOEXEC));
+    if (!heartbeat_) heartbeat_.reset(::memfd_create("heartbeat", MFD_CLOEXEC));
+    UniqueFd fd(::fcntl(heartbeat_.get(), F_DUPFD_CLOEXEC, 3));
     if (!fd || ::ftruncate(fd.get(), 8) != 0) return errno_error(errno, "make a heartbeat");
     return fd;
+  }
+  void stamp_heartbeat(std::chrono::steady_clock::time_point now) {
+    const std::int64_t stamped = std::chrono::nanoseconds(now.time_since_epoch()).count();
+    (void)!::pwrite(heartbeat_.get(), &stamped, sizeof stamped, 0);
   }
 
  private:
@@ -67,6 +75,8 @@ class FakeDatapath final : public datapath::Datapath {
     if (fail_at == 0 || --fail_at > 0) return success();
     return Error{Errc::internal, "the fake datapath was told to fail"};
   }
+
+  UniqueFd heartbeat_;
 };
 
 }  // namespace mesh::test

@@ -677,6 +677,36 @@ TEST_F(NodeTest, TheDumpOfRoutesHasTheDefaultRoutesOfHttpServices) {
   EXPECT_EQ(rows[1].at("destinations").as_string(), "ratings.default.svc.cluster.local:9080");
 }
 
+TEST_F(NodeTest, MeshholdIsToldWhenTheProxyHangsAndWhenItWorksAgain) {
+  using std::chrono::milliseconds;
+  now_ = Node::Clock::now();
+  connect();
+  const auto told = [this](milliseconds later, int looks = 1) {
+    hold_.payloads.clear();
+    std::string text;
+    now_ += later;
+    for (int i = 0; i < looks; ++i) node_->watch_proxy(now_);
+    for (const feed::HoldMessage& message : held(feed::HoldType::kProxyState))
+      text += message.status == feed::HoldStatus::kOk ? "works " : "hangs ";
+    return text;
+  };
+  EXPECT_EQ(told(milliseconds(500), 2), "") << "it just came";
+  datapath_.stamp_heartbeat(now_);
+  EXPECT_EQ(told(milliseconds(500)), "works ");
+  EXPECT_EQ(told(milliseconds(500)), "") << "once";
+  EXPECT_EQ(told(milliseconds(2000)), "") << "one look may be our own fault";
+  EXPECT_EQ(told(milliseconds(500)), "hangs ");
+  EXPECT_THAT(node_->status(now_).reasons, testing::Contains(HasSubstr("meshproxy hangs")));
+  hold_.connected = false;
+  connect_hold();
+  EXPECT_EQ(told(milliseconds(500)), "hangs ") << "the next meshhold is told too";
+  datapath_.stamp_heartbeat(now_ + milliseconds(500));
+  EXPECT_EQ(told(milliseconds(500)), "works ");
+  proxy_.connected = false;
+  node_->proxy_events().on_lost({Errc::reset, "gone"});
+  EXPECT_EQ(told(milliseconds(5000), 2), "") << "meshhold sees for itself that it is gone";
+}
+
 TEST_F(NodeTest, TheTapIsOnOnlyWhileSomebodyListens) {
   connect();
   std::vector<std::string> seen;
