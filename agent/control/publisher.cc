@@ -47,6 +47,20 @@ json::array enrolled_list(const std::vector<Client>& clients, const datapath::St
   return list;
 }
 
+// How many rules each policy has, by the name that a verdict gives it.
+std::map<std::string, int> policy_sizes(const config::Snapshot& snapshot) {
+  std::map<std::string, int> sizes;
+  const auto add = [&sizes](const std::string& name, std::size_t rules) {
+    int& size = sizes[name];
+    size = std::max(size, static_cast<int>(rules));
+  };
+  for (const auto& policy : snapshot.policies) add(policy->name.to_string(), policy->rules.size());
+  for (const auto& policy : snapshot.network_policies)
+    add("NetworkPolicy " + policy->name.to_string(),
+        std::max(policy->ingress_rules.size(), policy->egress_rules.size()));
+  return sizes;
+}
+
 }  // namespace
 
 Publisher::Publisher(datapath::Datapath& datapath, Peer& proxy, Numbers& numbers)
@@ -64,6 +78,7 @@ void Publisher::refresh_kernel() {
 }
 
 void Publisher::apply_kernel() {
+  numbers_.start_round();
   datapath::State state =
       kernel_state({*wanted_.snapshot, acked(), current_, wanted_.clients}, numbers_);
   if (auto saved = numbers_.save(); !saved) {
@@ -81,6 +96,7 @@ void Publisher::apply_kernel() {
   kernel_errors_ = std::move(applied).value();
   const bool is_policy_new = !has_same_policy(current_, state);
   current_ = std::move(state);
+  forget_unused_numbers();
   if (is_policy_new) looks_due_ = kLooks;
   end_forbidden();
 }
@@ -94,6 +110,28 @@ void Publisher::end_forbidden() {
                  ended.error().message);
     look_error_ = ended.error();
   }
+}
+
+// The state that the kernel has now names all that is used but what policies count: as long as a
+// policy is there its counters stay, also while it decides about nobody.
+void Publisher::forget_unused_numbers() {
+  for (std::size_t i = 0; i < kSpaces; ++i)
+    if (const Space space{static_cast<std::uint8_t>(i)};
+        space != Space::kWorkload && space != Space::kPolicy)
+      numbers_.forget_unasked(space);
+  const auto rules = policy_rules(numbers_);
+  const std::map<std::string, int> sizes = policy_sizes(*wanted_.snapshot);
+  numbers_.forget_unasked(Space::kPolicy, [&](std::uint32_t number) {
+    const auto rule = rules.find(number);
+    const auto size = rule == rules.end() ? sizes.end() : sizes.find(rule->second.policy);
+    return size != sizes.end() && rule->second.rule < size->second;
+  });
+  std::set<std::uint32_t> counted = {0};
+  for (const auto& [name, number] : numbers_.names(Space::kPolicy)) counted.insert(number);
+  if (counted == counted_policies_) return;
+  if (auto forgotten = datapath_.forget_policies_but(counted); !forgotten)
+    return log()->warn("counters of former policies stay error={}", forgotten.error().message);
+  counted_policies_ = std::move(counted);
 }
 
 void Publisher::send_update(Clock::time_point now) {

@@ -65,6 +65,7 @@ class Publisher {
 
  private:
   void apply_kernel();
+  void forget_unused_numbers();
   void send_update(Clock::time_point now);
   void send_frames(std::vector<boost::json::value> put, boost::json::array gone, bool reset);
 
@@ -79,6 +80,7 @@ class Publisher {
   std::uint64_t version_ = 0, sent_version_ = 0, acked_version_ = 0;
   Clock::time_point sent_at_{};
   datapath::State current_;
+  std::set<std::uint32_t> counted_policies_;  // by number: those that the kernel may count
   std::string kernel_error_;
   std::map<datapath::WorkloadId, Error> kernel_errors_;
   int looks_due_ = 0;  // for connections that are forbidden now

@@ -116,6 +116,8 @@ class Datapath {
   // whichever end. What is connecting while this looks may be missed: ask again later.
   virtual Result<> end_forbidden(const State& state) = 0;
   virtual Result<Counters> counters() = 0;
+  // What was counted for policies of other numbers is counted no more.
+  virtual Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) = 0;
   // What the maps hold now: read once by a restarted meshd, to keep its numbers.
   virtual Result<State> adopt() = 0;
   // A duplicate of the map that the proxy stamps with CLOCK_MONOTONIC nanoseconds (one mmapped

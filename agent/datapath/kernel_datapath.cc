@@ -257,6 +257,20 @@ class KernelDatapath final : public Datapath {
     return out;
   }
 
+  Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) override {
+    const int fd = object_.map("um_policy_counts");
+    std::vector<std::uint32_t> gone;
+    std::uint32_t policy = 0, next = 0;
+    for (const void* at = nullptr; ::bpf_map_get_next_key(fd, at, &next) == 0; at = &policy) {
+      policy = next;
+      if (!numbers.contains(policy)) gone.push_back(policy);
+    }
+    for (const std::uint32_t number : gone)
+      if (::bpf_map_delete_elem(fd, &number) != 0 && errno != ENOENT)
+        return errno_error(errno, "forget the counters of a policy");
+    return success();
+  }
+
   Result<State> adopt() override {
     MESH_TRY(maps_.read());
     State state;

@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,6 +53,12 @@ class FakeDatapath final : public datapath::Datapath {
   Result<datapath::Counters> counters() override {
     MESH_TRY(operation());
     return counts;
+  }
+  Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) override {
+    MESH_TRY(operation());
+    for (auto* counted : {&counts.denied_by_policy, &counts.allowed_by_policy})
+      std::erase_if(*counted, [&](const auto& item) { return !numbers.contains(item.first); });
+    return success();
   }
   Result<datapath::State> adopt() override {
     MESH_TRY(operation());

@@ -732,6 +732,60 @@ TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
   EXPECT_EQ(counters.at("denied_by_policy").at(0).at("count").to_number<int>(), 3);
 }
 
+TEST_F(NodeTest, APolicyThatIsDeletedTakesItsCountersAlong) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  answer_enrol(id_of("a"));
+  outcome(deny("b"));
+  const auto number_of = [this] {
+    const auto& names = numbers_->names(Space::kPolicy);
+    return names.size() == 1 ? names.begin()->second : 0;
+  };
+  const std::uint32_t first = number_of();
+  datapath_.counts.denied_by_policy[first] = 3;
+  ASSERT_EQ(node_->policy_counts().size(), 1U);
+  machine_.cgroups["/cg/a"] = false;
+  node_->on_cgroups_changed(now_);
+  EXPECT_EQ(node_->policy_counts().size(), 1U) << "it is still there, with nobody to decide about";
+  restart();
+  EXPECT_EQ(node_->policy_counts().size(), 1U);
+  remove("AuthorizationPolicy", "deny-b");
+  EXPECT_THAT(node_->policy_counts(), testing::IsEmpty());
+  EXPECT_THAT(datapath_.counts.denied_by_policy, testing::IsEmpty());
+  machine_.cgroups["/cg/a"] = true;
+  outcome(workload("a", "10.77.0.1"));
+  answer_enrol(id_of("a"));
+  outcome(deny("b"));
+  EXPECT_GT(number_of(), first) << "no number is given twice";
+  EXPECT_THAT(node_->policy_counts(), testing::IsEmpty()) << "it begins at 0";
+}
+
+TEST_F(NodeTest, TheNumbersOfWhatIsGoneAreForgotten) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  answer_enrol(id_of("a"));
+  const auto known = [this] {
+    std::size_t names = 0;
+    for (std::size_t i = 0; i < kSpaces; ++i)
+      names += numbers_->names(Space{static_cast<std::uint8_t>(i)}).size();
+    return names;
+  };
+  const std::size_t before = known();
+  for (int i = 0; i < 20; ++i) {
+    outcome(service("s" + std::to_string(i), i % 2 == 0 ? "http" : "tcp"));
+    outcome(deny("a"));
+    acknowledge();
+    EXPECT_GT(known(), before);
+    remove("AuthorizationPolicy", "deny-a");
+    remove("Service", "s" + std::to_string(i));
+    acknowledge();
+    EXPECT_EQ(known(), before) << i;
+  }
+}
+
 TEST_F(NodeTest, AFailedWriteToTheKernelIsToldAndTriedAgain) {
   connect();
   datapath_.fail_at = 1;
