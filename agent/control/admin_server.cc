@@ -24,7 +24,6 @@
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <charconv>
-#include <deque>
 #include <memory>
 #include <utility>
 
@@ -46,11 +45,12 @@ using Response = http::response<http::string_body>;
 using namespace std::chrono_literals;
 
 constexpr int kMaxConnections = 64;
-constexpr std::size_t kMaxTapLines = 4096;
+constexpr int kMaxOfReaders = 48;
+constexpr std::size_t kMaxReaderBody = std::size_t{1} << 20;
+constexpr std::size_t kMaxTapBytes = std::size_t{1} << 20;
 constexpr auto kExchangeTime = 30s;
 constexpr auto kIdleTime = 60s;
 constexpr auto kSettleTime = 5s;
-constexpr auto kLook = 5ms;
 
 constexpr auto use_result = asio::as_tuple(asio::use_awaitable);
 
@@ -84,17 +84,19 @@ std::string query_of(const api::Target& target, const std::string& name) {
   return at == target.query.end() ? std::string() : at->second;
 }
 
-asio::awaitable<void> sleep_for(std::chrono::milliseconds time) {
-  asio::steady_timer timer(co_await asio::this_coro::executor, time);
-  co_await timer.async_wait(use_result);
-}
-
 // --- one exchange each
 
+// Looks when the node changed.
 template <class Done>
-asio::awaitable<void> wait_until(Done done, std::chrono::milliseconds patience) {
-  const auto deadline = Node::Clock::now() + patience;
-  while (!done() && Node::Clock::now() < deadline) co_await sleep_for(kLook);
+asio::awaitable<void> wait_until(Node& node, Done done, std::chrono::milliseconds patience) {
+  asio::steady_timer timer(co_await asio::this_coro::executor, patience);
+  const auto deadline = timer.expiry();
+  const std::uint64_t sink = node.add_change_sink([&timer] { timer.cancel(); });
+  while (!done() && Node::Clock::now() < deadline) {
+    timer.expires_at(deadline);
+    co_await timer.async_wait(use_result);
+  }
+  node.remove_change_sink(sink);
 }
 
 asio::awaitable<Response> change(Node& node, const Request& request, const std::string& path) {
@@ -102,7 +104,7 @@ asio::awaitable<Response> change(Node& node, const Request& request, const std::
     auto wanted = api::from_text<api::DeleteRequest>(request.body());
     if (!wanted) co_return refuse(request, wanted.error());
     api::ApplyReply reply = node.remove(wanted.value(), Node::Clock::now());
-    co_await wait_until([&node] { return node.is_settled(); }, kSettleTime);
+    co_await wait_until(node, [&node] { return node.is_settled(); }, kSettleTime);
     node.add_what_is_due(reply);
     co_return respond(request, reply);
   }
@@ -111,7 +113,7 @@ asio::awaitable<Response> change(Node& node, const Request& request, const std::
   if (path == "/v1/validate") co_return respond(request, node.validate(wanted.value()));
   api::ApplyReply reply = node.apply(wanted.value(), Node::Clock::now());
   if (wanted.value().dry_run) co_return respond(request, reply);
-  co_await wait_until([&node] { return node.is_settled(); }, kSettleTime);
+  co_await wait_until(node, [&node] { return node.is_settled(); }, kSettleTime);
   node.add_refusals_of_proxy(reply);
   node.add_what_is_due(reply);
   co_return respond(request, reply);
@@ -123,18 +125,19 @@ asio::awaitable<Response> workloads(Node& node, const Request& request, const ap
   const std::string text = query_of(target, "seconds");
   int seconds = 10;
   std::from_chars(text.data(), text.data() + text.size(), seconds);
-  const auto find = [&node, &wanted] {
-    api::WorkloadList list = node.workloads();
-    std::erase_if(list.workloads, [&](const auto& w) { return w.ns + "/" + w.name != wanted; });
-    return list;
-  };
+  const auto slash = std::min(wanted.find('/'), wanted.size());
+  const config::ObjectName name{wanted.substr(0, slash),
+                                wanted.substr(std::min(slash + 1, wanted.size()))};
   co_await wait_until(
-      [&find] {
-        const api::WorkloadList list = find();
-        return !list.workloads.empty() && list.workloads[0].state != "pending";
+      node,
+      [&] {
+        const auto status = node.workload(name);
+        return status && status->state != "pending";
       },
       std::chrono::seconds(std::clamp(seconds, 0, 60)));
-  co_return respond(request, find());
+  api::WorkloadList list;
+  if (auto status = node.workload(name)) list.workloads.push_back(*std::move(status));
+  co_return respond(request, list);
 }
 
 asio::awaitable<json::value> proxy_view(Node& node, std::string what) {
@@ -142,6 +145,7 @@ asio::awaitable<json::value> proxy_view(Node& node, std::string what) {
   if (question == 0) co_return json::value();
   std::optional<json::value> answer;
   co_await wait_until(
+      node,
       [&] {
         answer = node.take_answer(question);
         return answer.has_value();
@@ -202,8 +206,7 @@ asio::awaitable<Response> answer(Node& node, const Request& request, const api::
 
 struct Tap {
   explicit Tap(const asio::any_io_executor& executor) : wake(executor) {}
-  std::deque<std::string> lines;
-  std::uint64_t dropped = 0;
+  std::string lines;  // not written yet
   bool is_closed = false;
   asio::steady_timer wake;
 };
@@ -236,8 +239,7 @@ asio::awaitable<void> write_tap(Stream& stream, const std::shared_ptr<Tap>& tap)
       co_await tap->wake.async_wait(use_result);
       continue;
     }
-    std::string text;
-    for (const std::string& line : std::exchange(tap->lines, {})) text += line + "\n";
+    const std::string text = std::exchange(tap->lines, {});
     stream.expires_after(kExchangeTime);
     auto [error, size] =
         co_await asio::async_write(stream, http::make_chunk(asio::buffer(text)), use_result);
@@ -253,11 +255,8 @@ asio::awaitable<void> serve_tap(Stream& stream, Node& node, const Request& reque
   auto tap = std::make_shared<Tap>(stream.get_executor());
   const std::uint64_t id = node.add_tap([tap, target](const api::TapEvent& event) {
     if (!passes(target, event)) return;
-    if (tap->lines.size() >= kMaxTapLines) {
-      ++tap->dropped;
-      return;
-    }
-    tap->lines.push_back(json::serialize(api::to_json(event)));
+    if (tap->lines.size() >= kMaxTapBytes) return;  // it does not keep up, and misses some
+    tap->lines += json::serialize(api::to_json(event)) + "\n";
     tap->wake.cancel();
   });
   co_await proxy_view(node, "clusters");
@@ -276,22 +275,28 @@ asio::awaitable<void> serve_tap(Stream& stream, Node& node, const Request& reque
   co_await write_tap(stream, tap);
   node.remove_tap(id);
   stream.close();
-  while (!tap->is_closed) co_await sleep_for(kLook);
+  while (!tap->is_closed) {
+    tap->wake.expires_after(1h);
+    co_await tap->wake.async_wait(use_result);
+  }
 }
 
 // --- one connection
 
-asio::awaitable<void> serve(Local::socket socket, Node& node) {
-  const auto uid = feed::peer_uid(socket.native_handle());
-  const bool is_root = uid && uid.value() == 0;
+asio::awaitable<void> serve(Local::socket socket, Node& node, bool is_root) {
   Stream stream(std::move(socket));
   beast::flat_buffer buffer;
   while (true) {
     http::request_parser<http::string_body> parser;
-    parser.body_limit(api::kMaxBody);
+    parser.body_limit(is_root ? api::kMaxBody : kMaxReaderBody);
     parser.header_limit(64 * 1024);
     stream.expires_after(kIdleTime);
     auto [error, size] = co_await http::async_read(stream, buffer, parser, use_result);
+    if (error == http::error::body_limit) {
+      const Response too_long = refuse(
+          parser.get(), Error{Errc::exhausted, "the request is too long; root may send more"});
+      co_await http::async_write(stream, too_long, use_result);
+    }
     if (error) break;
     const Request request = parser.release();
     stream.expires_after(kExchangeTime + 60s);  // `wait` takes up to 60 s
@@ -328,11 +333,17 @@ void AdminServer::accept() {
     if (error == asio::error::operation_aborted) return;
     if (error) {
       log()->warn("a connection could not be accepted error={}", error.message());
-    } else if (connections_ < kMaxConnections) {  // beyond it, they are closed at once
+    } else {
+      const auto uid = feed::peer_uid(socket.native_handle());
+      const bool is_root = uid && uid.value() == 0;
+      if (connections_ >= kMaxConnections || (!is_root && of_readers_ >= kMaxOfReaders))
+        return accept();  // it is closed at once
       ++connections_;
-      asio::co_spawn(io_, serve(std::move(socket), node_),
-                     [this](const std::exception_ptr& thrown) {
+      if (!is_root) ++of_readers_;
+      asio::co_spawn(io_, serve(std::move(socket), node_, is_root),
+                     [this, is_root](const std::exception_ptr& thrown) {
                        --connections_;
+                       if (!is_root) --of_readers_;
                        if (thrown) log()->error("an admin connection ended in an exception");
                      });
     }

@@ -1,7 +1,8 @@
 // AdminServer: HTTP/1.1 with JSON over the Unix socket that meshctl talks to (api/messages.h).
 //
 // The socket's mode decides who may connect (root, and the group `undermesh` where there is one);
-// changes need user 0 (SO_PEERCRED). Bounded: connections, size of a body, time for each exchange.
+// changes need user 0 (SO_PEERCRED). Bounded: connections (some are kept for root), size of a body
+// (less for others than root), what waits for a tap that does not read, time for each exchange.
 // Lives on the io_context's one thread.
 #pragma once
 
@@ -25,7 +26,7 @@ class AdminServer {
   boost::asio::io_context& io_;
   Node& node_;
   boost::asio::local::stream_protocol::acceptor acceptor_;
-  int connections_ = 0;
+  int connections_ = 0, of_readers_ = 0;
 };
 
 }  // namespace mesh::control

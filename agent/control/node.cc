@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "control/hosts.h"
+#include "control/proxy_words.h"
 #include "feed/messages.h"
 
 namespace mesh::control {
@@ -30,38 +31,8 @@ Logger log() {
   return made;
 }
 
-std::string text_of(const json::object& object, std::string_view name) {
-  const json::value* value = object.if_contains(name);
-  return value && value->is_string() ? std::string(value->get_string()) : std::string();
-}
-
-std::optional<std::uint64_t> number_of(const json::object& object, std::string_view name) {
-  const json::value* value = object.if_contains(name);
-  json::error_code error;
-  const auto number = value && value->is_number() ? value->to_number<std::uint64_t>(error) : 0;
-  if (!value || !value->is_number() || error) return std::nullopt;
-  return number;
-}
-
 Error malformed(std::string_view what) {
   return {Errc::invalid_argument, "meshproxy sent a malformed message: " + std::string(what)};
-}
-
-std::vector<config::Problem> problems_in(const json::object& message) {
-  std::vector<config::Problem> problems;
-  const json::value* list = message.if_contains("problems");
-  if (!list || !list->is_array()) return problems;
-  for (const json::value& item : list->get_array()) {
-    if (!item.is_object()) continue;
-    const json::object& object = item.get_object();
-    config::Problem problem;
-    problem.object = {text_of(object, "kind"), text_of(object, "namespace"),
-                      text_of(object, "name")};
-    problem.field = text_of(object, "field");
-    problem.message = "refused by meshproxy: " + text_of(object, "message");
-    problems.push_back(std::move(problem));
-  }
-  return problems;
 }
 
 json::array counts_by_rule(const std::map<std::uint32_t, std::uint64_t>& counts,
@@ -141,6 +112,7 @@ void Node::publish(Clock::time_point now) {
   if (publisher_.acked()) reconcile_host_listeners();  // removals come before the proxy is told
   publisher_.publish({compilation_.snapshot, compilation_.for_proxy, workloads_.clients()}, now);
   workloads_.set_kernel_errors(publisher_.kernel_errors());
+  tell_change();
 }
 
 void Node::on_store_changed(Clock::time_point now) {
@@ -279,10 +251,10 @@ void Node::on_proxy_connected(Clock::time_point now) {
 
 void Node::on_proxy_lost() {
   proxy_version_.clear();
-  proxy_stats_.clear();
   for (auto& [id, answer] : answers_)
     if (!answer) answer = json::value();
   publisher_.on_proxy_lost();
+  tell_change();
 }
 
 void Node::send_options() {
@@ -339,18 +311,17 @@ Result<> Node::on_proxy_frame(std::string_view payload) {
     const auto version = number_of(message, "version");
     if (!version) return malformed("nack without a version");
     publisher_.on_nack(*version, problems_in(message), Clock::now());
+    tell_change();
   } else if (type == feed::kTapEvent) {
-    auto event = api::from_json<api::TapEvent>(message);
+    auto event = api::from_json<api::TapEvent>(printable(message).as_object());
     if (!event) return malformed(event.error().message);
     for (const auto& [id, sink] : taps_) sink(event.value());
   } else if (type == feed::kDumpReply) {
     const auto id = number_of(message, "id");
     const json::value* body = message.if_contains("body");
     if (!id || !body) return malformed("dump_reply without id or body");
-    if (auto asked = answers_.find(*id); asked != answers_.end()) asked->second = *body;
-  } else if (type == feed::kStats) {
-    for (const auto& [name, value] : message)
-      if (name != "type" && proxy_stats_.size() < 256) proxy_stats_[std::string(name)] = value;
+    if (auto asked = answers_.find(*id); asked != answers_.end()) asked->second = printable(*body);
+    tell_change();
   } else if (type == feed::kLog) {
     log()->warn("meshproxy says level={} message={}", text_of(message, "level"),
                 text_of(message, "message"));
@@ -365,6 +336,16 @@ void Node::on_ack(std::uint64_t version) {
   workloads_.set_kernel_errors(publisher_.kernel_errors());
   reconcile_host_listeners();
   sync_hold();
+  tell_change();
+}
+
+std::uint64_t Node::add_change_sink(std::function<void()> sink) {
+  change_sinks_[next_change_sink_] = std::move(sink);
+  return next_change_sink_++;
+}
+
+void Node::tell_change() const {
+  for (const auto& [id, sink] : change_sinks_) sink();
 }
 
 // --- time
@@ -381,6 +362,7 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
   }
   if (++ticks_ % kRetryTicks == 0) {
     workloads_.retry_failed();
+    tell_change();
     reconcile_host_listeners();  // asks again for those that could not be had
   }
   if (!options_.access_log.empty()) {
@@ -423,8 +405,7 @@ void Node::remove_tap(std::uint64_t id) {
 }
 
 void Node::send_tap_state() {
-  send_json(parts_.proxy,
-            {{"type", feed::kTap}, {"on", !taps_.empty()}, {"filter", json::object()}});
+  send_json(parts_.proxy, {{"type", feed::kTap}, {"on", !taps_.empty()}});
 }
 
 std::uint64_t Node::ask_proxy(const std::string& what) {

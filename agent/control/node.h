@@ -70,6 +70,7 @@ class Node {
   api::ApplyReply validate(const api::ApplyRequest& request);
   api::ApplyReply remove(const api::DeleteRequest& request, Clock::time_point now);
   api::WorkloadList workloads() const;
+  std::optional<api::WorkloadStatus> workload(const config::ObjectName& name) const;
   api::Status status(Clock::time_point now);
   // The proxy has judged all that was published, or is away.
   bool is_settled() const;
@@ -79,6 +80,9 @@ class Node {
   void add_what_is_due(api::ApplyReply& reply) const;
   const std::string& program_version() const { return options_.version; }
 
+  // Called when an answer of this may have become another; it must not call back.
+  std::uint64_t add_change_sink(std::function<void()> sink);
+  void remove_change_sink(std::uint64_t id) { change_sinks_.erase(id); }
   std::uint64_t add_tap(TapSink sink);
   void remove_tap(std::uint64_t id);
   // The proxy's view ("routes", ...); 0 while it is away. The answer comes later, once.
@@ -96,7 +100,9 @@ class Node {
     void on_connected() override { node_.on_hold_connected(); }
     void on_lost(const Error&) override {}
     Result<> on_frame(std::string_view payload, feed::Fds fds) override {
-      return node_.on_hold_frame(payload, std::move(fds));
+      auto handled = node_.on_hold_frame(payload, std::move(fds));
+      node_.tell_change();
+      return handled;
     }
 
    private:
@@ -122,6 +128,7 @@ class Node {
   Result<> on_proxy_frame(std::string_view payload);
   void on_ack(std::uint64_t version);
 
+  void tell_change() const;
   void recompile(Clock::time_point now);
   void publish(Clock::time_point now);
   void reconcile_host_listeners();
@@ -161,10 +168,10 @@ class Node {
   int stale_looks_ = 0;
   std::optional<bool> is_hold_told_of_hang_;
   std::string proxy_version_;
-  std::map<std::string, boost::json::value> proxy_stats_;
   std::map<std::uint64_t, TapSink> taps_;
   std::map<std::uint64_t, std::optional<boost::json::value>> answers_;
-  std::uint64_t next_tap_ = 1, next_question_ = 1;
+  std::map<std::uint64_t, std::function<void()>> change_sinks_;
+  std::uint64_t next_tap_ = 1, next_question_ = 1, next_change_sink_ = 1;
   datapath::Counters counters_;
   std::uint64_t access_log_inode_ = 0;
   int ticks_ = 0;

@@ -264,21 +264,29 @@ api::WorkloadStatus Node::status_of(const config::ObjectName& name,
   return status;
 }
 
+std::optional<api::WorkloadStatus> Node::workload(const config::ObjectName& name) const {
+  if (const auto known = workloads_.all().find(name); known != workloads_.all().end())
+    return status_of(name, known->second);
+  const auto remote = compilation_.snapshot->workloads.find(name);
+  if (remote == compilation_.snapshot->workloads.end()) return std::nullopt;
+  api::WorkloadStatus status;
+  status.ns = name.ns;
+  status.name = name.name;
+  status.state = "remote";
+  status.service_account = remote->second->service_account;
+  for (const IpAddress& address : remote->second->addresses)
+    status.addresses.push_back(address.to_string());
+  return status;
+}
+
 api::WorkloadList Node::workloads() const {
   api::WorkloadList list;
-  for (const auto& [name, enrolment] : workloads_.all())
-    list.workloads.push_back(status_of(name, enrolment));
-  for (const auto& [name, workload] : compilation_.snapshot->workloads) {
-    if (workloads_.all().contains(name)) continue;
-    api::WorkloadStatus remote;
-    remote.ns = name.ns;
-    remote.name = name.name;
-    remote.state = "remote";
-    remote.service_account = workload->service_account;
-    for (const IpAddress& address : workload->addresses)
-      remote.addresses.push_back(address.to_string());
-    list.workloads.push_back(std::move(remote));
-  }
+  const auto add = [&](const config::ObjectName& name) {
+    if (auto status = workload(name)) list.workloads.push_back(*std::move(status));
+  };
+  for (const auto& [name, enrolment] : workloads_.all()) add(name);
+  for (const auto& [name, remote] : compilation_.snapshot->workloads)
+    if (!workloads_.all().contains(name)) add(name);
   return list;
 }
 

@@ -21,7 +21,6 @@ class PeerLink final : public Peer {
   bool is_connected() const override { return channel_.has_value(); }
   std::uint64_t pid() const override { return channel_ ? pid_ : 0; }
   void send(std::string_view payload, feed::Fds fds) override;
-  const std::string& last_error() const { return last_error_; }
 
  private:
   void dial();

@@ -196,6 +196,8 @@ void Publisher::on_ack(std::uint64_t version, Clock::time_point now) {
   is_in_flight_ = false;
   acked_version_ = version;
   acked_ = sent_;
+  told_.clear();
+  for (const Client& client : sent_->clients) told_.insert(client.kernel.id);
   nacked_.clear();
   apply_kernel();
   if (version_ != sent_version_) send_update(now);
@@ -215,12 +217,6 @@ void Publisher::on_nack(std::uint64_t version, std::vector<config::Problem> prob
   for (const config::Problem& problem : nacked_)
     log()->error("meshproxy refused the configuration problem={}", problem.to_string());
   if (version_ != sent_version_) send_update(now);
-}
-
-bool Publisher::is_told(std::uint32_t workload) const {
-  return acked_version_ != 0 && acked_ &&
-         std::ranges::any_of(acked_->clients,
-                             [&](const Client& client) { return client.kernel.id == workload; });
 }
 
 bool Publisher::is_ack_late(Clock::time_point now) const {

@@ -55,7 +55,10 @@ class Publisher {
   std::uint64_t version() const { return version_; }
   std::uint64_t acked_version() const { return acked_version_; }
   const config::Snapshot* acked() const { return acked_ ? acked_->snapshot.get() : nullptr; }
-  bool is_told(std::uint32_t workload) const;  // the proxy acknowledged that it is enrolled
+  // The proxy acknowledged that it is enrolled.
+  bool is_told(std::uint32_t workload) const {
+    return acked_version_ != 0 && told_.contains(workload);
+  }
   bool is_in_flight() const { return is_in_flight_; }
   const std::vector<config::Problem>& refused_by_proxy() const { return nacked_; }
   bool is_ack_late(Clock::time_point now) const;
@@ -75,6 +78,7 @@ class Publisher {
   Publication wanted_;
   std::optional<Publication> sent_;   // the last update of this connection
   std::optional<Publication> acked_;  // what the proxy uses; survives its absence
+  std::set<std::uint32_t> told_;      // the workloads in it
   bool proxy_knows_sent_ = false;     // else the next update starts from nothing
   bool is_in_flight_ = false;
   std::uint64_t version_ = 0, sent_version_ = 0, acked_version_ = 0;

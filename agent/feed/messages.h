@@ -4,7 +4,8 @@
 // members they do not know; an unknown "type" is logged and ignored; a missing or mistyped member
 // of a known type ends the channel. [fd n]: the n-th descriptor of the frame.
 //
-// The first frame of every peer says who it is; meshhold goes on with feed/hold.h.
+// The first frame of every peer says who it is; meshhold goes on with feed/hold.h. meshd does not
+// trust what the proxy says: texts of it are cut and made printable.
 //   hello      {type, role: "meshd", version}; a second meshd replaces the first
 //
 // meshd -> meshproxy
@@ -26,8 +27,7 @@
 //   kernel_counters {type, at_ms: unix time, totals: {name: n}, denied_by_policy: [{policy, rule,
 //               count}], allowed_by_policy: [{policy, rule, count}]}
 //              Every 2 s; rule -1: the policy's default.
-//   tap        {type, on: bool, filter: {source?, destination?, status?}}
-//              on while somebody listens; filter members narrow (names "ns/name" or "name")
+//   tap        {type, on: bool}                          on while somebody listens
 //   dump       {type, id: u64, what: "routes"|"clusters"|"endpoints"|"policies"|"stats"}
 //
 // meshproxy -> meshd
@@ -38,7 +38,6 @@
 //   tap_event  {type, ...the members of api::TapEvent}: time, source, destination, route, cluster,
 //               endpoint, workload, method, path, status, flags, duration_ms, request_id
 //   dump_reply {type, id, body: {columns: [names], rows: [{}]}}  rows as api::Dump has them
-//   stats      {type, ...}                               free form, shown by `meshctl status`
 //   log        {type, level, message}                    what an operator must see
 #pragma once
 
@@ -58,7 +57,6 @@ inline constexpr std::string_view kAck = "ack";
 inline constexpr std::string_view kNack = "nack";
 inline constexpr std::string_view kTapEvent = "tap_event";
 inline constexpr std::string_view kDumpReply = "dump_reply";
-inline constexpr std::string_view kStats = "stats";
 inline constexpr std::string_view kLog = "log";
 
 }  // namespace mesh::feed

@@ -35,12 +35,6 @@ telemetry::Peer peer_labels(const config::Workload& workload, const std::string&
   return peer;
 }
 
-bool matches_name(const std::string& filter, const std::string& ns_name) {
-  if (filter.empty() || filter == ns_name) return true;
-  const auto slash = ns_name.find('/');
-  return slash != std::string::npos && filter == std::string_view(ns_name).substr(slash + 1);
-}
-
 // Of a target as received; absolute-form names scheme and authority before it (RFC 9112 3.2.2).
 std::string_view path_of(std::string_view target) {
   const auto scheme = target.find("://");
@@ -214,14 +208,6 @@ void Exchange::tap(nanoseconds duration) {
   if (cluster_) event.cluster = cluster_->config().name;
   const config::Service* service = find_service();
   if (service != nullptr) event.destination = service->host;
-  const TapFilter& filter = worker_.tap_filter();
-  if (filter.status != 0 && filter.status != status_) return;
-  if (!matches_name(filter.source, event.source)) return;
-  const bool to =
-      matches_name(filter.destination, event.workload) ||
-      (service != nullptr && (filter.destination == service->host ||
-                              matches_name(filter.destination, service->name.to_string())));
-  if (!to) return;
   event.at = system_clock::now() - duration_cast<system_clock::duration>(duration);
   event.method = head_.method_text;
   event.path = path_of(head_.target);

@@ -23,7 +23,6 @@ using feed::HoldMessage;
 using feed::HoldType;
 
 constexpr auto kHeartbeat = 200ms;
-constexpr auto kStatistics = 2s;
 constexpr std::size_t kHeartbeatPage = 4096;  // an mmapable array of one u64 takes one page
 
 Logger& log() {
@@ -115,10 +114,6 @@ struct Feeds::Peer {
 Feeds::Heartbeat::Heartbeat(Feeds* f)
     : Timer([](Timer& timer) { static_cast<Heartbeat&>(timer).feeds->stamp(); }), feeds(f) {}
 
-Feeds::Statistics::Statistics(Feeds* f)
-    : Timer([](Timer& timer) { static_cast<Statistics&>(timer).feeds->send_statistics(); }),
-      feeds(f) {}
-
 Feeds::Feeds(net::Reactor& reactor, unsigned workers, const WorkerOptions& worker_options,
              FeedsOptions options)
     : reactor_(reactor),
@@ -126,8 +121,7 @@ Feeds::Feeds(net::Reactor& reactor, unsigned workers, const WorkerOptions& worke
       metrics_(reactor, [this](std::string& out) { write_metrics(out); }),
       scope_(reactor),
       group_(reactor),
-      heartbeat_(this),
-      statistics_(this) {
+      heartbeat_(this) {
   Proxy::Callbacks callbacks;
   callbacks.tap = [this](const TapEvent& event) { send_tap(event); };
   callbacks.want_sockets = [this](WorkloadId workload, Family family, std::uint32_t count) {
@@ -145,14 +139,12 @@ Feeds::~Feeds() {
 Result<> Feeds::start(UniqueFd listener) {
   MESH_TRY(auto accepting, net::Listener::adopt(reactor_, std::move(listener)));
   group_.spawn(accept_all(std::move(accepting)));
-  reactor_.timers().arm(statistics_, reactor_.now() + kStatistics);
   return success();
 }
 
 net::Task<> Feeds::close() {
   co_await proxy_->drain();
   heartbeat_.disarm();
-  statistics_.disarm();
   scope_.cancel();
   co_await group_.wait();
   co_await metrics_.close();
@@ -208,7 +200,7 @@ net::Task<> Feeds::serve(UniqueFd fd) {
                     : peer.role == Peer::Role::kHold ? "meshhold"
                                                      : "unknown";
   if (!scope_.is_cancelled()) log()->info("peer gone peer={} reason={}", name, why);
-  if (peer.role == Peer::Role::kMeshd && meshd_ == nullptr) proxy_->set_tap(false, {});
+  if (peer.role == Peer::Role::kMeshd && meshd_ == nullptr) proxy_->set_tap(false);
 }
 
 Result<> Feeds::on_hello(Peer& peer, std::string_view payload) {
@@ -350,13 +342,7 @@ void Feeds::compile_and_publish(std::uint64_t version) {
 }
 
 Result<> Feeds::on_tap(const json::object& message) {
-  TapFilter filter;
-  if (const json::value* wanted = message.if_contains("filter"); wanted && wanted->is_object()) {
-    filter.source = text_of(wanted->get_object(), "source");
-    filter.destination = text_of(wanted->get_object(), "destination");
-    filter.status = static_cast<int>(number_of(wanted->get_object(), "status").value_or(0));
-  }
-  proxy_->set_tap(flag_of(message, "on"), filter);
+  proxy_->set_tap(flag_of(message, "on"));
   return success();
 }
 
@@ -404,14 +390,6 @@ Result<> Feeds::on_dump(const json::object& message) {
     reply({}, {});  // routes and policies have no live state here
   }
   return success();
-}
-
-void Feeds::send_statistics() {
-  reactor_.timers().arm(statistics_, reactor_.now() + kStatistics);
-  if (meshd_ == nullptr) return;
-  json::object message = proxy_->stats();
-  message["type"] = feed::kStats;
-  to_meshd(message);
 }
 
 // The kernel refuses or diverts new connections when this is too old.

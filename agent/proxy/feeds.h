@@ -51,10 +51,6 @@ class Feeds {
     explicit Heartbeat(Feeds* f);
     Feeds* feeds;
   };
-  struct Statistics : net::Timer {
-    explicit Statistics(Feeds* f);
-    Feeds* feeds;
-  };
 
   net::Task<> accept_all(std::unique_ptr<net::Listener> listener);
   net::Task<> serve(UniqueFd fd);
@@ -76,7 +72,6 @@ class Feeds {
   void write_kernel_counters(std::string& out) const;
   void use_heartbeat(UniqueFd map);
   void stamp();
-  void send_statistics();
 
   net::Reactor& reactor_;
   const FeedsOptions options_;
@@ -101,7 +96,6 @@ class Feeds {
 
   volatile std::uint64_t* heartbeat_map_ = nullptr;
   Heartbeat heartbeat_;
-  Statistics statistics_;
 };
 
 }  // namespace mesh::proxy

@@ -199,10 +199,8 @@ void Proxy::set_access_log(UniqueFd file) {
   for (auto& worker : workers_) worker->post([w = worker.get(), on] { w->set_access_log(on); });
 }
 
-void Proxy::set_tap(bool on, const TapFilter& filter) {
-  for (auto& worker : workers_) {
-    worker->post([w = worker.get(), on, filter] { w->set_tap(on, filter); });
-  }
+void Proxy::set_tap(bool on) {
+  for (auto& worker : workers_) worker->post([w = worker.get(), on] { w->set_tap(on); });
 }
 
 // On a worker.

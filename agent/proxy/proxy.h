@@ -46,7 +46,7 @@ class Proxy final : private Sinks {
   UniqueFd duplicate_listener(const ListenerId& id) const;  // none: there is no such one
 
   void set_access_log(UniqueFd file);  // none: off
-  void set_tap(bool on, const TapFilter& filter);
+  void set_tap(bool on);
 
   // Prometheus text: requests, clusters, the proxy itself.
   void write_metrics(std::string& out) const;

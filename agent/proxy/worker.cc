@@ -352,11 +352,6 @@ net::Task<> Worker::end_client(std::unique_ptr<Client> client) {
   if (!clients_.contains(id)) clusters_.forget_client(id);
 }
 
-void Worker::set_tap(bool on, TapFilter filter) {
-  tap_ = on;
-  tap_filter_ = std::move(filter);
-}
-
 std::vector<Client::PoolInfo> Worker::pools(WorkloadId workload) const {
   const auto found = clients_.find(workload);
   return found == clients_.end() ? std::vector<Client::PoolInfo>{} : found->second->pools();

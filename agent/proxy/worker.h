@@ -54,11 +54,6 @@ struct View {
 };
 using ViewPtr = boost::local_shared_ptr<const View>;
 
-struct TapFilter {
-  std::string source, destination;  // "ns/name" or "name"; empty: any
-  int status = 0;                   // 0: any
-};
-
 // One finished request as `meshctl tap` shows it.
 struct TapEvent {
   std::chrono::system_clock::time_point at;
@@ -192,7 +187,7 @@ class Worker {
   void ask_again();  // meshhold was replaced
   void revoke(WorkloadId workload);
   void set_access_log(bool on) { access_log_ = on; }
-  void set_tap(bool on, TapFilter filter);
+  void set_tap(bool on) { tap_ = on; }
   std::vector<Client::PoolInfo> pools(WorkloadId workload) const;
   std::vector<WorkloadId> client_ids() const;
 
@@ -208,7 +203,6 @@ class Worker {
   Sinks& sinks() { return sinks_; }
   bool logs_access() const { return access_log_; }
   bool taps() const { return tap_; }
-  const TapFilter& tap_filter() const { return tap_filter_; }
   bool is_draining() const { return draining_; }
   Result<SocketAddress> original_destination(int fd) const {
     return options_.original_destination(fd);
@@ -252,7 +246,6 @@ class Worker {
   bool access_log_ = false;
   bool tap_ = false;
   bool draining_ = false;
-  TapFilter tap_filter_;
   std::string log_;
   std::string date_;
   std::time_t date_second_ = 0;

@@ -611,5 +611,59 @@ TEST_F(Meshd, EnrolsAndEndsManyWorkloadsAndLeavesNothing) {
   EXPECT_EQ(pins(), pins_before);
 }
 
+TEST_F(Meshd, ReadersLeaveRoomForRootAndSendLittle) {
+  fs::permissions(dir_, fs::perms{0755});
+  fs::permissions(dir_ + "/meshd.sock", fs::perms{0666});
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  pid_t reader = ::fork();
+  if (reader == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strcpy(address.sun_path, (dir_ + "/meshd.sock").c_str());
+    bool is_reader = ::setresgid(65534, 65534, 65534) == 0 && ::setresuid(65534, 65534, 65534) == 0;
+    for (int i = 0; i < 100 && is_reader; ++i) {
+      const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+      is_reader = ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+      const std::string_view tap = "GET /v1/tap HTTP/1.1\r\nHost: meshd\r\n\r\n";
+      (void)!::send(fd, tap.data(), tap.size(), MSG_NOSIGNAL);
+    }
+    (void)!::write(ready[1], is_reader ? "y" : "n", 1);
+    while (true) ::pause();
+  }
+  char is_reader = 0;
+  ASSERT_EQ(::read(ready[0], &is_reader, 1), 1);
+  EXPECT_EQ(is_reader, 'y');
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(ask("GET", "/v1/version").status, 200) << i;
+  stop(reader);
+  ::close(ready[0]);
+  ::close(ready[1]);
+}
+
+TEST_F(Meshd, ATapThatDoesNotReadHoldsLittle) {
+  UniqueFd tap(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strcpy(address.sun_path, (dir_ + "/meshd.sock").c_str());
+  ASSERT_EQ(::connect(tap.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  const std::string_view request = "GET /v1/tap HTTP/1.1\r\nHost: meshd\r\n\r\n";
+  ASSERT_EQ(::send(tap.get(), request.data(), request.size(), 0), std::ssize(request));
+  ASSERT_TRUE(proxy_->serve_until([&] { return proxy_->is_tapped; }));
+  for (int i = 0; i < 2000; ++i) {
+    proxy_->send({{"type", "tap_event"}, {"path", std::string(4000, 'x')}, {"status", 200}});
+    if (i % 100 == 0) EXPECT_EQ(ask("GET", "/v1/version").status, 200) << "all before is read";
+  }
+  EXPECT_EQ(ask("GET", "/v1/version").status, 200);
+  std::size_t bytes = 0;
+  char chunk[65536];
+  pollfd readable{tap.get(), POLLIN, 0};
+  for (ssize_t got = 1; got > 0 && ::poll(&readable, 1, 200) == 1;
+       bytes += static_cast<std::size_t>(got))
+    got = ::recv(tap.get(), chunk, sizeof chunk, 0);
+  EXPECT_GT(bytes, 100'000U);
+  EXPECT_LT(bytes, 3'000'000U) << "of 8 MB";
+}
+
 }  // namespace
 }  // namespace mesh

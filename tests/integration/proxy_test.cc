@@ -339,7 +339,7 @@ TEST_F(ProxyTest, WritesTheAccessLogAndTaps) {
   auto writer = std::make_shared<UniqueFd>(ends[1]);
   on_main([&] {
     proxy_->set_access_log(std::move(*writer));
-    proxy_->set_tap(true, {.source = "productpage"});
+    proxy_->set_tap(true);
   });
   ASSERT_EQ(ask(get("/reviews/7?a=b", "User-Agent: test\r\n")).status(), 200);
   char line[4096];

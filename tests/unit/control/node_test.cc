@@ -473,6 +473,28 @@ TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
   EXPECT_THAT(state_of("a"), testing::StartsWith("pending"));
 }
 
+TEST_F(NodeTest, WhoWaitsIsToldOfEveryStepOfAnEnrolment) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  std::vector<std::string> states;
+  const auto look = [&] {
+    const auto status = node_->workload({"default", "a"});
+    const std::string state = status ? status->state + " " + status->reason : "absent";
+    if (states.empty() || states.back() != state) states.push_back(state);
+  };
+  const auto id = node_->add_change_sink(look);
+  outcome(workload("a", "10.77.0.1"));
+  acknowledge();
+  answer_enrol(id_of("a"), feed::HoldStatus::kLoopbackDown);
+  answer_enrol(id_of("a"));
+  acknowledge();
+  EXPECT_THAT(states, ElementsAre("pending waiting for meshhold", HasSubstr("failed the loopback"),
+                                  "pending waiting for meshproxy to acknowledge it", "enrolled "));
+  node_->remove_change_sink(id);
+  remove("WorkloadEntry", "a");
+  EXPECT_EQ(states.size(), 4U);
+}
+
 TEST_F(NodeTest, MeshholdIsOnlyToldToDropTheRestOnceTheProxyAcknowledged) {
   connect_hold();
   EXPECT_TRUE(held(feed::HoldType::kSync).empty());
@@ -716,6 +738,37 @@ TEST_F(NodeTest, TheTapIsOnOnlyWhileSomebodyListens) {
   EXPECT_THAT(seen, ElementsAre("/x"));
   node_->remove_tap(id);
   EXPECT_FALSE(messages(feed::kTap).back().at("on").as_bool());
+}
+
+TEST_F(NodeTest, WhatTheProxySaysIsCutAndPrintable) {
+  connect();
+  const std::string evil = "\x1b[2J\n\xc2\x9b" + std::string(100'000, 'x');
+  const std::string tame = "\\x1b[2J\\x0a\\x9bxxx";
+  const auto is_tame = [&](const std::string& text) {
+    return text.find(tame) != std::string::npos && text.size() < 5'000;
+  };
+  std::vector<std::string> seen;
+  node_->add_tap([&](const api::TapEvent& event) { seen.push_back(event.path); });
+  from_proxy({{"type", "tap_event"}, {"path", evil}});
+  EXPECT_THAT(seen, ElementsAre(testing::Truly(is_tame)));
+  const std::uint64_t question = node_->ask_proxy("clusters");
+  from_proxy({{"type", "dump_reply"},
+              {"id", question},
+              {"body", {{"rows", json::array{{{"cluster", evil}, {evil, 1}}}}}}});
+  const json::value answer = node_->take_answer(question).value();
+  EXPECT_PRED1(is_tame, answer.at("rows").at(0).at("cluster").as_string().c_str());
+  EXPECT_PRED1(is_tame, std::string(answer.at("rows").at(0).as_object().begin()[1].key()));
+  outcome(service("reviews"));
+  json::array problems;
+  for (int i = 0; i < 1'000; ++i) problems.push_back({{"message", evil}});
+  from_proxy({{"type", "ready"}, {"version", evil}});
+  from_proxy({{"type", "nack"},
+              {"version", last_update().at("version")},
+              {"problems", std::move(problems)}});
+  const auto status = node_->status(now_);
+  EXPECT_PRED1(is_tame, status.programs.at("meshproxy").version);
+  EXPECT_EQ(status.reasons.size(), 100U);
+  for (const std::string& reason : status.reasons) EXPECT_PRED1(is_tame, reason);
 }
 
 TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
