@@ -42,6 +42,11 @@ Result<mesh::IpBlock> parse_range(std::string_view text) {
   if (!block) return std::move(block).error().at("--service-cidr");
   if (!block.value().base.is_v4() || block.value().prefix_length > 28)
     return Error{Errc::invalid_argument, "--service-cidr: wants an IPv4 block of /28 or larger"};
+  const auto& bytes = block.value().base.bytes();
+  for (int bit = block.value().prefix_length; bit < 32; ++bit)
+    if (bytes[static_cast<std::size_t>(12 + bit / 8)] & 0x80 >> bit % 8)
+      return Error{Errc::invalid_argument, "--service-cidr: " + std::string(text) +
+                                               " begins inside a block; give its first address"};
   return block;
 }
 

@@ -143,6 +143,18 @@ void add_workload_address(Report& report, const std::string& path, std::string_v
   }
 }
 
+// Nothing that names another place than it seems to; what it is on this machine, meshd looks at.
+bool is_group_path(std::string_view path) {
+  if (!path.starts_with('/')) return false;
+  for (std::size_t at = 1; at <= path.size();) {
+    const std::size_t slash = std::min(path.find('/', at), path.size());
+    const std::string_view part = path.substr(at, slash - at);
+    if (part.empty() || part == "." || part == "..") return false;
+    at = slash + 1;
+  }
+  return path.size() > 1;
+}
+
 void read_annotations(Report& report, const Labels& annotations, Workload& workload) {
   for (const auto& [key, value] : annotations) {
     if (!key.starts_with(kAnnotations)) continue;
@@ -152,6 +164,11 @@ void read_annotations(Report& report, const Labels& annotations, Workload& workl
       workload.netns = value;
     } else if (name == "cgroup") {
       workload.cgroup = value;
+      if (!value.empty() && !is_group_path(value))
+        report.error(path,
+                     "must be the absolute path of a control group, without empty parts, . and .., "
+                     "not '" +
+                         value + "'");
     } else if (name == "mode") {
       workload.strict = value == "strict";
       if (!workload.strict && value != "permissive")

@@ -91,11 +91,13 @@ class PosixFiles final : public Files {
     return success();
   }
 
-  Result<> make_directories(const std::string& path) override {
-    std::error_code error;
-    fs::create_directories(path, error);
-    if (error) return errno_error(error.value(), "mkdir " + path);
-    return success();
+  Result<> make_directory(const std::string& path) override {
+    if (::mkdir(path.c_str(), 0755) == 0) return success();
+    const int error = errno;
+    struct stat status{};
+    if (error == EEXIST && ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode))
+      return success();
+    return errno_error(error, "mkdir " + path);
   }
 
   Result<std::vector<Entry>> list(const std::string& directory) override {
@@ -127,13 +129,27 @@ std::unique_ptr<Files> posix_files() { return std::make_unique<PosixFiles>(); }
 
 std::string directory_of(const std::string& path) {
   const auto slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// The parent is synced also where the directory was there already: whoever made it may have been
+// stopped before.
+Result<> make_directories(Files& files, const std::string& path) {
+  const std::string parent = directory_of(path);
+  auto made = files.make_directory(path);
+  if (!made && made.error().code == Errc::not_found && parent != path) {
+    MESH_TRY(make_directories(files, parent));
+    made = files.make_directory(path);
+  }
+  if (!made) return made;
+  return files.sync_directory(parent);
 }
 
 Result<> replace_file(Files& files, const std::string& path, std::string_view text) {
   const std::string directory = directory_of(path);
   const std::string temporary = directory + "/." + path.substr(path.rfind('/') + 1) + ".tmp";
-  MESH_TRY(files.make_directories(directory));
+  MESH_TRY(make_directories(files, directory));
   auto written = [&]() -> Result<> {
     MESH_TRY(files.write(temporary, text));
     return files.rename(temporary, path);

@@ -31,7 +31,8 @@ class Files {
   virtual Result<> rename(const std::string& from, const std::string& to) = 0;
   virtual Result<> sync_directory(const std::string& path) = 0;
   virtual Result<> remove(const std::string& path) = 0;  // an absent file is no error
-  virtual Result<> make_directories(const std::string& path) = 0;
+  // One that is there is no error; not_found: its parent is not.
+  virtual Result<> make_directory(const std::string& path) = 0;
   // What is below `directory`, of any type, sorted; names that begin with a dot are passed over,
   // and links are not followed.
   virtual Result<std::vector<Entry>> list(const std::string& directory) = 0;
@@ -39,6 +40,8 @@ class Files {
 
 std::unique_ptr<Files> posix_files();
 
+// Makes what is missing on the way to `path`, for good: each is in its parent after a crash too.
+Result<> make_directories(Files& files, const std::string& path);
 // The old text or the new one, never less, also through a crash: temporary file, fsync, rename,
 // fsync of the directory (which is made when it is absent).
 Result<> replace_file(Files& files, const std::string& path, std::string_view text);

@@ -3,9 +3,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
+#include <linux/magic.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sys/inotify.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +18,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "control/files.h"
 
 namespace mesh::control {
 namespace {
@@ -28,6 +32,17 @@ Logger log() {
 
 constexpr std::uint32_t kFileEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE |
                                       IN_CREATE | IN_DELETE_SELF | IN_ONLYDIR;
+
+Result<std::uint64_t> cgroup_inode(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  struct stat status{};
+  struct statfs system{};
+  if (!fd || ::fstat(fd.get(), &status) != 0 || ::fstatfs(fd.get(), &system) != 0)
+    return errno_error(errno, "open the control group " + path);
+  if (system.f_type != CGROUP2_SUPER_MAGIC)
+    return Error{Errc::refused, path + ": is no control group (cgroup2)"};
+  return status.st_ino;
+}
 
 }  // namespace
 
@@ -75,6 +90,26 @@ Result<UniqueFd> LinuxMachine::open_netns(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd) return errno_error(errno, "open the network namespace " + path);
   return fd;
+}
+
+// By what the directories are, not by their names: the same group may be mounted twice.
+Result<> LinuxMachine::check_cgroup(const std::string& cgroup) {
+  const auto looked_at = cgroup_inode(cgroup);
+  if (!looked_at) {
+    if (looked_at.error().code == Errc::not_found)
+      return success();  // it ended, or is not yet made
+    return looked_at.error();
+  }
+  const std::string own = directory_of(sandbox_root_);
+  std::vector<std::string> refused = {sandbox_root_, own + "/mesh"};
+  for (std::string above = own; above != "/" && above != "."; above = directory_of(above))
+    refused.push_back(above);
+  for (const std::string& group : refused)
+    if (const auto inode = cgroup_inode(group); inode && inode.value() == looked_at.value())
+      return Error{Errc::refused, cgroup +
+                                      ": is a control group of the mesh itself or one above it; "
+                                      "give the workload a group of its own"};
+  return success();
 }
 
 std::optional<bool> LinuxMachine::is_populated(const std::string& cgroup) {

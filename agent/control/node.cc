@@ -35,6 +35,19 @@ Error malformed(std::string_view what) {
   return {Errc::invalid_argument, "meshproxy sent a malformed message: " + std::string(what)};
 }
 
+// Its directory may be anybody's: nothing but a file is opened, and nothing is waited for.
+Result<UniqueFd> open_access_log(const std::string& path, std::uint64_t& inode) {
+  const std::string what = "the access log cannot be opened: " + path;
+  UniqueFd fd(::open(path.c_str(),
+                     O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY,
+                     0640));
+  struct stat status{};
+  if (!fd || ::fstat(fd.get(), &status) != 0) return errno_error(errno, what);
+  if (!S_ISREG(status.st_mode)) return Error{Errc::refused, what + ": it is no file"};
+  inode = status.st_ino;
+  return fd;
+}
+
 json::array counts_by_rule(const std::map<std::uint32_t, std::uint64_t>& counts,
                            const std::map<std::uint32_t, PolicyRule>& rules) {
   json::array list;
@@ -266,14 +279,11 @@ void Node::send_options() {
   UniqueFd access_log;
   access_log_error_.clear();
   if (!options_.access_log.empty()) {
-    access_log.reset(
-        ::open(options_.access_log.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640));
-    struct stat status{};
-    if (access_log && ::fstat(access_log.get(), &status) == 0)
-      access_log_inode_ = status.st_ino;
+    auto opened = open_access_log(options_.access_log, access_log_inode_);
+    if (opened)
+      access_log = std::move(opened).value();
     else
-      access_log_error_ =
-          errno_error(errno, "the access log cannot be opened: " + options_.access_log).message;
+      access_log_error_ = opened.error().message;
   }
   message["access_log"] = static_cast<bool>(access_log);
   if (access_log) fds.push_back(std::move(access_log));
@@ -367,7 +377,7 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
   }
   if (!options_.access_log.empty()) {
     struct stat status{};
-    if (::stat(options_.access_log.c_str(), &status) != 0 || status.st_ino != access_log_inode_)
+    if (::lstat(options_.access_log.c_str(), &status) != 0 || status.st_ino != access_log_inode_)
       reopen_access_log();
   }
   read_counters();

@@ -19,6 +19,8 @@ using config::ObjectPtr;
 constexpr std::array<std::string_view, 6> kServerFields = {
     "uid", "creationTimestamp", "generation", "resourceVersion", "managedFields", "selfLink"};
 
+constexpr std::size_t kLongestName = 240;
+
 bool is_source_name(std::string_view path) {
   return path.ends_with(".yaml") || path.ends_with(".yml") || path.ends_with(".json");
 }
@@ -53,6 +55,20 @@ config::Problem problem_of(const ObjectKey& key, const std::string& file, std::s
   problem.file = file;
   problem.message = std::move(message);
   return problem;
+}
+
+// <Kind>/<namespace>.<name>. What would be longer than a file name may be (255, with what
+// replace_file() puts around it) is cut, and ends in "~" (which no name has) and a hash (FNV-1a).
+std::string stem_of(const ObjectKey& key) {
+  std::string name = (key.ns.empty() ? "_" : key.ns) + "." + key.name;
+  if (name.size() > kLongestName) {
+    std::uint64_t hash = 0xcbf29ce484222325U;
+    for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
+    char text[24];
+    std::snprintf(text, sizeof text, "~%016llx", static_cast<unsigned long long>(hash));
+    name = name.substr(0, kLongestName - 17) + text;
+  }
+  return key.kind + "/" + name;
 }
 
 json::object wrapped(const ObjectPtr& object) {
@@ -100,9 +116,9 @@ Store::Store(Files& files, std::string directory, Random random, std::function<s
     : files_(files), directory_(std::move(directory)), random_(random), now_(std::move(now)) {}
 
 Result<> Store::open() {
-  MESH_TRY(files_.make_directories(objects_directory()));
-  MESH_TRY(files_.make_directories(directory_ + "/accepted"));
-  MESH_TRY(files_.make_directories(directory_ + "/parsed"));
+  MESH_TRY(make_directories(files_, objects_directory()));
+  MESH_TRY(make_directories(files_, directory_ + "/accepted"));
+  MESH_TRY(make_directories(files_, directory_ + "/parsed"));
   MESH_TRY(read_kept(directory_ + "/accepted", [this](ObjectPtr object) {
     accepted_[object->key] = {object->file, object};
   }));
@@ -296,18 +312,15 @@ std::string Store::new_uid() {
 // --- writing
 
 std::string Store::object_path(const ObjectKey& key) const {
-  return objects_directory() + "/" + key.kind + "/" + (key.ns.empty() ? "_" : key.ns) + "." +
-         key.name + ".yaml";
+  return objects_directory() + "/" + stem_of(key) + ".yaml";
 }
 
 std::string Store::accepted_path(const ObjectKey& key) const {
-  return directory_ + "/accepted/" + key.kind + "/" + (key.ns.empty() ? "_" : key.ns) + "." +
-         key.name + ".json";
+  return directory_ + "/accepted/" + stem_of(key) + ".json";
 }
 
 std::string Store::parsed_path(const ObjectKey& key) const {
-  return directory_ + "/parsed/" + key.kind + "/" + (key.ns.empty() ? "_" : key.ns) + "." +
-         key.name + ".json";
+  return directory_ + "/parsed/" + stem_of(key) + ".json";
 }
 
 std::vector<std::string> Store::files_of(const ObjectKey& key) const {
@@ -372,7 +385,7 @@ Result<> Store::remember_policies() {
     const ObjectKey key = *unsaved_.begin();
     const std::string path = parsed_path(key);
     if (const auto known = parsed_.find(key); known == parsed_.end()) {
-      MESH_TRY(files_.make_directories(directory_of(path)));
+      MESH_TRY(make_directories(files_, directory_of(path)));
       MESH_TRY(remove_file(files_, path));
     } else {
       json::array items;

@@ -1,6 +1,7 @@
 // Store: the objects of the local source, a directory of files, and what was last accepted of each.
 //
-//   <dir>/objects/<Kind>/<namespace>.<name>.yaml   written by `meshctl apply`, one object a file
+//   <dir>/objects/<Kind>/<namespace>.<name>.yaml   written by `meshctl apply`, one object a file;
+//                                                  a long name is cut and ends in ~ and a hash
 //   <dir>/objects/**                               files that people put there: any name that ends
 //                                                  in .yaml, .yml or .json, one object or several.
 //                                                  Anything of such a name that is no regular file,

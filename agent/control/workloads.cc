@@ -89,6 +89,7 @@ void Workloads::begin(Enrolment& enrolment) {
     enrolment.cookie = known->second.netns_cookie;  // its policy holds while meshhold is asked
     adopted_.erase(known);
   }
+  if (auto checked = check(enrolment); !checked) return fail(enrolment, checked.error().message);
   if (const std::string& cgroup = enrolment.workload->cgroup; !cgroup.empty()) {
     machine_.watch_cgroup(cgroup);
     enrolment.was_populated = machine_.is_populated(cgroup) == true;
@@ -96,6 +97,11 @@ void Workloads::begin(Enrolment& enrolment) {
   // Where it cannot be opened meshhold may hold it all the same, or says that it does not.
   (void)open_netns(enrolment).has_value();
   start_waiting(enrolment);
+}
+
+Result<> Workloads::check(const Enrolment& enrolment) {
+  const std::string& cgroup = enrolment.workload->cgroup;
+  return cgroup.empty() ? success() : machine_.check_cgroup(cgroup);
 }
 
 Result<> Workloads::open_netns(Enrolment& enrolment) {
@@ -223,8 +229,10 @@ void Workloads::retry_failed() {
     if (enrolment.rounds_to_retry > 0 && --enrolment.rounds_to_retry > 0) continue;
     if (enrolment.id == 0)
       enrolment.id = numbers_.number(Space::kWorkload, number_name(*enrolment.workload));
-    if (auto opened = open_netns(enrolment); !opened) {
-      fail(enrolment, opened.error().message);
+    auto ready = check(enrolment);
+    if (ready) ready = open_netns(enrolment);
+    if (!ready) {
+      fail(enrolment, ready.error().message);
       continue;
     }
     if (!cgroup.empty()) machine_.watch_cgroup(cgroup);

@@ -31,6 +31,8 @@ class Machine {
   // Of this machine's interfaces that are up, but loopback and link-local ones; sorted.
   virtual std::vector<IpAddress> node_addresses() = 0;
   virtual Result<UniqueFd> open_netns(const std::string& path) = 0;
+  // Refuses what is no control group, or one whose programs would run for the mesh itself.
+  virtual Result<> check_cgroup(const std::string& cgroup) = 0;
   // nullopt: there is no such cgroup.
   virtual std::optional<bool> is_populated(const std::string& cgroup) = 0;
   virtual std::vector<std::string> sandbox_groups() = 0;  // all there are
@@ -84,6 +86,7 @@ class Workloads {
 
  private:
   void begin(Enrolment& enrolment);
+  Result<> check(const Enrolment& enrolment);
   Result<> open_netns(Enrolment& enrolment);
   void start_waiting(Enrolment& enrolment);
   void ask_to_hold(const Enrolment& enrolment);

@@ -157,6 +157,8 @@ class FakeProxy {
       has_heartbeat = fds >= 1;
     } else if (type == "tap") {
       is_tapped = message.at("on").as_bool();
+    } else if (type == "dump") {
+      ASSERT_TRUE(meshd_->send({{"type", "dump_reply"}, {"id", message.at("id")}, {"body", {}}}));
     } else if (type == "kernel_counters") {
       ++counters;
     } else if (type == "update") {
@@ -658,11 +660,39 @@ TEST_F(Meshd, ATapThatDoesNotReadHoldsLittle) {
   std::size_t bytes = 0;
   char chunk[65536];
   pollfd readable{tap.get(), POLLIN, 0};
-  for (ssize_t got = 1; got > 0 && ::poll(&readable, 1, 200) == 1;
+  for (ssize_t got = 1; got > 0 && ::poll(&readable, 1, bytes == 0 ? 10'000 : 500) == 1;
        bytes += static_cast<std::size_t>(got))
     got = ::recv(tap.get(), chunk, sizeof chunk, 0);
   EXPECT_GT(bytes, 100'000U);
   EXPECT_LT(bytes, 3'000'000U) << "of 8 MB";
+}
+
+TEST_F(Meshd, ABlockOfServiceAddressesBeginsAtItsFirst) {
+  for (const char* block : {"10.78.3.0/16", "10.78.0.0/33"}) {
+    const pid_t pid = spawn({MESH_BIN_DIR "/meshd", "--service-cidr", block, "--run-dir",
+                             "/nowhere", "--pin-dir", "/nowhere", "--log-level", "off"});
+    int status = 0;
+    ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 2) << block;
+  }
+}
+
+TEST_F(Meshd, AWorkloadHasAGroupOfItsOwn) {
+  const NetNs ns = NetNs::create();
+  int number = 0;
+  for (const std::string& group :
+       {test::cgroup2_mount(), root_, root_ + "/mesh", root_ + "/workloads", std::string("/tmp")}) {
+    const std::string name = "w" + std::to_string(number++);
+    ask("POST", "/v1/apply",
+        json::serialize(api::to_json(api::ApplyRequest{
+            {{object("WorkloadEntry", "networking.istio.io/v1", name,
+                     {{"address", "10.1.0." + std::to_string(number)}},
+                     {{"undermesh.io/netns", ns.path()}, {"undermesh.io/cgroup", group}}),
+              "test.yaml",
+              {}}}})));
+    EXPECT_EQ(state_of(name), "failed") << group;
+    EXPECT_THAT(reason_of(name), testing::HasSubstr("control group")) << group;
+  }
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ class FakeDatapath final : public datapath::Datapath {
   }
   Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) override {
     MESH_TRY(operation());
-    for (auto* counted : {&counts.denied_by_policy, &counts.allowed_by_policy})
+    for (auto* counted :
+         {&counts.denied_by_policy, &counts.allowed_by_policy, &counts.audited_by_policy})
       std::erase_if(*counted, [&](const auto& item) { return !numbers.contains(item.first); });
     return success();
   }

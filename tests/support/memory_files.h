@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,7 +19,11 @@ class MemoryFiles final : public control::Files {
   int operations = 0;
 
   // What a crash leaves: the directory entries that were synced.
-  void crash() { texts = synced_; }
+  void crash() {
+    directories_ = synced_directories_;
+    texts = synced_;
+    std::erase_if(texts, [this](const auto& file) { return !is_reached(file.first); });
+  }
 
   Result<std::string> read(const std::string& path) override {
     const auto found = texts.find(path);
@@ -28,6 +33,8 @@ class MemoryFiles final : public control::Files {
   }
   Result<> write(const std::string& path, std::string_view text) override {
     MESH_TRY(operation("write " + path));
+    if (!has_directory(control::directory_of(path)))
+      return Error{Errc::not_found, path + ": no such directory"};
     set(path, std::string(text));
     return success();
   }
@@ -44,6 +51,8 @@ class MemoryFiles final : public control::Files {
     std::erase_if(synced_, [](const auto& file) { return file.second == "(gone)"; });
     for (const auto& [name, text] : texts)
       if (control::directory_of(name) == path) synced_[name] = text;
+    for (const std::string& name : directories_)
+      if (control::directory_of(name) == path) synced_directories_.insert(name);
     return success();
   }
   Result<> remove(const std::string& path) override {
@@ -51,7 +60,13 @@ class MemoryFiles final : public control::Files {
     texts.erase(path);
     return success();
   }
-  Result<> make_directories(const std::string& path) override { return operation("mkdir " + path); }
+  Result<> make_directory(const std::string& path) override {
+    MESH_TRY(operation("mkdir " + path));
+    if (!has_directory(control::directory_of(path)))
+      return Error{Errc::not_found, path + ": its parent is not there"};
+    directories_.insert(path);
+    return success();
+  }
   Result<std::vector<Entry>> list(const std::string& directory) override {
     std::vector<Entry> found;
     for (const auto& [path, text] : texts)
@@ -71,12 +86,20 @@ class MemoryFiles final : public control::Files {
   }
 
  private:
+  bool has_directory(const std::string& path) const {
+    return path == "/" || directories_.contains(path);
+  }
+  bool is_reached(const std::string& path) const {
+    const std::string parent = control::directory_of(path);
+    return parent == "/" || (directories_.contains(parent) && is_reached(parent));
+  }
   Result<> operation(const std::string& what) {
     ++operations;
     if (fail_at == 0 || --fail_at > 0) return success();
     return Error{Errc::internal, what + ": no space left on device"};
   }
   std::map<std::string, std::string> synced_;
+  std::set<std::string> directories_, synced_directories_;
   std::map<std::string, std::uint64_t> stamps_;
   std::map<std::string, Type> types_;
   std::uint64_t stamp_ = 0;

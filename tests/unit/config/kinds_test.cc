@@ -360,6 +360,21 @@ TEST(Service, ResetsConnectionsToEndpointsThatAreGoneWhereItSaysSo) {
                           "annotation"));
 }
 
+TEST(WorkloadEntry, TheControlGroupIsAPlainAbsolutePath) {
+  for (const char* path : {"x", "/", "/sys/fs/cgroup/", "/sys/fs/cgroup/a/..", "/a/../b", "/a/./b",
+                           "//sys/fs/cgroup/a", "../a"}) {
+    auto compiled = compile_text(std::string(R"(apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: a
+  annotations: {undermesh.io/netns: /proc/1/ns/net, undermesh.io/cgroup: ")") +
+                                 path + "\"}\nspec: {address: 10.77.0.5}\n");
+    EXPECT_THAT(texts_of(compiled.problems),
+                ElementsAre(testing::HasSubstr("must be the absolute path of a control group")))
+        << path;
+  }
+}
+
 TEST(WorkloadEntry, ReadsAnnotationsAndAccount) {
   auto compiled = compile_text(R"(apiVersion: networking.istio.io/v1beta1
 kind: WorkloadEntry

@@ -4,7 +4,10 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/stat.h>
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -41,6 +44,10 @@ class FakeMachine final : public Machine {
     UniqueFd fd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
     if (path == "/gone") return Error{Errc::not_found, "open /gone: no such file"};
     return fd;
+  }
+  Result<> check_cgroup(const std::string& cgroup) override {
+    if (cgroup == "/cg/mesh") return Error{Errc::refused, "/cg/mesh: is the mesh's own"};
+    return success();
   }
   std::optional<bool> is_populated(const std::string& cgroup) override {
     const auto at = cgroups.find(cgroup);
@@ -106,7 +113,7 @@ class NodeTest : public testing::Test {
     numbers_ =
         std::make_unique<Numbers>(files_, "/s/ids.json", IpBlock::parse("10.78.0.0/16").value());
     node_ = std::make_unique<Node>(
-        NodeOptions{"1.2.3", "node", "", "/cg", ""},
+        NodeOptions{"1.2.3", "node", "", "/cg", access_log_},
         NodeParts{*store_, *numbers_, datapath_, machine_, hold_, proxy_}, options);
     const auto started = node_->start(now_);
     ASSERT_TRUE(started) << started.error().message;
@@ -215,6 +222,7 @@ class NodeTest : public testing::Test {
   }
 
   Node::Clock::time_point now_{};
+  std::string access_log_;
   test::MemoryFiles files_;
   test::FakeDatapath datapath_;
   FakeMachine machine_;
@@ -408,6 +416,17 @@ TEST_F(NodeTest, WhatRunsStaysInTheKernelWhenMeshholdCannotHoldItAgain) {
   EXPECT_FALSE(datapath_.state.workloads.contains(id)) << "its processes have ended";
 }
 
+TEST_F(NodeTest, AGroupThatIsNoWorkloadsOwnIsRefused) {
+  connect();
+  machine_.cgroups = {{"/cg/mesh", true}};
+  outcome(workload("mesh", "10.77.0.1"));
+  for (int i = 0; i < 12; ++i) node_->tick(now_, 0);
+  EXPECT_EQ(state_of("mesh"), "failed: /cg/mesh: is the mesh's own");
+  for (const feed::HoldMessage& message : held(feed::HoldType::kEnrol))
+    EXPECT_EQ(message.workload, feed::kGatewayWorkload);
+  EXPECT_FALSE(datapath_.state.workloads.contains(id_of("mesh")));
+}
+
 TEST_F(NodeTest, WhatFailsStaysFailedWhileItIsTriedEverMoreSeldom) {
   connect();
   machine_.cgroups = {{"/cg/a", true}};
@@ -471,6 +490,28 @@ TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
     EXPECT_EQ(state.refusals, before.refusals);
   }
   EXPECT_THAT(state_of("a"), testing::StartsWith("pending"));
+}
+
+TEST_F(NodeTest, TheAccessLogIsAFileAndNothingElse) {
+  std::string directory = testing::TempDir() + "log-XXXXXX";
+  ASSERT_NE(::mkdtemp(directory.data()), nullptr);
+  std::filesystem::create_symlink(directory + "/file", directory + "/link");
+  ASSERT_EQ(::mkfifo((directory + "/fifo").c_str(), 0600), 0);
+  const UniqueFd reader(::open((directory + "/fifo").c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  for (const char* name : {"/link", "/fifo", "", "/file"}) {
+    access_log_ = directory + name;
+    proxy_.payloads.clear();
+    restart();
+    connect();
+    const bool is_file = access_log_.ends_with("/file");
+    EXPECT_EQ(messages(feed::kOptions).back().at("access_log").as_bool(), is_file) << name;
+    EXPECT_THAT(node_->status(now_).reasons,
+                testing::Conditional(
+                    is_file, testing::IsEmpty(),
+                    testing::Contains(HasSubstr("access log cannot be opened: " + access_log_))));
+  }
+  EXPECT_FALSE(std::filesystem::is_symlink(directory + "/file"));
+  std::filesystem::remove_all(directory);
 }
 
 TEST_F(NodeTest, WhoWaitsIsToldOfEveryStepOfAnEnrolment) {
@@ -545,11 +586,11 @@ TEST_F(NodeTest, ARefusedRouteLeavesItsLastAcceptedVersion) {
 
 TEST_F(NodeTest, AnObjectThatCannotBeStoredIsRefusedAndChangesNothing) {
   connect();
-  for (int step = 1; step <= 4; ++step) {
+  for (int step = 1; step <= 5; ++step) {
     files_.fail_at = step;
     EXPECT_THAT(outcome(service("reviews")), HasSubstr("cannot be stored")) << step;
     files_.fail_at = 0;
-    if (step == 4) continue;  // the last step is the fsync of the directory: it is there by then
+    if (step == 5) continue;  // the last step is the fsync of the directory: it is there by then
     EXPECT_TRUE(node_->objects("Service", "", "").objects.empty()) << step;
   }
 }

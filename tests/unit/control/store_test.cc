@@ -91,6 +91,60 @@ TEST(Store, SetsUidAndTimeOnceAndCountsGenerations) {
   EXPECT_EQ(field(*one.store.find(kKey), "creationTimestamp"), "2026-01-01T00:00:00Z");
 }
 
+TEST(Files, WhatIsInANewDirectorySurvivesACrash) {
+  MemoryFiles files;
+  files.fail_at = 3;  // whoever tried before was stopped after it had made directories
+  EXPECT_FALSE(replace_file(files, "/a/b/c/file", "text"));
+  files.fail_at = 0;
+  ASSERT_TRUE(replace_file(files, "/a/b/c/file", "text"));
+  files.crash();
+  EXPECT_EQ(files.texts["/a/b/c/file"], "text");
+}
+
+TEST(Files, DirectoriesOfTheMachineAreMadeAtAnyDepth) {
+  std::string root = testing::TempDir() + "files-XXXXXX";
+  ASSERT_NE(::mkdtemp(root.data()), nullptr);
+  auto files = posix_files();
+  EXPECT_TRUE(make_directories(*files, root + "/a/b/c"));
+  EXPECT_TRUE(make_directories(*files, root + "/a/b/c"));
+  EXPECT_TRUE(std::filesystem::is_directory(root + "/a/b/c"));
+  ASSERT_TRUE(files->write(root + "/file", ""));
+  EXPECT_FALSE(make_directories(*files, root + "/file"));
+  std::filesystem::remove_all(root);
+}
+
+// Of 253 characters, the longest that a name may have.
+TEST(Store, NamesOfAnyLengthHaveFilesOfTheirOwn) {
+  auto files = posix_files();
+  std::string root = testing::TempDir() + "store-XXXXXX";
+  ASSERT_NE(::mkdtemp(root.data()), nullptr);
+  Store store(*files, root, Random(7), [] { return "2026-01-01T00:00:00Z"; });
+  ASSERT_TRUE(store.open());
+  std::vector<ObjectKey> keys;
+  for (const char* end : {"a", "b"}) {
+    config::Object object = service(9080);
+    object.key.ns = std::string(63, 'n');
+    object.key.name = std::string(252, 'x') + end;
+    object.tree["metadata"].as_object()["name"] = object.key.name;
+    object.tree["metadata"].as_object()["namespace"] = object.key.ns;
+    const auto stored = store.put(store.prepare(object));
+    ASSERT_TRUE(stored) << stored.error().message;
+    keys.push_back(object.key);
+  }
+  ASSERT_TRUE(store.rescan());
+  for (const ObjectKey& key : keys) {
+    const auto object = store.find(key);
+    ASSERT_TRUE(object);
+    EXPECT_FALSE(store.is_foreign(key));
+    EXPECT_TRUE(store.accept(object));
+  }
+  ASSERT_TRUE(store.remove(keys[0]));
+  ASSERT_TRUE(store.rescan());
+  EXPECT_FALSE(store.find(keys[0]));
+  EXPECT_TRUE(store.find(keys[1]));
+  std::filesystem::remove_all(root);
+}
+
 TEST(Store, ACrashAtAnyStepOfAWriteLeavesTheOldTextOrTheNew) {
   for (int step = 1;; ++step) {
     MemoryFiles files;
@@ -207,7 +261,7 @@ TEST(PosixFiles, ReadsRegularFilesAloneAndListsAll) {
   auto files = posix_files();
   ASSERT_TRUE(files->write(root + "/a.yaml", "text"));
   ASSERT_TRUE(files->write(root + "/.hidden.yaml", "text"));
-  ASSERT_TRUE(files->make_directories(root + "/b.yaml"));
+  ASSERT_TRUE(make_directories(*files, root + "/b.yaml"));
   fs::create_symlink(root + "/a.yaml", root + "/c.yaml");
   fs::create_symlink(root + "/absent", root + "/d.yaml");
   fs::create_symlink(root, root + "/loop");
