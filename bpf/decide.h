@@ -309,9 +309,18 @@ static __always_inline void um_decide_arrival(const struct um_arrival* in,
     um_decided(out, UM_REFUSE, UM_ARRIVALS_REFUSED_LINK_LOCAL);
     return;
   }
+  __u32 peer_class;
   const __u32* recorded = um_find_flow(&in->from, &in->to);
-  const struct um_peer* peer = um_find_peer(&in->from.address);
-  __u32 peer_class = recorded ? *recorded : um_class_of(peer, &in->from.address);
+  if (recorded) {
+    peer_class = *recorded;
+  } else {
+    const struct um_peer* peer = um_find_peer(&in->from.address);
+    if (!peer && um_config_flags() & UM_CONFIG_STATE_INCOMPLETE) {
+      um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_MAP_FULL);
+      return;
+    }
+    peer_class = um_class_of(peer, &in->from.address);
+  }
   __u32 ruling = um_rule(server->ingress, peer_class, &in->to, out);
   if (ruling == UM_ALLOWED)
     um_decided(out, UM_PASS, UM_ARRIVALS_ALLOWED);

@@ -226,6 +226,7 @@ UM_ASSERT(sizeof(struct um_flow_key) == 40);
   X(ARRIVALS_ALLOWED, "arrivals_allowed")                                           \
   X(ARRIVALS_DENIED_POLICY, "arrivals_denied_policy")                               \
   X(ARRIVALS_DENIED_NO_VERDICT, "arrivals_denied_no_verdict")                       \
+  X(ARRIVALS_DENIED_MAP_FULL, "arrivals_denied_map_full")                           \
   X(ARRIVALS_DENIED_UNKNOWN_WORKLOAD, "arrivals_denied_unknown_workload")           \
   X(ARRIVALS_REFUSED_LINK_LOCAL, "arrivals_refused_link_local")                     \
   X(POLICY_COUNTS_LOST, "policy_counts_lost")

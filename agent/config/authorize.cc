@@ -288,7 +288,9 @@ Verdict authorize_ingress(const Snapshot& snapshot, const Selection& selection, 
   }
   if (selection.strict && authorized.allowed && !has_way_in(selection))
     return {false, std::string(kStrictDefault), -1, std::move(authorized.audit)};
-  if (is_this_node(client, snapshot)) return authorized;
+  const bool is_refused = std::any_of(selection.network.begin(), selection.network.end(),
+                                      [](const NetworkPolicy* policy) { return policy->refused; });
+  if (is_this_node(client, snapshot) && !is_refused) return authorized;
   return both(std::move(authorized),
               network_verdict(selection.network, &NetworkPolicy::ingress_rules,
                               {snapshot, client, &server, transport, port}));

@@ -27,14 +27,15 @@ constexpr std::pair<Transport, datapath::Transport> kTransports[] = {
 // The blocks that policies name, each once.
 class Blocks {
  public:
-  explicit Blocks(const std::vector<IpBlock>& named) {
-    for (const IpBlock& block : named) {
-      if (std::ranges::none_of(all_, [&](const IpBlock& known) { return is_same(known, block); }))
-        all_.push_back(block);
-    }
-    std::ranges::sort(all_);
+  Blocks(const std::vector<IpBlock>& named, const std::vector<IpAddress>& node_addresses)
+      : node_(node_addresses.begin(), node_addresses.end()) {
+    std::set<IpBlock> once;  // however they are written
+    for (const IpBlock& block : named) once.insert({first_address(block), block.prefix_length});
+    all_.assign(once.begin(), once.end());
   }
   const std::vector<IpBlock>& all() const { return all_; }
+
+  bool is_this_node(const IpAddress& address) const { return node_.contains(address); }
 
   // The names of those that an address is in.
   std::string around(const IpAddress& address) const {
@@ -46,7 +47,7 @@ class Blocks {
   // An address of the block that is in no smaller one; none: these cover it.
   std::optional<IpAddress> own_address(const IpBlock& block) const {
     return outside(block, [&](const IpBlock& other) {
-      return !is_same(other, block) && other.prefix_length >= block.prefix_length;
+      return other != block && other.prefix_length >= block.prefix_length;
     });
   }
   // An address that is in none.
@@ -58,19 +59,16 @@ class Blocks {
   }
 
  private:
-  static bool is_same(const IpBlock& a, const IpBlock& b) {
-    return a.prefix_length == b.prefix_length && a.base.is_v4() == b.base.is_v4() &&
-           a.contains(b.base);
-  }
-  // The first address of `within` that is in none of the blocks that count.
+  // The first address of `within` that is in none of the blocks that count, and not this node's,
+  // which policies treat as such.
   template <class Counts>
   std::optional<IpAddress> outside(const IpBlock& within, Counts counts) const {
     std::optional<IpAddress> at = first_address(within);
     while (at && within.contains(*at)) {
       const auto hit = std::ranges::find_if(
           all_, [&](const IpBlock& block) { return counts(block) && block.contains(*at); });
-      if (hit == all_.end()) return at;
-      at = address_after(*hit);
+      if (hit == all_.end() && !is_this_node(*at)) return at;
+      at = address_after(hit == all_.end() ? IpBlock{*at, at->is_v4() ? 32 : 128} : *hit);
     }
     return std::nullopt;
   }
@@ -97,20 +95,22 @@ class Blocks {
   }
 
   std::vector<IpBlock> all_;
+  std::set<IpAddress> node_;
 };
 
 // --- classes
 
-// Peers that are alike. Two of them, where there are two: a workload is no peer of itself.
+// Peers that are alike. Two workloads of them, where there are two: none is a peer of itself.
 struct Class {
-  std::vector<Peer> examples;
-  bool must_all = false;  // a client that may use any of these addresses: all must be allowed
+  // Of a client that may use any of several addresses, all: all must be allowed.
+  std::vector<std::vector<Peer>> examples;
   std::map<SetId, PolicySet> rows;  // what each set says that it does not say of strangers
   ClassId id = 0;
 
-  void add(const Peer& peer) {
-    if (examples.empty() || (examples.size() == 1 && examples.front().workload != peer.workload))
-      examples.push_back(peer);
+  void add(std::vector<Peer> ends) {
+    if (examples.empty() ||
+        (examples.size() == 1 && examples.front().front().workload != ends.front().workload))
+      examples.push_back(std::move(ends));
   }
 };
 
@@ -135,7 +135,7 @@ class Compiler {
         numbers_(numbers),
         state_(state),
         parts_(snapshot),
-        blocks_(parts_.address_blocks()) {}
+        blocks_(parts_.address_blocks(), snapshot.node_addresses) {}
 
   void run() {
     find_sets();
@@ -190,20 +190,22 @@ class Compiler {
 
   std::string class_key(const Workload& workload, const std::optional<IpAddress>& address) {
     const std::string identity = parts_.peer_key(workload) + "|";
+    if (address && blocks_.is_this_node(*address))
+      return identity + "this node|" + blocks_.around(*address);
     if (blocks_.all().empty()) return identity;
     return identity + (address ? blocks_.around(*address) : "unknown");
   }
 
   void find_classes() {
-    strangers_.add({nullptr, blocks_.outside_all()});
+    strangers_.add({Peer{nullptr, blocks_.outside_all()}});
     for (const auto& [name, workload] : snapshot_.workloads)
       for (const IpAddress& address : workload->addresses)
-        classes_[class_key(*workload, address)].add({workload.get(), address});
+        classes_[class_key(*workload, address)].add({Peer{workload.get(), address}});
     for (const IpBlock& block : blocks_.all())
       if (const auto address = blocks_.own_address(block))
-        classes_["|" + blocks_.around(*address)].add({nullptr, address});
+        classes_["|" + blocks_.around(*address)].add({Peer{nullptr, address}});
     for (const IpAddress& address : node_addresses())
-      classes_["this node|" + blocks_.around(address)].add({nullptr, address});
+      classes_["this node|" + blocks_.around(address)].add({Peer{nullptr, address}});
     for (const Client& client : clients_)
       for (const bool v4 : {true, false}) add_client(*client.workload, v4);
   }
@@ -234,15 +236,7 @@ class Compiler {
   }
 
   void add_client(const Workload& workload, bool v4) {
-    const auto [at, is_new] = classes_.try_emplace(client_key(workload, v4));
-    if (!is_new && !at->second.must_all) return;
-    const std::vector<Peer> ends = ends_of(workload, v4);
-    if (is_new && ends.size() > 1) {
-      at->second.must_all = true;
-      at->second.examples = ends;
-    } else if (is_new) {
-      at->second.add(ends.front());
-    }
+    classes_[client_key(workload, v4)].add(ends_of(workload, v4));
   }
 
   // --- verdicts
@@ -251,19 +245,25 @@ class Compiler {
   // else is there.
   std::optional<config::Verdict> verdict(const Set& set, const Class& peers, Transport transport,
                                          std::uint16_t port) const {
+    for (const std::vector<Peer>& ends : peers.examples)
+      for (const Workload* own : set.examples)
+        if (!ends.front().workload || ends.front().workload->name != own->name)
+          return verdict_of_all(set, *own, ends, transport, port);
+    return std::nullopt;
+  }
+
+  config::Verdict verdict_of_all(const Set& set, const Workload& own, const std::vector<Peer>& ends,
+                                 Transport transport, std::uint16_t port) const {
     std::optional<config::Verdict> allowed;
-    for (const Peer& peer : peers.examples)
-      for (const Workload* own : set.examples) {
-        if (peer.workload && peer.workload->name == own->name) continue;
-        auto found =
-            set.direction == Direction::kIngress
-                ? config::authorize_ingress(snapshot_, set.selection, peer, *own, transport, port)
-                : config::authorize_egress(snapshot_, set.selection, *own, peer, transport, port);
-        if (!peers.must_all || !found.allowed) return found;
-        if (!allowed) allowed = std::move(found);
-        break;
-      }
-    return allowed;
+    for (const Peer& peer : ends) {
+      auto found =
+          set.direction == Direction::kIngress
+              ? config::authorize_ingress(snapshot_, set.selection, peer, own, transport, port)
+              : config::authorize_egress(snapshot_, set.selection, own, peer, transport, port);
+      if (!found.allowed) return found;
+      if (!allowed) allowed = std::move(found);
+    }
+    return *std::move(allowed);
   }
 
   // Keyed as class 0.
@@ -332,7 +332,13 @@ class Compiler {
         state_.peers[address] = {id, 0};
   }
 
+  // Mapped IPv4 addresses lie within the widest IPv6 blocks, for the kernel alone.
   void write_blocks() {
+    const auto covers_mapped = [](const IpBlock& block) {
+      return !block.base.is_v4() && block.prefix_length <= 96;
+    };
+    if (std::ranges::any_of(blocks_.all(), covers_mapped))
+      state_.blocks[IpBlock{IpAddress::v4(0, 0, 0, 0), 0}] = 0;
     for (const IpBlock& block : blocks_.all())
       if (const auto address = blocks_.own_address(block))
         state_.blocks[block] = classes_.at("|" + blocks_.around(*address)).id;

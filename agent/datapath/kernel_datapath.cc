@@ -163,15 +163,17 @@ EnrolledWorkload adopted(WorkloadId id, const um_workload_record& record) {
   return workload;
 }
 
-// Until every program that runs now has ended: an RCU grace period (membarrier(2)).
-void wait_for_programs() { ::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); }
-
 class KernelDatapath final : public Datapath {
  public:
   explicit KernelDatapath(Object object) : object_(std::move(object)), maps_(object_) {}
 
   Result<> read() {
     MESH_TRY(maps_.read());
+    const std::uint32_t zero = 0;
+    um_config config{};
+    if (::bpf_map_lookup_elem(object_.map("um_config"), &zero, &config) != 0)
+      return errno_error(errno, "read map um_config");
+    config_flags_ = config.flags;
     MESH_TRY(auto sets, object_.link_sets());
     for (const std::string& set : sets)
       if (set != kMeshLinks) link_sets_.insert(set);
@@ -207,6 +209,9 @@ class KernelDatapath final : public Datapath {
     }
     Problems misfits;
     bool complete = put(wanted, misfits);
+    if (!complete) {
+      MESH_TRY(write_config(config_flags_ | UM_CONFIG_STATE_INCOMPLETE));
+    }
     MESH_TRY(detach_unwanted(wanted));
     MESH_TRY(remove_unwanted(wanted));
     if (!misfits.empty()) {  // there may be room now
@@ -214,7 +219,9 @@ class KernelDatapath final : public Datapath {
       complete = put(wanted, misfits);
     }
     MESH_TRY(write_config(blocks | (complete ? 0U : UM_CONFIG_STATE_INCOMPLETE)));
-    if (maps_.take_policy_changed()) wait_for_programs();
+    if (maps_.take_policy_changed()) {
+      MESH_TRY(wait_for_programs());
+    }
     problems.merge(misfits);
     attach_wanted(state, problems);
     return problems;
@@ -324,13 +331,19 @@ class KernelDatapath final : public Datapath {
     return ::bpf_obj_get_info_by_fd(object_.map(map), &info, &size) == 0 ? info.max_entries : 0;
   }
 
+  // Until every program that runs now has ended: an RCU grace period. membarrier(2) waits for one,
+  // but not on CPUs without a tick.
+  Result<> wait_for_programs() {
+    if (::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0) return success();
+    return maps_.sets.wait_for_programs();
+  }
+
   Result<> write_config(std::uint32_t flags) {
-    if (config_known_ && flags == config_flags_) return success();
+    if (flags == config_flags_) return success();
     std::uint32_t zero = 0;
     um_config config{flags};
     if (::bpf_map_update_elem(object_.map("um_config"), &zero, &config, BPF_ANY) != 0)
       return errno_error(errno, "write map um_config");
-    config_known_ = true;
     config_flags_ = flags;
     return success();
   }
@@ -495,7 +508,6 @@ class KernelDatapath final : public Datapath {
   std::uint64_t connections_ended_ = 0;
   std::set<std::string> link_sets_;       // pinned, as far as we know
   std::map<std::string, Place> ensured_;  // by this process
-  bool config_known_ = false;
   std::uint32_t config_flags_ = 0;
 };
 

@@ -94,6 +94,8 @@ std::map<SetId, int> PolicySets::put(const Entries& wanted) {
     changed_ = true;
     const int error =
         ::bpf_map_update_batch(fd_, numbers.data(), fds.data(), &count, &options) == 0 ? 0 : errno;
+    // Where the kernel fails early, `count` is what it was.
+    if (error != 0 && count == numbers.size()) count = 0;
     for (std::size_t i = 0; i < numbers.size(); ++i) {
       if (error == 0 || i < count)
         entries_[numbers[i]] = wanted.at(numbers[i]);
@@ -126,16 +128,29 @@ std::map<SetId, int> PolicySets::put(const Entries& wanted) {
 }
 
 Result<> PolicySets::keep_only(const Entries& wanted) {
-  for (auto entry = entries_.begin(); entry != entries_.end();) {
-    if (wanted.contains(entry->first)) {
-      ++entry;
-      continue;
-    }
-    changed_ = true;
-    if (::bpf_map_delete_elem(fd_, &entry->first) != 0 && errno != ENOENT)
-      return errno_error(errno, "delete from map um_sets");
-    entry = entries_.erase(entry);
+  std::vector<SetId> gone;
+  for (const auto& [set, verdicts] : entries_)
+    if (!wanted.contains(set)) gone.push_back(set);
+  if (gone.empty()) return success();
+  changed_ = true;
+  auto count = static_cast<std::uint32_t>(gone.size());
+  LIBBPF_OPTS(bpf_map_batch_opts, options);
+  if (::bpf_map_delete_batch(fd_, gone.data(), &count, &options) != 0) {
+    for (const SetId set : gone)  // some may be gone
+      if (::bpf_map_delete_elem(fd_, &set) != 0 && errno != ENOENT)
+        return errno_error(errno, "delete from map um_sets");
   }
+  for (const SetId set : gone) entries_.erase(set);
+  return success();
+}
+
+Result<> PolicySets::wait_for_programs() {
+  const SetId nobodys = 0;
+  MESH_TRY(auto set, make_set({}));
+  const int fd = set.get();
+  if (::bpf_map_update_elem(fd_, &nobodys, &fd, BPF_ANY) != 0 ||
+      ::bpf_map_delete_elem(fd_, &nobodys) != 0)
+    return errno_error(errno, "wait for the kernel's programs");
   return success();
 }
 

@@ -32,6 +32,8 @@ class PolicySets {
   bool take_changed() { return std::exchange(changed_, false); }
   std::map<SetId, int> put(const Entries& wanted);
   Result<> keep_only(const Entries& wanted);
+  // As membarrier(2) does, where that does not: a replaced set has the kernel wait for programs.
+  Result<> wait_for_programs();
 
  private:
   int fd_;

@@ -298,6 +298,8 @@ inline std::vector<DecideCase> decide_cases() {
     return with_own_sets(more, blocks);
   };
   const World sets = own_sets({});
+  World full_at_server = sets;
+  full_at_server.config = UM_CONFIG_STATE_INCOMPLETE;
   World recorded = sets;
   recorded.flows = {{"10.0.0.1:40000", "10.0.0.7:8080", 90}};
 
@@ -571,6 +573,21 @@ inline std::vector<DecideCase> decide_cases() {
        .from = "198.51.100.1:40000",
        .world = sets,
        .policy = 52},
+      {.name = "ArrivalOfAStrangerWithFullMaps",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_MAP_FULL,
+       .asked = Asked::kArrival,
+       .from = "192.0.2.1:40000",
+       .world = full_at_server},
+      {.name = "ArrivalOfAKnownPeerWithFullMaps",
+       .to = "10.0.0.7:8080",
+       .action = UM_PASS,
+       .counter = UM_ARRIVALS_ALLOWED,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.9:40000",
+       .world = full_at_server,
+       .policy = 51},
       {.name = "ArrivalOfABlock",
        .to = "10.0.0.7:8080",
        .action = UM_PASS,

@@ -229,6 +229,8 @@ TEST(NetworkPolicy, LetsInThisNodesOwnAddresses) {
   EXPECT_TRUE(world.may("10.77.0.254", "db:1"));
   EXPECT_FALSE(world.may("10.77.0.253", "db:1"));
   EXPECT_FALSE(world.may("db", "10.77.0.254:1"));
+  const World refused(policy("podSelector: {}, ingress: [{form: []}]"), options);
+  EXPECT_FALSE(refused.may("10.77.0.254", "db:1"));
 }
 
 TEST(NetworkPolicy, IsRefusedWithPlaceAndRemedy) {

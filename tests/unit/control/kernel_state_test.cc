@@ -279,6 +279,25 @@ TEST_F(KernelState, StrangersAreKnownByTheBlocksThatTheyAreIn) {
   EXPECT_FALSE(arrival(state, "10.77.0.4", "v1")->allowed) << "a workload in a block within it";
 }
 
+TEST_F(KernelState, BlocksAreOneHoweverTheyAreWritten) {
+  const State state = build(policy(
+      "p",
+      "{selector: {matchLabels: {app: reviews}}, action: DENY, rules: [{from: [{source: {ipBlocks: "
+      "['192.0.2.5/24', '192.0.2.0/24', '192.0.2.77/24']}}]}]}"));
+  ASSERT_EQ(state.blocks.size(), 1U);
+  EXPECT_EQ(state.blocks.begin()->first.to_string(), "192.0.2.0/24");
+  EXPECT_FALSE(arrival(state, "192.0.2.1", "v1")->allowed);
+}
+
+TEST_F(KernelState, TheWidestBlocksOfIpv6LeaveIpv4Out) {
+  const State state = build(policy("p",
+                                   "{selector: {matchLabels: {app: reviews}}, action: ALLOW, "
+                                   "rules: [{from: [{source: {ipBlocks: "
+                                   "['::/0']}}]}]}"));
+  EXPECT_EQ(state.blocks.at(IpBlock::parse("0.0.0.0/0").value()), 0U);
+  EXPECT_NE(state.blocks.at(IpBlock::parse("::/0").value()), 0U);
+}
+
 TEST_F(KernelState, WhatIsInNoBlockIsJudgedAsThat) {
   const State state = build(
       policy("p",
