@@ -2,7 +2,9 @@
 //
 // C and C++. Fixed-width types, padding explicit and zero. Addresses are 16 bytes in network order,
 // IPv4 in its mapped form (::ffff:a.b.c.d), so one key serves both families and v4-mapped sockets.
-// A change of any shape or meaning here is a new UM_LAYOUT: pinned maps of another are refused.
+// A change of any shape or meaning here is a new UM_LAYOUT: an upgrade fills maps of its own and
+// then changes over. What is listed in UM_LASTING_MAPS never changes: connections outlive upgrades,
+// and programs of two layouts meet on one of them. New facts about a connection go into a new map.
 #ifndef UM_SHARED_H
 #define UM_SHARED_H
 
@@ -14,7 +16,13 @@
 #define UM_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
-#define UM_LAYOUT 2
+#define UM_LAYOUT 3
+#define UM_LASTING_MAPS(X) \
+  X(um_sockets)            \
+  X(um_mesh_sockets)       \
+  X(um_records)            \
+  X(um_flows)              \
+  X(um_heartbeats)
 #define UM_PROXY_PORT 15001                  // the proxy's outbound listener in each namespace
 #define UM_HEARTBEAT_LIMIT_NS 2000000000ULL  // older than this: the proxy is away
 
@@ -54,14 +62,16 @@ struct um_workload {
 };
 UM_ASSERT(sizeof(struct um_workload) == 24);
 
-// um_own_addresses: the addresses of a workload; the value (__u32) is their order, for user space.
+// um_own_addresses (the same in every layout, as user space reads that of the layout before): the
+// addresses of a workload; the value (__u32) is their order, for user space.
 struct um_own_key {
   __u32 workload;
   struct um_address address;
 };
 UM_ASSERT(sizeof(struct um_own_key) == 20);
 
-// um_workload_records: by id (__u32). For user space only: what a restarted agent must know.
+// um_workload_records (the same in every layout): by id (__u32). For user space only: what a
+// restarted agent must know.
 #define UM_CGROUP_PATH_MAX 1016
 struct um_workload_record {
   __u64 netns_cookie;
@@ -73,7 +83,7 @@ enum um_service_kind {
   UM_SERVICE_PROXY = 1,    // L7: to the proxy
   UM_SERVICE_BALANCE = 2,  // TCP: to a backend, chosen here
 };
-// um_services: by um_destination.
+// um_services: by um_destination; it begins with id and kind in every layout.
 struct um_service {
   __u32 id;        // never 0
   __u32 kind;      // um_service_kind

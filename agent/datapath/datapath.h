@@ -136,10 +136,12 @@ struct Options {
   // Where virtual addresses are given from: what is no service in it refuses. IPv4.
   std::optional<IpBlock> service_range = {};
 };
-// Loads the programs, or adopts the pinned ones of the same layout (a layout version is pinned too;
-// another layout is an error that names the remedy). Programs of another build are replaced in
-// place, without a gap, by attach_mesh() and apply(). pin_dir lies on a bpffs (ensure_bpffs) and
-// has one owner at a time: unavailable while another process has it. Needs root.
+// Loads the programs, or adopts the pinned ones. Programs of another build are replaced in place,
+// without a gap, by attach_mesh() and apply(). Where the pinned ones are of another layout (the
+// shapes of maps), they go on with their maps until the first apply() has filled new ones; adopt()
+// then knows the enrolled workloads and the proxied services only, and the counters begin at 0.
+// pin_dir lies on a bpffs (ensure_bpffs) and has one owner at a time: unavailable while another
+// process has it. Needs root.
 Result<std::unique_ptr<Datapath>> open_kernel_datapath(const Options& options);
 
 // Detaches every link, unpins everything below pin_dir; works with meshd dead. Idempotent.

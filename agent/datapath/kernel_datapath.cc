@@ -163,6 +163,58 @@ EnrolledWorkload adopted(WorkloadId id, const um_workload_record& record) {
   return workload;
 }
 
+// What a map of another layout holds; its values may be longer or shorter than ours.
+template <class Key, class Value, class Use>
+Result<> read_previous(const Object& object, const char* name, Use use) {
+  const UniqueFd fd = object.previous_map(name);
+  bpf_map_info info{};
+  std::uint32_t size = sizeof info;
+  if (!fd || ::bpf_obj_get_info_by_fd(fd.get(), &info, &size) != 0 ||
+      info.key_size != sizeof(Key) || info.value_size < sizeof(Value))
+    return Error{Errc::invalid_argument,
+                 std::string("the layout that was has no map ") + name +
+                     " that can be read: detach it with 'meshctl disable --all', then start again"};
+  std::vector<std::byte> value(info.value_size);
+  Key key{}, next{};
+  for (const void* at = nullptr; ::bpf_map_get_next_key(fd.get(), at, &next) == 0; at = &key) {
+    key = next;
+    if (::bpf_map_lookup_elem(fd.get(), &key, value.data()) != 0) continue;
+    Value found;
+    std::memcpy(&found, value.data(), sizeof found);
+    use(key, found);
+  }
+  return success();
+}
+
+void adopt_address(const um_own_key& key, std::uint32_t order, State& state) {
+  auto workload = state.workloads.find(key.workload);
+  if (workload == state.workloads.end()) return;
+  std::vector<IpAddress>& addresses = workload->second.addresses;
+  addresses.resize(std::max<std::size_t>(addresses.size(), order + 1));
+  addresses[order] = user_address(key.address);
+}
+
+// What every layout says in the same words: who is enrolled, and what the proxy serves. The rest
+// follows from the configuration.
+Result<State> adopt_previous(const Object& object) {
+  struct Service {
+    std::uint32_t id, kind;
+  };
+  State state;
+  MESH_TRY((read_previous<std::uint32_t, um_workload_record>(
+      object, "um_workload_records",
+      [&](auto id, const auto& record) { state.workloads[id] = adopted(id, record); })));
+  MESH_TRY((read_previous<um_own_key, std::uint32_t>(
+      object, "um_own_addresses",
+      [&](const auto& key, auto order) { adopt_address(key, order, state); })));
+  MESH_TRY((read_previous<um_destination, Service>(
+      object, "um_services", [&](const auto& address, const Service& service) {
+        if (service.kind == UM_SERVICE_PROXY)
+          state.services[user_destination(address)] = {service.id, ServiceEntry::Kind::kProxy, {}};
+      })));
+  return state;
+}
+
 class KernelDatapath final : public Datapath {
  public:
   explicit KernelDatapath(Object object) : object_(std::move(object)), maps_(object_) {}
@@ -188,7 +240,11 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
+  // After another layout the maps are empty until the first apply(): the programs that are there
+  // go on until then.
   Result<> attach_mesh(const std::string& cgroup_path) override {
+    mesh_cgroup_ = cgroup_path;
+    if (object_.has_previous()) return success();
     return object_.ensure_links(kMeshLinks, mesh_hooks(), cgroup_path);
   }
 
@@ -224,6 +280,9 @@ class KernelDatapath final : public Datapath {
     }
     problems.merge(misfits);
     attach_wanted(state, problems);
+    if (object_.has_previous()) {
+      MESH_TRY(change_over(problems));
+    }
     return problems;
   }
 
@@ -280,16 +339,11 @@ class KernelDatapath final : public Datapath {
 
   Result<State> adopt() override {
     MESH_TRY(maps_.read());
+    if (object_.has_previous() && maps_.records.entries().empty()) return adopt_previous(object_);
     State state;
     for (const auto& [id, record] : maps_.records.entries())
       state.workloads[id] = adopted(id, record);
-    for (const auto& [key, order] : maps_.own_addresses.entries()) {
-      auto workload = state.workloads.find(key.workload);
-      if (workload == state.workloads.end()) continue;
-      std::vector<IpAddress>& addresses = workload->second.addresses;
-      addresses.resize(std::max<std::size_t>(addresses.size(), order + 1));
-      addresses[order] = user_address(key.address);
-    }
+    for (const auto& [key, order] : maps_.own_addresses.entries()) adopt_address(key, order, state);
     for (const auto& [key, service] : maps_.services.entries()) {
       ServiceEntry& entry = state.services[user_destination(key)];
       entry.id = service.id;
@@ -336,6 +390,15 @@ class KernelDatapath final : public Datapath {
   Result<> wait_for_programs() {
     if (::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0) return success();
     return maps_.sets.wait_for_programs();
+  }
+
+  // The workloads have changed over. One that could not keeps the programs and maps of the layout
+  // that was, and their pins, for the next apply().
+  Result<> change_over(const Problems& problems) {
+    if (!mesh_cgroup_.empty()) {
+      MESH_TRY(object_.ensure_links(kMeshLinks, mesh_hooks(), mesh_cgroup_));
+    }
+    return problems.empty() ? object_.retire_previous() : success();
   }
 
   Result<> write_config(std::uint32_t flags) {
@@ -505,6 +568,7 @@ class KernelDatapath final : public Datapath {
 
   Object object_;
   Maps maps_;
+  std::string mesh_cgroup_;  // "": not told yet
   std::uint64_t connections_ended_ = 0;
   std::set<std::string> link_sets_;       // pinned, as far as we know
   std::map<std::string, Place> ensured_;  // by this process

@@ -94,13 +94,30 @@ Result<Meta> read_meta(int fd, const std::string& pin_dir) {
   std::uint32_t size = sizeof info, zero = 0;
   Meta meta;
   if (::bpf_obj_get_info_by_fd(fd, &info, &size) == 0 && info.value_size == sizeof meta &&
-      ::bpf_map_lookup_elem(fd, &zero, &meta) == 0 && meta.layout == UM_LAYOUT)
+      ::bpf_map_lookup_elem(fd, &zero, &meta) == 0 && meta.layout != 0)
     return meta;
   return Error{Errc::invalid_argument,
-               "the programs and maps below " + pin_dir + " have layout " +
-                   std::to_string(meta.layout) + ", this version needs layout " +
-                   std::to_string(UM_LAYOUT) +
-                   ": detach them with 'meshctl disable --all', then start again"};
+               pin_dir +
+                   "/meta does not say of which layout the programs and maps are: detach "
+                   "them with 'meshctl disable --all', then start again"};
+}
+
+bool is_lasting(std::string_view map) {
+  static constexpr std::string_view kLasting[] = {
+#define MESH_MAP_NAME(name) #name,
+      UM_LASTING_MAPS(MESH_MAP_NAME)
+#undef MESH_MAP_NAME
+  };
+  return std::ranges::find(kLasting, map) != std::end(kLasting);
+}
+
+// Layouts up to 2 had all maps in one place.
+std::string maps_dir(const std::string& pin_dir, std::uint32_t layout) {
+  return pin_dir + "/maps" + (layout > 2 ? "_" + std::to_string(layout) : std::string());
+}
+
+std::string map_pin(const std::string& pin_dir, const std::string& map) {
+  return (is_lasting(map) ? pin_dir + "/maps" : maps_dir(pin_dir, UM_LAYOUT)) + "/" + map;
 }
 
 Result<UniqueFd> lock_dir(const std::string& pin_dir) {
@@ -168,6 +185,20 @@ std::vector<std::string> names_in(const std::string& dir) {
   return names;
 }
 
+// Maps of any layout but ours: of the one that was, or of an upgrade that was taken back.
+Result<> remove_other_maps(const std::string& pin_dir) {
+  for (const std::string& name : names_in(pin_dir)) {
+    const std::string dir = pin_dir + "/" + name;
+    if (!name.starts_with("maps_") || dir == maps_dir(pin_dir, UM_LAYOUT)) continue;
+    MESH_TRY(detach_tree(dir, nullptr));
+  }
+  for (const std::string& name : names_in(pin_dir + "/maps")) {
+    if (is_lasting(name)) continue;
+    MESH_TRY(unpin(pin_dir + "/maps/" + name));
+  }
+  return success();
+}
+
 }  // namespace
 
 std::span<const Hook> workload_hooks() {
@@ -205,33 +236,59 @@ Result<Object> Object::open(const Options& options) {
   for (const char* dir : {"", "/maps", "/programs", "/links"}) {
     MESH_TRY(make_dir(options.pin_dir + dir));
   }
+  MESH_TRY(make_dir(maps_dir(options.pin_dir, UM_LAYOUT)));
   MESH_TRY(object.lock_, lock_dir(options.pin_dir));
-  MESH_TRY(auto meta_fd, open_meta(options.pin_dir));
-  MESH_TRY(auto meta, read_meta(meta_fd.get(), options.pin_dir));
+  MESH_TRY(object.meta_, open_meta(options.pin_dir));
+  MESH_TRY(auto meta, read_meta(object.meta_.get(), options.pin_dir));
+  if (meta.layout != UM_LAYOUT) {
+    object.previous_layout_ = meta.layout;
+  } else {
+    MESH_TRY(remove_other_maps(options.pin_dir));
+  }
 
-  std::uint64_t hash = object_hash();
-  if (meta.object == hash) {
+  const std::uint64_t hash = object_hash();
+  if (!object.has_previous() && meta.object == hash) {
     MESH_TRY(object.take_over());
     log()->info("kernel programs adopted pins={}", options.pin_dir);
     return object;
   }
   // Until all programs are replaced the pinned ones are of no one object.
-  std::uint32_t zero = 0;
-  meta.object = 0;
-  if (::bpf_map_update_elem(meta_fd.get(), &zero, &meta, BPF_ANY) != 0)
-    return errno_error(errno, "write the object's hash");
-  MESH_TRY(object.load(options, hash));
-  meta.object = hash;
-  if (::bpf_map_update_elem(meta_fd.get(), &zero, &meta, BPF_ANY) != 0)
-    return errno_error(errno, "write the object's hash");
-  log()->info("kernel programs loaded pins={}", options.pin_dir);
+  MESH_TRY(object.write_meta(meta.layout, 0));
+  MESH_TRY(object.load(options));
+  if (!object.has_previous()) {
+    MESH_TRY(object.write_meta(UM_LAYOUT, hash));
+  }
+  log()->info("kernel programs loaded pins={} previous_layout={}", options.pin_dir,
+              object.previous_layout_);
   return object;
 }
 
+Result<> Object::write_meta(std::uint32_t layout, std::uint64_t object) {
+  const std::uint32_t zero = 0;
+  const Meta meta{layout, 0, object};
+  if (::bpf_map_update_elem(meta_.get(), &zero, &meta, BPF_ANY) != 0)
+    return errno_error(errno, "write the layout and hash of the pinned programs");
+  return success();
+}
+
+UniqueFd Object::previous_map(const std::string& name) const {
+  if (!has_previous()) return {};
+  return UniqueFd(::bpf_obj_get((maps_dir(pin_dir_, previous_layout_) + "/" + name).c_str()));
+}
+
+Result<> Object::retire_previous() {
+  if (!has_previous()) return success();
+  MESH_TRY(write_meta(UM_LAYOUT, object_hash()));
+  log()->info("the previous layout is retired layout={}", std::exchange(previous_layout_, 0));
+  return remove_other_maps(pin_dir_);
+}
+
 Result<> Object::take_over() {
-  for (const std::string& name : names_in(pin_dir_ + "/maps")) {
-    MESH_TRY(auto fd, open_pin(pin_dir_ + "/maps/" + name));
-    maps_.emplace(name, std::move(fd));
+  for (const std::string& dir : {pin_dir_ + "/maps", maps_dir(pin_dir_, UM_LAYOUT)}) {
+    for (const std::string& name : names_in(dir)) {
+      MESH_TRY(auto fd, open_pin(dir + "/" + name));
+      maps_.emplace(name, std::move(fd));
+    }
   }
   for (auto hooks : {workload_hooks(), mesh_hooks()}) {
     for (const Hook& hook : hooks) {
@@ -242,14 +299,14 @@ Result<> Object::take_over() {
   return success();
 }
 
-Result<> Object::load(const Options& options, std::uint64_t hash) {
+Result<> Object::load(const Options& options) {
   forget_libbpf_errors();
   std::unique_ptr<mesh_bpf, SkeletonDeleter> skeleton(mesh_bpf__open());
   if (!skeleton) return libbpf_error(errno, "open the BPF object");
   bpf_map* map = nullptr;
   bpf_object__for_each_map(map, skeleton->obj) {
     std::string name = ::bpf_map__name(map);
-    std::string pin = pin_dir_ + "/maps/" + name;
+    std::string pin = map_pin(pin_dir_, name);
     MESH_TRY(size_map(map, pin, wanted_size(name, options)));
     if (int err = ::bpf_map__set_pin_path(map, pin.c_str()); err != 0)
       return errno_error(-err, "pin " + pin);
@@ -269,7 +326,6 @@ Result<> Object::load(const Options& options, std::uint64_t hash) {
     MESH_TRY(pin_over(fd.get(), pin_dir_ + "/programs/" + name));
     programs_.emplace(name, std::move(fd));
   }
-  log()->debug("object loaded hash={:x}", hash);
   return success();
 }
 

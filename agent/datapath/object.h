@@ -1,11 +1,18 @@
 // Object: the loaded BPF programs and maps of the mesh, pinned below one directory:
 //   meta                      layout and hash of the object that the pinned programs come from
-//   maps/<map>                every map
+//   maps/<map>                what lasts as long as connections do (UM_LASTING_MAPS)
+//   maps_<layout>/<map>       all other maps
 //   programs/<program>        every program
 //   links/<workload id>/<hook>, links/<workload id>/sk_lookup, links/mesh/<hook>
 // open() takes over what is pinned; it loads only when nothing is, or when this build's object is
-// another one (the maps stay, links are updated in place when they are next ensured). The process
-// holds a lock on the directory: a second owner is refused. Needs root. One thread at a time.
+// another one (the maps stay, links are updated in place when they are next ensured).
+//
+// Where the pins are of another layout, older or newer, its programs go on deciding by its maps
+// until these ones are filled and the links are ensured; retire_previous() then ends it. An upgrade
+// that stops before is taken up again by the next open() of either version.
+//
+// The process holds a lock on the directory: a second owner is refused. Needs root. One thread at a
+// time.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +41,12 @@ class Object {
 
   int map(const std::string& name) const { return maps_.at(name).get(); }
 
+  // Of the layout that was; none: there is no such map, or no other layout.
+  bool has_previous() const { return previous_layout_ != 0; }
+  UniqueFd previous_map(const std::string& name) const;
+  // Once nothing uses the programs of the layout that was.
+  Result<> retire_previous();
+
   // Has every hook linked to this cgroup and running this object's program, under links/<set>.
   // Where that fails for a new set, nothing of it stays.
   Result<> ensure_links(const std::string& set, std::span<const Hook> hooks,
@@ -46,11 +59,13 @@ class Object {
 
  private:
   Result<> take_over();
-  Result<> load(const Options& options, std::uint64_t hash);
+  Result<> load(const Options& options);
+  Result<> write_meta(std::uint32_t layout, std::uint64_t object);
   Result<> ensure_link(const std::string& dir, const Hook& hook, int cgroup, std::uint64_t id);
 
   std::string pin_dir_;
-  UniqueFd lock_;
+  std::uint32_t previous_layout_ = 0;  // 0: the pins are of ours
+  UniqueFd lock_, meta_;
   std::map<std::string, UniqueFd> maps_;
   std::map<std::string, UniqueFd> programs_;
 };

@@ -72,9 +72,9 @@ TEST_F(DatapathTest, ReplacesTheProgramsOfAnotherBuildInPlace) {
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
 }
 
-TEST_F(DatapathTest, RefusesMapsOfAnotherLayoutAndNamesTheRemedy) {
+TEST_F(DatapathTest, RefusesPinsThatDoNotSayOfWhichLayoutAndNamesTheRemedy) {
   datapath_.reset();
-  write_meta(UM_LAYOUT + 1);
+  write_meta(0);
   auto opened = datapath::open_kernel_datapath(options_);
   ASSERT_TRUE(opened.has_error());
   EXPECT_THAT(opened.error().message, testing::HasSubstr("meshctl disable --all"));
@@ -83,7 +83,7 @@ TEST_F(DatapathTest, RefusesMapsOfAnotherLayoutAndNamesTheRemedy) {
 TEST_F(DatapathTest, ALoadErrorCarriesWhatLibbpfAndTheKernelSaid) {
   datapath_.reset();
   write_meta(UM_LAYOUT);
-  std::string pin = options_.pin_dir + "/maps/um_config";
+  std::string pin = map_pin("um_config");
   ASSERT_EQ(::unlink(pin.c_str()), 0);
   UniqueFd wrong(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "wrong", 4, 64, 1, nullptr));
   ASSERT_EQ(::bpf_obj_pin(wrong.get(), pin.c_str()), 0);

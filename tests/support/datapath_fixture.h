@@ -233,9 +233,12 @@ class DatapathTest : public testing::Test {
     first_ = server_->listen("10.9.0.2:8080");
     second_ = server_->listen("10.9.0.3:8080");
   }
-  UniqueFd map(const char* name) const {
-    return UniqueFd(::bpf_obj_get((options_.pin_dir + "/maps/" + name).c_str()));
+  std::string map_pin(const std::string& name) const {
+    const std::string lasting = options_.pin_dir + "/maps/" + name;
+    if (std::filesystem::exists(lasting)) return lasting;
+    return options_.pin_dir + "/maps_" + std::to_string(UM_LAYOUT) + "/" + name;
   }
+  UniqueFd map(const char* name) const { return UniqueFd(::bpf_obj_get(map_pin(name).c_str())); }
   std::size_t entries_of(const char* name) const {
     UniqueFd fd = map(name);
     EXPECT_TRUE(fd) << name;

@@ -1,0 +1,250 @@
+// Another version takes over: other programs, and maps of other shapes.
+#include <gmock/gmock.h>
+#include <poll.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <thread>
+
+#include "tests/support/datapath_fixture.h"
+
+namespace mesh::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kService = "10.78.0.1:9080";
+constexpr const char* kBalanced = "10.78.0.2:70";
+
+int times(int usual) { return std::getenv("MESH_TEST_SMALL") == nullptr ? usual : usual / 10; }
+
+// Clients of the application that connect without end: to what is allowed, and to what is not.
+struct Dialled {
+  std::atomic<std::uint64_t> allowed{0}, refused{0}, wrongly_allowed{0}, wrongly_refused{0};
+};
+
+class UpgradeTest : public DatapathTest {
+ protected:
+  void SetUp() override {
+    DatapathTest::SetUp();
+    if (IsSkipped()) return;
+    shared_ = static_cast<Dialled*>(::mmap(nullptr, sizeof(Dialled), PROT_READ | PROT_WRITE,
+                                           MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    ASSERT_NE(shared_, MAP_FAILED);
+    accept_on_both_servers();
+    denied_ = server_->listen("10.9.0.2:8082");
+    has_set("10.9.0.2", 3);
+    has_set("10.9.0.3", 3);
+    verdict(3, 0, false, 21);
+    verdict(3, 8080, true, 22);
+    state_.services[at(kBalanced)] = {
+        2, ServiceEntry::Kind::kBalance, {at("10.9.0.2:8080"), at("10.9.0.3:8080")}};
+    proxy_serves(kService);
+  }
+  void TearDown() override {
+    if (shared_ != nullptr) ::munmap(shared_, sizeof(Dialled));
+    DatapathTest::TearDown();
+  }
+
+  std::string maps_dir(std::uint32_t layout) const {
+    return options_.pin_dir + "/maps_" + std::to_string(layout);
+  }
+  // What is pinned becomes that of another version: its programs and maps are as they were, under
+  // another number, and a service has more to say.
+  void becomes_another_layout(std::uint32_t layout) {
+    UniqueFd ours = map("um_services");
+    datapath_.reset();
+    fs::rename(maps_dir(UM_LAYOUT), maps_dir(layout));
+    struct Wider {
+      um_service service;
+      std::uint32_t more[3];
+    };
+    UniqueFd wider(::bpf_map_create(BPF_MAP_TYPE_HASH, "um_services", sizeof(um_destination),
+                                    sizeof(Wider), 64, nullptr));
+    um_destination key{}, next{};
+    for (const void* from = nullptr; ::bpf_map_get_next_key(ours.get(), from, &next) == 0;
+         from = &key) {
+      key = next;
+      Wider value{{}, {1, 2, 3}};
+      ASSERT_EQ(::bpf_map_lookup_elem(ours.get(), &key, &value.service), 0);
+      ASSERT_EQ(::bpf_map_update_elem(wider.get(), &key, &value, BPF_ANY), 0);
+    }
+    const std::string pin = maps_dir(layout) + "/um_services";
+    ASSERT_EQ(::unlink(pin.c_str()), 0);
+    ASSERT_EQ(::bpf_obj_pin(wider.get(), pin.c_str()), 0);
+    write_meta(layout);
+  }
+  void take_over() {
+    open();
+    must(datapath_->attach_mesh(mesh_group_->path()));
+    apply_all();
+  }
+
+  void dial_without_end() {
+    datapath_.reset();  // the lock that this child inherited
+    for (;;) {
+      const int good = try_connect(shared_->allowed % 2 == 0 ? "10.9.0.2:8080" : kBalanced);
+      ++(good == 0 ? shared_->allowed : shared_->wrongly_refused);
+      const int bad = try_connect("10.9.0.2:8082");
+      ++(bad == kRefused ? shared_->refused : shared_->wrongly_allowed);
+    }
+  }
+  // Nobody accepts on them but this.
+  void accept_without_end(const std::atomic<bool>& done) {
+    pollfd waiting[2] = {{first_.get(), POLLIN, 0}, {second_.get(), POLLIN, 0}};
+    while (!done) {
+      if (::poll(waiting, 2, 20) <= 0) continue;
+      for (const pollfd& ready : waiting)
+        if (ready.revents != 0) accept_within(ready.fd, 0);
+    }
+  }
+  // While clients dial: `work`, and some more of their connects after it.
+  template <class Work>
+  void under_load(Work work) {
+    std::atomic<bool> done{false};
+    std::thread acceptor([&] { accept_without_end(done); });
+    {
+      Child client(&*app_group_, &*app_, [&] { dial_without_end(); });
+      const auto wait_for_more = [&] {
+        const std::uint64_t enough = shared_->refused + 50;
+        while (shared_->refused < enough) std::this_thread::yield();
+      };
+      wait_for_more();
+      work(wait_for_more);
+      wait_for_more();
+    }
+    done = true;
+    acceptor.join();
+    EXPECT_EQ(shared_->wrongly_allowed, 0);
+    EXPECT_EQ(shared_->wrongly_refused, 0);
+  }
+
+  Dialled* shared_ = nullptr;
+  UniqueFd denied_;
+};
+
+TEST_F(UpgradeTest, AnotherLayoutTakesOverWithoutAGap) {
+  under_load([&](auto wait_for_more) {
+    const auto program = link_info("7/connect4").prog_id;
+    becomes_another_layout(77);
+    open();
+    EXPECT_EQ(must(datapath_->adopt()).workloads.at(kApp).netns_cookie, app_->cookie());
+    EXPECT_EQ(must(datapath_->adopt()).workloads.at(kApp).addresses,
+              state_.workloads.at(kApp).addresses);
+    must(datapath_->attach_mesh(mesh_group_->path()));
+    EXPECT_EQ(link_info("7/connect4").prog_id, program) << "before its maps are filled";
+    EXPECT_EQ(connect_from_mesh("10.9.0.2:8082"), kDenied);
+    EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), 0);
+    wait_for_more();
+    apply_all();
+    EXPECT_NE(link_info("7/connect4").prog_id, program);
+  });
+  EXPECT_FALSE(fs::exists(maps_dir(77)));
+  EXPECT_EQ(connect_from_mesh("10.9.0.2:8082"), kDenied);
+  // And of one layout from now on.
+  datapath_.reset();
+  open();
+  EXPECT_EQ(must(datapath_->adopt()).peers, state_.peers);
+}
+
+TEST_F(UpgradeTest, OfAnotherLayoutTheProxiedServicesAreKnown) {
+  becomes_another_layout(77);
+  open();
+  const State adopted = must(datapath_->adopt());
+  ASSERT_EQ(adopted.services.size(), 1);  // what is balanced follows from the configuration
+  EXPECT_EQ(adopted.services.at(at(kService)), state_.services.at(at(kService)));
+}
+
+TEST_F(UpgradeTest, ConnectionsOutliveAnotherLayout) {
+  int ends[2][2];
+  ASSERT_EQ(::pipe(ends[0]), 0);
+  ASSERT_EQ(::pipe(ends[1]), 0);
+  UniqueFd answer(ends[0][0]), say(ends[0][1]), go(ends[1][0]), tell(ends[1][1]);
+  Child client(&*app_group_, &*app_, [&] {
+    datapath_.reset();  // the lock that this child inherited
+    const UniqueFd waiting(dial(kService)), open(dial(kService)), balanced(dial(kBalanced));
+    char byte = 0;
+    if (::write(say.get(), "x", 1) != 1 || ::read(go.get(), &byte, 1) != 1) std::abort();
+    const Peer peers[] = {peer_of(open.get()), peer_of(balanced.get())};
+    if (::write(say.get(), peers, sizeof peers) != sizeof peers) std::abort();
+    ::pause();
+  });
+  char ready = 0;
+  ASSERT_EQ(::read(answer.get(), &ready, 1), 1);
+  UniqueFd accepted = accept_within(proxy4_.get());
+  ASSERT_TRUE(accepted);
+
+  becomes_another_layout(UM_LAYOUT - 1 > 2 ? UM_LAYOUT - 1 : 78);
+  take_over();
+
+  EXPECT_EQ(original_destination(accepted.get(), SOL_IP).address, at(kService));
+  EXPECT_EQ(next_destination(proxy4_, SOL_IP).address, at(kService)) << "from the backlog";
+  ASSERT_EQ(::write(tell.get(), "x", 1), 1);
+  Peer peers[2];
+  ASSERT_EQ(::read(answer.get(), peers, sizeof peers), sizeof peers);
+  EXPECT_EQ(peers[0].address, at(kService));
+  EXPECT_EQ(peers[1].address, at(kBalanced));
+  EXPECT_EQ(peer_from_app(kService, AF_INET).address, at(kService));  // the heartbeat is known
+}
+
+TEST_F(UpgradeTest, WhatStoppedHalfWayIsTakenUpAgain) {
+  becomes_another_layout(77);
+  open();  // and dies before the first apply()
+  datapath_.reset();
+  EXPECT_EQ(connect_from_app("10.9.0.2:8082"), kRefused);
+  open();
+  EXPECT_TRUE(must(datapath_->adopt()).workloads.contains(kApp));
+  must(datapath_->attach_mesh(mesh_group_->path()));
+  apply_all();
+  EXPECT_FALSE(fs::exists(maps_dir(77)));
+  EXPECT_EQ(connect_from_app("10.9.0.2:8082"), kRefused);
+  EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
+}
+
+TEST_F(UpgradeTest, TheVersionThatWasMayComeBackHalfWay) {
+  becomes_another_layout(77);
+  open();
+  datapath_.reset();
+  // As that version would see it: this one's maps are those of another layout.
+  fs::rename(maps_dir(UM_LAYOUT), maps_dir(99));
+  fs::rename(maps_dir(77), maps_dir(UM_LAYOUT));
+  ASSERT_EQ(::unlink((maps_dir(UM_LAYOUT) + "/um_services").c_str()), 0);
+  write_meta(UM_LAYOUT);
+  take_over();
+  EXPECT_FALSE(fs::exists(maps_dir(99)));
+  EXPECT_EQ(connect_from_app("10.9.0.2:8082"), kRefused);
+}
+
+// One that cannot change over keeps what it has.
+TEST_F(UpgradeTest, TheOldMapsStayWhileAWorkloadNeedsThem) {
+  Cgroup gone = Cgroup::create("gone");
+  NetNs other = NetNs::create();
+  state_.workloads[8] = workload(8, other, gone.path());
+  apply_all();
+  becomes_another_layout(77);
+  ASSERT_EQ(::rmdir(gone.path().c_str()), 0);
+  open();
+  must(datapath_->attach_mesh(mesh_group_->path()));
+  EXPECT_TRUE(apply().contains(8));
+  EXPECT_TRUE(fs::exists(maps_dir(77)));
+  state_.workloads.erase(8);
+  apply_all();
+  EXPECT_FALSE(fs::exists(maps_dir(77)));
+}
+
+TEST_F(UpgradeTest, FiftySwapsOfProgramsLoseNothing) {
+  under_load([&](auto wait_for_more) {
+    std::uint32_t program = link_info("7/connect4").prog_id;
+    for (int swap = 0; swap < times(50); ++swap) {
+      datapath_.reset();
+      write_meta(UM_LAYOUT);
+      take_over();
+      EXPECT_NE(std::exchange(program, link_info("7/connect4").prog_id), program);
+      if (swap % 10 == 0) wait_for_more();
+    }
+  });
+  EXPECT_GT(shared_->allowed, 100);
+}
+
+}  // namespace
+}  // namespace mesh::test
