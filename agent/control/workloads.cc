@@ -257,6 +257,7 @@ std::vector<Client> Workloads::clients() const {
     kernel.cgroup = enrolment.workload->cgroup;
     kernel.addresses = enrolment.workload->addresses;
     kernel.netns = enrolment.netns.get();
+    kernel.strict = enrolment.workload->strict;
     clients.push_back({std::move(kernel), enrolment.workload});
   }
   return clients;

@@ -23,7 +23,7 @@ namespace {
 
 constexpr std::uint32_t state_bit(int state) { return 1U << state; }
 // Not TIME_WAIT: it carries nothing any more.
-constexpr std::uint32_t kStates =
+constexpr std::uint32_t kTcpStates =
     state_bit(TCP_ESTABLISHED) | state_bit(TCP_SYN_SENT) | state_bit(TCP_SYN_RECV) |
     state_bit(TCP_FIN_WAIT1) | state_bit(TCP_FIN_WAIT2) | state_bit(TCP_CLOSE_WAIT) |
     state_bit(TCP_LAST_ACK) | state_bit(TCP_CLOSING) | state_bit(TCP_LISTEN);
@@ -86,11 +86,11 @@ Result<> read_answer(int fd, See see) {
   }
 }
 
-Result<std::vector<Found>> list(int fd, int family) {
+Result<std::vector<Found>> list(int fd, int family, Transport transport) {
   inet_diag_req_v2 body{};
   body.sdiag_family = static_cast<std::uint8_t>(family);
-  body.sdiag_protocol = IPPROTO_TCP;
-  body.idiag_states = kStates;
+  body.sdiag_protocol = static_cast<std::uint8_t>(transport);
+  body.idiag_states = transport == Transport::kTcp ? kTcpStates : state_bit(TCP_ESTABLISHED);
   MESH_TRY(send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body));
   std::vector<Found> found;
   MESH_TRY(read_answer(fd, [&](const inet_diag_msg& message) {
@@ -111,10 +111,10 @@ SocketAddress address_of(std::uint8_t family, const std::uint32_t* words, std::u
 }
 
 // False: it ended by itself meanwhile.
-Result<bool> end(int fd, const Found& found) {
+Result<bool> end(int fd, Transport transport, const Found& found) {
   inet_diag_req_v2 body{};
   body.sdiag_family = found.family;
-  body.sdiag_protocol = IPPROTO_TCP;
+  body.sdiag_protocol = static_cast<std::uint8_t>(transport);
   body.idiag_states = state_bit(found.state);
   body.id = found.id;
   MESH_TRY(send_request(fd, SOCK_DESTROY, NLM_F_ACK, body));
@@ -126,12 +126,12 @@ Result<bool> end(int fd, const Found& found) {
 
 }  // namespace
 
-Result<std::size_t> end_connections(int netns,
+Result<std::size_t> end_connections(int netns, Transport transport,
                                     const std::function<bool(const Connection&)>& is_forbidden) {
   MESH_TRY(auto fd, open_in(netns));
   std::vector<Found> all;
   for (const int family : {AF_INET, AF_INET6}) {
-    MESH_TRY(auto found, list(fd.get(), family));
+    MESH_TRY(auto found, list(fd.get(), family, transport));
     all.insert(all.end(), found.begin(), found.end());
   }
   std::set<std::uint16_t> listening;
@@ -144,7 +144,7 @@ Result<std::size_t> end_connections(int netns,
                                 address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
                                 listening.contains(found.id.idiag_sport)};
     if (connection.remote.ip.is_loopback() || !is_forbidden(connection)) continue;
-    MESH_TRY(const bool was_there, end(fd.get(), found));
+    MESH_TRY(const bool was_there, end(fd.get(), transport, found));
     ended += was_there ? 1 : 0;
   }
   return ended;

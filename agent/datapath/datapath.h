@@ -41,6 +41,8 @@ struct EnrolledWorkload {
   SetId ingress = 0, egress = 0;
   // Borrowed; for its hook on what arrives. -1: that hook stays as it is, or is not there.
   int netns = -1;
+  // Without all that it shall have it may talk to nobody, and what it had open before is ended.
+  bool strict = false;
 
   auto kernel_part() const {
     return std::tie(id, netns_cookie, cgroup, addresses, class4, class6, ingress, egress);
@@ -109,6 +111,8 @@ class Datapath {
   // Programs on the mesh's own cgroup (connect, sock_ops, getsockopt, sock_create). Idempotent.
   virtual Result<> attach_mesh(const std::string& cgroup_path) = 0;
   // Returns the workloads that could not be enrolled or kept, with the reason; all else is applied.
+  // Such a workload is not captured at all where it was not before; a strict one is refused
+  // everything that its hooks see. The next apply() tries again.
   // Under id 0: what is of no one workload and did not fit; then the kernel refuses every TCP
   // destination that it does not find, until it fits. What did not fit of a workload refuses too.
   virtual Result<std::map<WorkloadId, Error>> apply(const State& wanted) = 0;

@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "bpf/shared.h"
+#include "datapath/attach.h"
 #include "datapath/byte_order.h"
 #include "datapath/connections.h"
 #include "datapath/datapath.h"
@@ -226,6 +227,12 @@ class KernelDatapath final : public Datapath {
     if (::bpf_map_lookup_elem(object_.map("um_config"), &zero, &config) != 0)
       return errno_error(errno, "read map um_config");
     config_flags_ = config.flags;
+    if (const UniqueFd previous = object_.previous_map("um_workloads")) {
+      std::uint64_t cookie = 0, next = 0;
+      for (const void* at = nullptr; ::bpf_map_get_next_key(previous.get(), at, &next) == 0;
+           at = &cookie)
+        previous_rows_.insert(cookie = next);
+    }
     MESH_TRY(auto sets, object_.link_sets());
     for (const std::string& set : sets)
       if (set != kMeshLinks) link_sets_.insert(set);
@@ -251,6 +258,7 @@ class KernelDatapath final : public Datapath {
   Result<Problems> apply(const State& state) override {
     Problems problems;
     Wanted wanted = wanted_of(state, problems);
+    const auto withheld = withhold_rows(state, wanted);
     // Known not to fit: refuse before anything is looked up in what is incomplete.
     if (wanted.peers.size() > capacity("um_peers") ||
         wanted.blocks.size() > capacity("um_blocks") ||
@@ -275,11 +283,12 @@ class KernelDatapath final : public Datapath {
       complete = put(wanted, misfits);
     }
     MESH_TRY(write_config(blocks | (complete ? 0U : UM_CONFIG_STATE_INCOMPLETE)));
+    attach_wanted(state, problems);
+    MESH_TRY(settle_rows(state, withheld, wanted, problems));
     if (maps_.take_policy_changed()) {
       MESH_TRY(wait_for_programs());
     }
     problems.merge(misfits);
-    attach_wanted(state, problems);
     if (object_.has_previous()) {
       MESH_TRY(change_over(problems));
     }
@@ -289,7 +298,8 @@ class KernelDatapath final : public Datapath {
   Result<> end_forbidden(const State& state) override {
     for (const auto& [id, workload] : state.workloads) {
       if (workload.netns < 0 || workload.cgroup.empty()) continue;
-      MESH_TRY(auto ended, end_connections(workload.netns, [&](const Connection& connection) {
+      MESH_TRY(auto ended,
+               end_connections(workload.netns, Transport::kTcp, [&](const Connection& connection) {
                  return is_forbidden(state, workload, connection);
                }));
       connections_ended_ += ended;
@@ -376,6 +386,7 @@ class KernelDatapath final : public Datapath {
     std::uint64_t cookie;
     std::string cgroup;
     bool has_netns;
+    bool strict;
     friend bool operator==(const Place&, const Place&) = default;
   };
 
@@ -398,7 +409,9 @@ class KernelDatapath final : public Datapath {
     if (!mesh_cgroup_.empty()) {
       MESH_TRY(object_.ensure_links(kMeshLinks, mesh_hooks(), mesh_cgroup_));
     }
-    return problems.empty() ? object_.retire_previous() : success();
+    if (!problems.empty()) return success();
+    previous_rows_.clear();
+    return object_.retire_previous();
   }
 
   Result<> write_config(std::uint32_t flags) {
@@ -501,23 +514,62 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
+  using Rows = decltype(Wanted::workloads);
+
+  // In the maps of the layout that was, too.
+  bool has_row(std::uint64_t cookie) const {
+    return maps_.workloads.entries().contains(cookie) || previous_rows_.contains(cookie);
+  }
+
+  // The row of a strict workload comes when it has all else: until then its hooks refuse.
+  Rows withhold_rows(const State& state, Wanted& wanted) const {
+    Rows withheld;
+    for (auto row = wanted.workloads.begin(); row != wanted.workloads.end();) {
+      const auto workload = state.workloads.find(row->second.id);
+      if (workload == state.workloads.end() || !workload->second.strict || has_row(row->first)) {
+        ++row;
+        continue;
+      }
+      withheld.insert(*row);
+      row = wanted.workloads.erase(row);
+    }
+    return withheld;
+  }
+
+  Result<> settle_rows(const State& state, const Rows& withheld, Wanted& wanted,
+                       Problems& problems) {
+    Rows& rows = wanted.workloads;
+    rows.insert(withheld.begin(), withheld.end());
+    std::erase_if(rows, [&](const auto& row) {
+      const auto workload = state.workloads.find(row.second.id);
+      return problems.contains(row.second.id) && workload != state.workloads.end() &&
+             workload->second.strict;
+    });
+    for (const auto& [cookie, err] : maps_.workloads.put(rows))
+      problems.emplace(rows.at(cookie).id,
+                       errno_error(err,
+                                   "does not fit into the kernel's map of workloads, so it "
+                                   "is refused"));
+    return maps_.workloads.keep_only(rows);
+  }
+
   void attach_wanted(const State& state, Problems& problems) {
     for (const auto& [id, workload] : state.workloads) {
-      std::string set = std::to_string(id);
+      const std::string set = std::to_string(id);
       if (workload.cgroup.empty() || id == 0) continue;
       auto ensured = ensured_.find(set);
       // A workload that came back under its id has a new namespace, and a new cgroup at the old
       // path.
-      const Place place{workload.netns_cookie, workload.cgroup, workload.netns >= 0};
+      const Place place{workload.netns_cookie, workload.cgroup, workload.netns >= 0,
+                        workload.strict};
       if (ensured != ensured_.end() && ensured->second == place) continue;
       link_sets_.insert(set);
-      Result<> linked = object_.ensure_links(set, workload_hooks(), workload.cgroup);
-      if (linked && workload.netns >= 0)
-        linked = object_.ensure_ingress(set, workload.netns, workload.netns_cookie);
-      if (linked)
+      if (Result<> attached = attach(object_, set, workload, has_row(workload.netns_cookie))) {
         ensured_[set] = place;
-      else
-        problems.insert_or_assign(id, std::move(linked).assume_error());
+      } else {
+        ensured_.erase(set);
+        problems.insert_or_assign(id, std::move(attached).assume_error());
+      }
     }
   }
 
@@ -570,8 +622,9 @@ class KernelDatapath final : public Datapath {
   Maps maps_;
   std::string mesh_cgroup_;  // "": not told yet
   std::uint64_t connections_ended_ = 0;
-  std::set<std::string> link_sets_;       // pinned, as far as we know
-  std::map<std::string, Place> ensured_;  // by this process
+  std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was
+  std::set<std::string> link_sets_;        // pinned, as far as we know
+  std::map<std::string, Place> ensured_;   // by this process
   std::uint32_t config_flags_ = 0;
 };
 

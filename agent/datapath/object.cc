@@ -368,19 +368,21 @@ Result<> Object::ensure_links(const std::string& set, std::span<const Hook> hook
   if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
     return errno_error(errno, "open cgroup " + cgroup_path);
   std::string dir = pin_dir_ + "/links/" + set;
-  bool fresh = ::access(dir.c_str(), F_OK) != 0;
   MESH_TRY(make_dir(dir));
   for (const Hook& hook : hooks) {
     Result<> linked = ensure_link(dir, hook, cgroup.get(), status.st_ino);
-    if (linked) continue;
-    if (fresh) (void)remove_links(set);
-    return std::move(linked).assume_error().at(cgroup_path);
+    if (!linked) return std::move(linked).assume_error().at(cgroup_path);
   }
   return success();
 }
 
+bool Object::has_links(const std::string& set) const {
+  return ::access((pin_dir_ + "/links/" + set).c_str(), F_OK) == 0;
+}
+
 Result<> Object::ensure_ingress(const std::string& set, int netns, std::uint64_t cookie) {
   MESH_TRY(auto program, load_ingress(maps_, cookie));
+  MESH_TRY(make_dir(pin_dir_ + "/links/" + set));
   const std::string pin = pin_dir_ + "/links/" + set + "/sk_lookup";
   UniqueFd known(::bpf_obj_get(pin.c_str()));
   if (!known && errno != ENOENT) return errno_error(errno, "open " + pin);

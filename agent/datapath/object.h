@@ -48,12 +48,13 @@ class Object {
   Result<> retire_previous();
 
   // Has every hook linked to this cgroup and running this object's program, under links/<set>.
-  // Where that fails for a new set, nothing of it stays.
   Result<> ensure_links(const std::string& set, std::span<const Hook> hooks,
                         const std::string& cgroup_path);
   // The program that judges what arrives, in the namespace (a descriptor) of this cookie; as a link
-  // of the same set, which must be there.
+  // of the same set.
   Result<> ensure_ingress(const std::string& set, int netns, std::uint64_t cookie);
+  // What failed half-way is there, too.
+  bool has_links(const std::string& set) const;
   Result<> remove_links(const std::string& set);
   Result<std::vector<std::string>> link_sets() const;
 

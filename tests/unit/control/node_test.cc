@@ -465,6 +465,19 @@ TEST_F(NodeTest, ASandboxThatEndedWhileItWasDisabledLeavesNothing) {
   EXPECT_FALSE(files_.texts.contains("/s/objects/WorkloadEntry/default.a.yaml"));
 }
 
+TEST_F(NodeTest, TheKernelIsToldWhoIsStrict) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  json::object entry = workload("a", "10.77.0.1");
+  entry["metadata"].as_object()["annotations"].as_object()["undermesh.io/mode"] = "strict";
+  outcome(entry);
+  outcome(workload("b", "10.77.0.2"));
+  answer_enrol(id_of("a"));
+  answer_enrol(id_of("b"));
+  EXPECT_TRUE(datapath_.state.workloads.at(id_of("a")).strict);
+  EXPECT_FALSE(datapath_.state.workloads.at(id_of("b")).strict);
+}
+
 TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
