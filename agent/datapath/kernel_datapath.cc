@@ -247,11 +247,10 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
-  // After another layout the maps are empty until the first apply(): the programs that are there
-  // go on until then.
+  // Maps that are to be filled first: the programs that are there go on until then.
   Result<> attach_mesh(const std::string& cgroup_path) override {
     mesh_cgroup_ = cgroup_path;
-    if (object_.has_previous()) return success();
+    if (object_.must_change_over()) return success();
     return object_.ensure_links(kMeshLinks, mesh_hooks(), cgroup_path);
   }
 
@@ -289,7 +288,7 @@ class KernelDatapath final : public Datapath {
       MESH_TRY(wait_for_programs());
     }
     problems.merge(misfits);
-    if (object_.has_previous()) {
+    if (object_.must_change_over()) {
       MESH_TRY(change_over(problems));
     }
     return problems;
@@ -353,6 +352,11 @@ class KernelDatapath final : public Datapath {
     State state;
     for (const auto& [id, record] : maps_.records.entries())
       state.workloads[id] = adopted(id, record);
+    for (const auto& [cookie, entry] : maps_.workloads.entries()) {  // where the records are lost
+      EnrolledWorkload& workload = state.workloads[entry.id];
+      workload.id = entry.id;
+      workload.netns_cookie = cookie;
+    }
     for (const auto& [key, order] : maps_.own_addresses.entries()) adopt_address(key, order, state);
     for (const auto& [key, service] : maps_.services.entries()) {
       ServiceEntry& entry = state.services[user_destination(key)];

@@ -14,9 +14,13 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <memory>
+#include <set>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/log.h"
 #include "bpf/shared.h"
@@ -44,8 +48,8 @@ std::uint64_t object_hash() {
 
 struct Meta {
   std::uint32_t layout = 0;
-  std::uint32_t zero = 0;
-  std::uint64_t object = 0;  // 0: programs are not completely pinned
+  std::uint32_t is_damaged = 0;  // 1: maps were made again, and have not been filled since
+  std::uint64_t object = 0;      // 0: programs are not completely pinned
 };
 
 Result<> make_dir(const std::string& path) {
@@ -59,9 +63,27 @@ Result<UniqueFd> open_pin(const std::string& path) {
   return fd;
 }
 
+// Also a directory that took a pin's place.
 Result<> unpin(const std::string& path) {
   if (::unlink(path.c_str()) == 0 || errno == ENOENT) return success();
+  if (errno == EISDIR) return detach_tree(path, nullptr);
   return errno_error(errno, "remove " + path);
+}
+
+// What a descriptor is of, as its id's name in /proc/self/fdinfo says: "map", "prog", "link", "".
+std::string kind_of(int fd) {
+  std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
+  for (std::string line; std::getline(info, line);)
+    for (const char* kind : {"map", "prog", "link"})
+      if (line.starts_with(std::string(kind) + "_id:")) return kind;
+  return {};
+}
+
+// Empty where there is none, or something else is in its place.
+UniqueFd pinned(const std::string& path, std::string_view kind) {
+  UniqueFd fd(::bpf_obj_get(path.c_str()));
+  if (fd && kind_of(fd.get()) != kind) fd.reset();
+  return fd;
 }
 
 // Replaces the pin at once: there is never a moment without one. (Dots are reserved in bpffs.)
@@ -69,6 +91,9 @@ Result<> pin_over(int fd, const std::string& path) {
   std::string fresh = path + "_new";
   MESH_TRY(unpin(fresh));
   if (::bpf_obj_pin(fd, fresh.c_str()) != 0) return errno_error(errno, "pin " + fresh);
+  if (::rename(fresh.c_str(), path.c_str()) == 0) return success();
+  if (errno != EISDIR) return errno_error(errno, "rename to " + path);
+  MESH_TRY(unpin(path));
   if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(errno, "rename to " + path);
   return success();
 }
@@ -161,6 +186,48 @@ struct SkeletonDeleter {
   void operator()(mesh_bpf* skeleton) const { mesh_bpf__destroy(skeleton); }
 };
 
+bool has_shape_of(const bpf_map* map, int fd) {
+  bpf_map_info info{};
+  std::uint32_t size = sizeof info;
+  return ::bpf_obj_get_info_by_fd(fd, &info, &size) == 0 && info.type == ::bpf_map__type(map) &&
+         info.key_size == ::bpf_map__key_size(map) &&
+         info.value_size == ::bpf_map__value_size(map) &&
+         info.map_flags == ::bpf_map__map_flags(map);
+}
+
+// Pins that are not what this object's maps must be go; true where all of them are there.
+Result<bool> keep_sound_maps(const bpf_object* object, const std::string& pin_dir) {
+  bool sound = true;
+  const bpf_map* map = nullptr;
+  while ((map = ::bpf_object__next_map(object, map)) != nullptr) {
+    const std::string pin = map_pin(pin_dir, ::bpf_map__name(map));
+    const UniqueFd fd = pinned(pin, "map");
+    if (fd && has_shape_of(map, fd.get())) continue;
+    sound = false;
+    MESH_TRY(unpin(pin));
+  }
+  return sound;
+}
+
+Result<std::set<std::uint32_t>> maps_used_by(int program) {
+  std::vector<std::uint32_t> ids(64);  // the most that a program may use
+  bpf_prog_info info{};
+  std::uint32_t size = sizeof info;
+  info.nr_map_ids = static_cast<std::uint32_t>(ids.size());
+  info.map_ids = reinterpret_cast<std::uintptr_t>(ids.data());
+  if (::bpf_obj_get_info_by_fd(program, &info, &size) != 0)
+    return errno_error(errno, "read a program's maps");
+  return std::set<std::uint32_t>(
+      ids.begin(), ids.begin() + std::min<std::ptrdiff_t>(info.nr_map_ids, std::ssize(ids)));
+}
+
+Result<std::uint32_t> map_id(int fd) {
+  bpf_map_info info{};
+  std::uint32_t size = sizeof info;
+  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0) return errno_error(errno, "read a map's id");
+  return info.id;
+}
+
 Result<bpf_link_info> info_of_link(int fd, const std::string& path) {
   bpf_link_info info{};
   std::uint32_t size = sizeof info;
@@ -246,16 +313,26 @@ Result<Object> Object::open(const Options& options) {
     MESH_TRY(remove_other_maps(options.pin_dir));
   }
 
+  forget_libbpf_errors();
+  std::unique_ptr<mesh_bpf, SkeletonDeleter> skeleton(mesh_bpf__open());
+  if (!skeleton) return libbpf_error(errno, "open the BPF object");
+  const bool is_new = names_in(maps_dir(options.pin_dir, UM_LAYOUT)).empty();
+  MESH_TRY(bool is_sound, keep_sound_maps(skeleton->obj, options.pin_dir));
   const std::uint64_t hash = object_hash();
-  if (!object.has_previous() && meta.object == hash) {
-    MESH_TRY(object.take_over());
-    log()->info("kernel programs adopted pins={}", options.pin_dir);
-    return object;
+  if (is_sound && meta.is_damaged == 0 && !object.has_previous() && meta.object == hash) {
+    MESH_TRY(is_sound, object.take_over());
+    if (is_sound) {
+      log()->info("kernel programs adopted pins={}", options.pin_dir);
+      return object;
+    }
   }
+  object.is_damaged_ = meta.is_damaged != 0 || (!is_sound && !is_new);
+  if (object.is_damaged_)
+    log()->warn("pins were damaged and are made again pins={}", options.pin_dir);
   // Until all programs are replaced the pinned ones are of no one object.
   MESH_TRY(object.write_meta(meta.layout, 0));
-  MESH_TRY(object.load(options));
-  if (!object.has_previous()) {
+  MESH_TRY(object.load(*skeleton, options));
+  if (!object.must_change_over()) {
     MESH_TRY(object.write_meta(UM_LAYOUT, hash));
   }
   log()->info("kernel programs loaded pins={} previous_layout={}", options.pin_dir,
@@ -265,7 +342,7 @@ Result<Object> Object::open(const Options& options) {
 
 Result<> Object::write_meta(std::uint32_t layout, std::uint64_t object) {
   const std::uint32_t zero = 0;
-  const Meta meta{layout, 0, object};
+  const Meta meta{layout, is_damaged_ ? 1U : 0U, object};
   if (::bpf_map_update_elem(meta_.get(), &zero, &meta, BPF_ANY) != 0)
     return errno_error(errno, "write the layout and hash of the pinned programs");
   return success();
@@ -277,49 +354,60 @@ UniqueFd Object::previous_map(const std::string& name) const {
 }
 
 Result<> Object::retire_previous() {
-  if (!has_previous()) return success();
+  is_damaged_ = false;
   MESH_TRY(write_meta(UM_LAYOUT, object_hash()));
-  log()->info("the previous layout is retired layout={}", std::exchange(previous_layout_, 0));
+  log()->info("changed over to the new maps previous_layout={}",
+              std::exchange(previous_layout_, 0));
   return remove_other_maps(pin_dir_);
 }
 
-Result<> Object::take_over() {
+Result<bool> Object::take_over() {
+  std::set<std::uint32_t> ours, used;
   for (const std::string& dir : {pin_dir_ + "/maps", maps_dir(pin_dir_, UM_LAYOUT)}) {
     for (const std::string& name : names_in(dir)) {
       MESH_TRY(auto fd, open_pin(dir + "/" + name));
+      MESH_TRY(auto id, map_id(fd.get()));
+      ours.insert(id);
       maps_.emplace(name, std::move(fd));
     }
   }
+  bool sound = true;
   for (auto hooks : {workload_hooks(), mesh_hooks()}) {
     for (const Hook& hook : hooks) {
-      MESH_TRY(auto fd, open_pin(pin_dir_ + "/programs/" + hook.program));
+      UniqueFd fd = pinned(pin_dir_ + "/programs/" + hook.program, "prog");
+      if (fd) {
+        MESH_TRY(auto ids, maps_used_by(fd.get()));
+        used.merge(ids);
+      }
+      sound = sound && fd;
       programs_.emplace(hook.program, std::move(fd));
     }
   }
-  return success();
+  // Programs that decide by maps which are no longer the pinned ones would not see what we write.
+  if (sound && std::ranges::includes(ours, used)) return true;
+  maps_.clear();
+  programs_.clear();
+  return false;
 }
 
-Result<> Object::load(const Options& options) {
-  forget_libbpf_errors();
-  std::unique_ptr<mesh_bpf, SkeletonDeleter> skeleton(mesh_bpf__open());
-  if (!skeleton) return libbpf_error(errno, "open the BPF object");
+Result<> Object::load(mesh_bpf& skeleton, const Options& options) {
   bpf_map* map = nullptr;
-  bpf_object__for_each_map(map, skeleton->obj) {
+  bpf_object__for_each_map(map, skeleton.obj) {
     std::string name = ::bpf_map__name(map);
     std::string pin = map_pin(pin_dir_, name);
     MESH_TRY(size_map(map, pin, wanted_size(name, options)));
     if (int err = ::bpf_map__set_pin_path(map, pin.c_str()); err != 0)
       return errno_error(-err, "pin " + pin);
   }
-  if (int err = mesh_bpf__load(skeleton.get()); err != 0)
+  if (int err = mesh_bpf__load(&skeleton); err != 0)
     return libbpf_error(-err, "load the BPF programs");
-  bpf_object__for_each_map(map, skeleton->obj) {
+  bpf_object__for_each_map(map, skeleton.obj) {
     UniqueFd fd(::fcntl(::bpf_map__fd(map), F_DUPFD_CLOEXEC, 3));
     if (!fd) return errno_error(errno, "keep a map");
     maps_.emplace(::bpf_map__name(map), std::move(fd));
   }
   bpf_program* program = nullptr;
-  bpf_object__for_each_program(program, skeleton->obj) {
+  bpf_object__for_each_program(program, skeleton.obj) {
     std::string name = ::bpf_program__name(program);
     UniqueFd fd(::fcntl(::bpf_program__fd(program), F_DUPFD_CLOEXEC, 3));
     if (!fd) return errno_error(errno, "keep a program");
@@ -333,7 +421,7 @@ Result<> Object::ensure_link(const std::string& dir, const Hook& hook, int cgrou
                              std::uint64_t id) {
   std::string pin = dir + "/" + hook.name;
   int program = programs_.at(hook.program).get();
-  UniqueFd known(::bpf_obj_get(pin.c_str()));
+  UniqueFd known = pinned(pin, "link");
   if (known) {
     MESH_TRY(auto info, info_of_link(known.get(), pin));
     if (info.cgroup.cgroup_id == id &&
@@ -344,8 +432,8 @@ Result<> Object::ensure_link(const std::string& dir, const Hook& hook, int cgrou
         return errno_error(errno, "update the program of " + pin);
       return success();
     }
-  } else if (errno != ENOENT) {
-    return errno_error(errno, "open " + pin);
+  } else {
+    MESH_TRY(unpin(pin));
   }
   UniqueFd link(
       ::bpf_link_create(program, cgroup, static_cast<bpf_attach_type>(hook.attach_type), nullptr));
@@ -384,8 +472,10 @@ Result<> Object::ensure_ingress(const std::string& set, int netns, std::uint64_t
   MESH_TRY(auto program, load_ingress(maps_, cookie));
   MESH_TRY(make_dir(pin_dir_ + "/links/" + set));
   const std::string pin = pin_dir_ + "/links/" + set + "/sk_lookup";
-  UniqueFd known(::bpf_obj_get(pin.c_str()));
-  if (!known && errno != ENOENT) return errno_error(errno, "open " + pin);
+  UniqueFd known = pinned(pin, "link");
+  if (!known) {
+    MESH_TRY(unpin(pin));
+  }
   struct stat status{};
   if (::fstat(netns, &status) != 0) return errno_error(errno, "look at a network namespace");
   if (known) {
@@ -414,7 +504,14 @@ Result<> Object::remove_links(const std::string& set) {
   return detach_tree(dir, nullptr);
 }
 
-Result<std::vector<std::string>> Object::link_sets() const { return names_in(pin_dir_ + "/links"); }
+Result<std::vector<std::string>> Object::link_sets() const {
+  std::vector<std::string> sets = names_in(pin_dir_ + "/links");
+  for (const std::string& stray : sets) {
+    if (fs::is_directory(pin_dir_ + "/links/" + stray)) continue;
+    MESH_TRY(unpin(pin_dir_ + "/links/" + stray));
+  }
+  return names_in(pin_dir_ + "/links");
+}
 
 Result<> detach_tree(const std::string& dir, std::vector<std::string>* removed) {
   for (const std::string& name : names_in(dir)) {

@@ -9,7 +9,8 @@
 //
 // Where the pins are of another layout, older or newer, its programs go on deciding by its maps
 // until these ones are filled and the links are ensured; retire_previous() then ends it. An upgrade
-// that stops before is taken up again by the next open() of either version.
+// that stops before is taken up again by the next open() of either version. Pins that are missing
+// or no longer what they were are made again in the same way.
 //
 // The process holds a lock on the directory: a second owner is refused. Needs root. One thread at a
 // time.
@@ -23,6 +24,8 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "datapath/datapath.h"
+
+struct mesh_bpf;  // the skeleton
 
 namespace mesh::datapath {
 
@@ -41,10 +44,13 @@ class Object {
 
   int map(const std::string& name) const { return maps_.at(name).get(); }
 
-  // Of the layout that was; none: there is no such map, or no other layout.
+  // The maps are not those that the programs at work decide by: they must be filled first, and no
+  // link changed before. (Another layout, or pins that were damaged.)
+  bool must_change_over() const { return has_previous() || is_damaged_; }
   bool has_previous() const { return previous_layout_ != 0; }
+  // Of the layout that was; none: there is no such map, or no other layout.
   UniqueFd previous_map(const std::string& name) const;
-  // Once nothing uses the programs of the layout that was.
+  // Once every link has its new program.
   Result<> retire_previous();
 
   // Has every hook linked to this cgroup and running this object's program, under links/<set>.
@@ -59,13 +65,14 @@ class Object {
   Result<std::vector<std::string>> link_sets() const;
 
  private:
-  Result<> take_over();
-  Result<> load(const Options& options);
+  Result<bool> take_over();  // false: the pinned programs are not all there, or of other maps
+  Result<> load(mesh_bpf& skeleton, const Options& options);
   Result<> write_meta(std::uint32_t layout, std::uint64_t object);
   Result<> ensure_link(const std::string& dir, const Hook& hook, int cgroup, std::uint64_t id);
 
   std::string pin_dir_;
   std::uint32_t previous_layout_ = 0;  // 0: the pins are of ours
+  bool is_damaged_ = false;
   UniqueFd lock_, meta_;
   std::map<std::string, UniqueFd> maps_;
   std::map<std::string, UniqueFd> programs_;

@@ -246,5 +246,94 @@ TEST_F(UpgradeTest, FiftySwapsOfProgramsLoseNothing) {
   EXPECT_GT(shared_->allowed, 100);
 }
 
+// --- pins that somebody damaged while meshd was away
+
+class DamageTest : public UpgradeTest {
+ protected:
+  std::vector<std::string> all_pins() const {
+    std::vector<std::string> found;
+    for (const auto& entry : fs::recursive_directory_iterator(options_.pin_dir))
+      if (!entry.is_directory()) found.push_back(entry.path().string());
+    std::ranges::sort(found);
+    return found;
+  }
+  // A link goes with its pin, but only later.
+  static void remove(const std::string& pin) {
+    UniqueFd object(::bpf_obj_get(pin.c_str()));
+    if (pin.find("/links/") != std::string::npos) ::bpf_link_detach(object.get());
+    ASSERT_EQ(::unlink(pin.c_str()), 0) << pin;
+  }
+  void expect_healed(const std::string& pin) {
+    take_over();
+    proxy_lives();
+    EXPECT_EQ(connect_from_app("10.9.0.2:8082"), kRefused) << pin;
+    EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0) << pin;
+    EXPECT_EQ(connect_from_mesh("10.9.0.2:8082"), kDenied) << pin;
+    EXPECT_EQ(peer_from_app(kService, AF_INET).address, at(kService)) << pin;
+    EXPECT_EQ(next_destination(proxy4_, SOL_IP).address, at(kService)) << pin;
+    EXPECT_EQ(accept_within(first_.get(), 0).get() >= 0, true) << pin;
+    datapath_.reset();
+    open();  // and all of it is there for the next one
+    EXPECT_EQ(must(datapath_->adopt()).peers, state_.peers) << pin;
+    EXPECT_EQ(must(datapath_->adopt()).services, state_.services) << pin;
+  }
+};
+
+TEST_F(DamageTest, AnyPinThatIsMissingIsMadeAgain) {
+  const std::vector<std::string> pins = all_pins();
+  ASSERT_GE(pins.size(), 40);
+  for (const std::string& pin : pins) {
+    datapath_.reset();
+    remove(pin);
+    open();
+    EXPECT_EQ(must(datapath_->adopt()).workloads[kApp].netns_cookie, app_->cookie()) << pin;
+    datapath_.reset();
+    expect_healed(pin);
+  }
+  EXPECT_EQ(all_pins(), pins);
+}
+
+TEST_F(DamageTest, AnyPinThatIsOfSomethingElseIsMadeAgain) {
+  UniqueFd other(::bpf_map_create(BPF_MAP_TYPE_HASH, "other", 3, 5, 1, nullptr));
+  const std::vector<std::string> pins = all_pins();
+  for (const std::string& pin : pins) {
+    if (pin.ends_with("/meta")) continue;  // refused by name, see below
+    datapath_.reset();
+    remove(pin);
+    ASSERT_EQ(::bpf_obj_pin(other.get(), pin.c_str()), 0) << pin;
+    expect_healed(pin);
+  }
+  EXPECT_EQ(all_pins(), pins);
+}
+
+TEST_F(DamageTest, ADirectoryInThePlaceOfAPinGoes) {
+  for (const char* pin : {"/links/7/connect4", "/links/7/sk_lookup", "/programs/um_connect4"}) {
+    datapath_.reset();
+    remove(options_.pin_dir + pin);
+    ASSERT_EQ(::mkdir((options_.pin_dir + pin).c_str(), 0700), 0) << pin;
+    expect_healed(pin);
+  }
+  datapath_.reset();
+  UniqueFd stray(::bpf_map_create(BPF_MAP_TYPE_HASH, "stray", 3, 5, 1, nullptr));
+  ASSERT_EQ(::bpf_obj_pin(stray.get(), (options_.pin_dir + "/links/stray").c_str()), 0);
+  expect_healed("stray");
+}
+
+TEST_F(DamageTest, WhileItIsMadeAgainTheProgramsGoOn) {
+  under_load([&](auto wait_for_more) {
+    for (const char* lost : {"um_peers", "um_sets", "um_workloads", "um_services"}) {
+      datapath_.reset();
+      ASSERT_EQ(::unlink(map_pin(lost).c_str()), 0);
+      open();  // and dies before the first apply()
+      datapath_.reset();
+      open();
+      must(datapath_->attach_mesh(mesh_group_->path()));
+      EXPECT_EQ(connect_from_mesh("10.9.0.2:8082"), kDenied) << lost;
+      wait_for_more();
+      apply_all();
+    }
+  });
+}
+
 }  // namespace
 }  // namespace mesh::test
