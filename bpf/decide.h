@@ -39,7 +39,8 @@ struct um_connect {
   __u64 netns_cookie;
   struct um_destination to;
   __u8 v4_only;  // an AF_INET socket: cannot reach an IPv6 backend
-  __u8 zero[3];
+  __u8 no_lo;    // cannot reach 127.0.0.0/8: bound to a device
+  __u8 zero[2];
 };
 
 // What arrives at a workload's address: a SYN, or a datagram for an unconnected socket.
@@ -54,6 +55,7 @@ enum um_action {
   UM_REFUSE = 1,
   UM_REDIRECT = 2,  // to the proxy, in the same namespace
   UM_BALANCE = 3,   // to `backend`
+  UM_RESOLVE = 4,   // to `backend`, where the responder knows which resolver is meant
 };
 
 #define UM_NO_COUNTER 0xffffffffU

@@ -27,6 +27,7 @@ UM_HASH(um_backends, struct um_backend_key, struct um_destination, 131072, BPF_F
 UM_HASH(um_peers, struct um_address, struct um_peer, 131072, BPF_F_NO_PREALLOC);
 UM_HASH(um_refusals, struct um_refusal_key, __u32, 131072, BPF_F_NO_PREALLOC);
 UM_HASH(um_flows, struct um_flow_key, __u32, 65536, BPF_F_NO_PREALLOC);
+UM_HASH(um_resolvers, struct um_resolver_key, struct um_destination, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_records, struct um_record_key, struct um_destination, 32768, 0);
 
 struct {
@@ -152,6 +153,20 @@ static __always_inline const __u32* um_find_flow(const struct um_destination* fr
                                                  const struct um_destination* to) {
   struct um_flow_key key = {.from = *from, .to = *to};
   return bpf_map_lookup_elem(&um_flows, &key);
+}
+
+static __always_inline const struct um_destination* um_find_resolver(__u64 netns_cookie,
+                                                                     __u32 slot) {
+  struct um_resolver_key key = {.netns_cookie = netns_cookie, .slot = slot};
+  return bpf_map_lookup_elem(&um_resolvers, &key);
+}
+
+// Whose the slot is afterwards; 0: nobody's, the map is full.
+static __always_inline const struct um_destination* um_take_resolver(
+    __u64 netns_cookie, __u32 slot, const struct um_destination* resolver) {
+  struct um_resolver_key key = {.netns_cookie = netns_cookie, .slot = slot};
+  bpf_map_update_elem(&um_resolvers, &key, resolver, BPF_NOEXIST);
+  return bpf_map_lookup_elem(&um_resolvers, &key);
 }
 
 static __always_inline __u32 um_config_flags(void) {

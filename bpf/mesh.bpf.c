@@ -6,6 +6,7 @@
 // clang-format off
 #include "maps.h"
 #include "decide.h"
+#include "dns.h"
 #include "act.h"
 #include <bpf/bpf_endian.h>
 // clang-format on
@@ -61,6 +62,7 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   if (socket) socket->flags = 0;
 
   um_decide_workload(in, decision);
+  um_decide_resolver(in, decision);
   um_count_rulings(decision);
   if (decision->action == UM_REFUSE) return um_refuse(decision->counter);
   if (decision->action == UM_PASS) {
@@ -72,7 +74,9 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   if (!socket) socket = bpf_sk_storage_get(&um_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!socket) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
   socket->service = in->to;
-  socket->flags = decision->action == UM_REDIRECT ? UM_SOCKET_REDIRECTED : UM_SOCKET_BALANCED;
+  socket->flags = decision->action == UM_REDIRECT  ? UM_SOCKET_REDIRECTED
+                  : decision->action == UM_RESOLVE ? UM_SOCKET_RESOLVING
+                                                   : UM_SOCKET_BALANCED;
   um_count(decision->counter);
   return 1;
 }
@@ -99,6 +103,10 @@ static __always_inline void um_read_connect6(struct bpf_sock_addr* ctx, struct u
   in->to.protocol = ctx->type == SOCK_STREAM ? UM_TCP : UM_UDP;
 }
 
+static __always_inline int um_is_bound_elsewhere(struct bpf_sock* sk) {
+  return sk->bound_dev_if != 0 && sk->bound_dev_if != LOOPBACK_IFINDEX;
+}
+
 // connect4 at a workload's cgroup: connect() of AF_INET sockets. May change the destination, and
 // takes a redirected socket off its device. Agent gone: goes on with the last state; refuses what
 // the proxy should serve once its heartbeat is 2 s old.
@@ -110,12 +118,13 @@ int um_connect4(struct bpf_sock_addr* ctx) {
   struct um_connect in = {};
   um_read_connect4(ctx, &in);
   if (um_is_mesh_socket(sk)) return um_connect_mesh(&in);
+  if (in.to.port == bpf_htons(53)) in.no_lo = um_is_bound_elsewhere(sk);
   struct um_decision decision = {};
   if (!um_connect_workload(ctx, sk, &in, &decision)) return 0;
   if (decision.action == UM_REDIRECT) {
     ctx->user_ip4 = bpf_htonl(0x7f000001);
     ctx->user_port = bpf_htons(UM_PROXY_PORT);
-  } else if (decision.action == UM_BALANCE) {
+  } else if (decision.action == UM_BALANCE || decision.action == UM_RESOLVE) {
     ctx->user_ip4 = decision.backend.address.word[3];
     ctx->user_port = decision.backend.port;
   }
@@ -132,6 +141,7 @@ int um_connect6(struct bpf_sock_addr* ctx) {
   struct um_connect in = {};
   um_read_connect6(ctx, &in);
   if (um_is_mesh_socket(sk)) return um_connect_mesh(&in);
+  if (in.to.port == bpf_htons(53)) in.no_lo = um_is_bound_elsewhere(sk);
   struct um_decision decision = {};
   if (!um_connect_workload(ctx, sk, &in, &decision)) return 0;
   if (decision.action == UM_REDIRECT) {
@@ -141,7 +151,7 @@ int um_connect6(struct bpf_sock_addr* ctx) {
     ctx->user_ip6[2] = mapped ? bpf_htonl(0xffff) : 0;
     ctx->user_ip6[3] = mapped ? bpf_htonl(0x7f000001) : bpf_htonl(1);
     ctx->user_port = bpf_htons(UM_PROXY_PORT);
-  } else if (decision.action == UM_BALANCE) {
+  } else if (decision.action == UM_BALANCE || decision.action == UM_RESOLVE) {
     ctx->user_ip6[0] = decision.backend.address.word[0];
     ctx->user_ip6[1] = decision.backend.address.word[1];
     ctx->user_ip6[2] = decision.backend.address.word[2];
@@ -169,9 +179,11 @@ int um_mesh_connect6(struct bpf_sock_addr* ctx) {
 
 // ---- getpeername ---------------------------------------------------------------------------
 
+#define UM_SOCKET_ELSEWHERE (UM_SOCKET_REDIRECTED | UM_SOCKET_BALANCED | UM_SOCKET_RESOLVING)
+
 static __always_inline const struct um_destination* um_asked_for(struct bpf_sock* sk) {
   struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
-  if (!socket || !(socket->flags & (UM_SOCKET_REDIRECTED | UM_SOCKET_BALANCED))) return 0;
+  if (!socket || !(socket->flags & UM_SOCKET_ELSEWHERE)) return 0;
   return &socket->service;
 }
 
@@ -351,12 +363,53 @@ struct um_sockaddr_in6 {
   __u32 scope;
 };
 
+// The answer to a getsockopt: an address, as long as the caller's buffer.
+static __always_inline int um_answer_address(struct bpf_sockopt* ctx,
+                                             const struct um_destination* address) {
+  void* value = ctx->optval;
+  void* end = ctx->optval_end;
+  if (um_is_v4(&address->address)) {
+    struct um_sockaddr_in* in = value;
+    if ((void*)(in + 1) > end) return 1;
+    __builtin_memset(in, 0, sizeof *in);
+    in->family = AF_INET;
+    in->port = address->port;
+    in->address = address->address.word[3];
+    ctx->optlen = sizeof *in;
+  } else {
+    struct um_sockaddr_in6* in = value;
+    if ((void*)(in + 1) > end) return 1;
+    __builtin_memset(in, 0, sizeof *in);
+    in->family = AF_INET6;
+    in->port = address->port;
+    in->address[0] = address->address.word[0];
+    in->address[1] = address->address.word[1];
+    in->address[2] = address->address.word[2];
+    in->address[3] = address->address.word[3];
+    ctx->optlen = sizeof *in;
+  }
+  ctx->retval = 0;
+  return 1;
+}
+
+static __always_inline int um_is_resolver_option(const struct bpf_sockopt* ctx) {
+  return ctx->level == SOL_IP && ctx->optname >= UM_SO_RESOLVER &&
+         ctx->optname < UM_SO_RESOLVER + UM_DNS_SLOTS;
+}
+
 // getsockopt at the mesh's cgroup: SO_ORIGINAL_DST of an accepted socket that has one, for IPv4
-// destinations at SOL_IP and IPv6 ones at SOL_IPV6. One accepted on the proxy's port without gets
-// an error, whatever conntrack would answer. Touches nothing else: every other answer is the
-// kernel's own. Agent gone: the same.
+// destinations at SOL_IP and IPv6 ones at SOL_IPV6; and UM_SO_RESOLVER of the responder's. One
+// accepted on the proxy's port without a destination gets an error, whatever conntrack would
+// answer. Touches nothing else: every other answer is the kernel's own. Agent gone: the same.
 SEC("cgroup/getsockopt")
 int um_mesh_getsockopt(struct bpf_sockopt* ctx) {
+  if (um_is_resolver_option(ctx)) {
+    struct bpf_sock* asked = ctx->sk;
+    if (!asked || asked->src_port != UM_DNS_PORT) return 1;
+    const struct um_destination* resolver =
+        um_find_resolver(bpf_get_netns_cookie(ctx), (__u32)ctx->optname - UM_SO_RESOLVER);
+    return resolver ? um_answer_address(ctx, resolver) : 1;
+  }
   if (ctx->optname != SO_ORIGINAL_DST || (ctx->level != SOL_IP && ctx->level != SOL_IPV6)) {
     // The kernel shows us at most a page; length 0 leaves its own, longer answer in place.
     if (ctx->optlen > 4096) ctx->optlen = 0;
@@ -366,32 +419,8 @@ int um_mesh_getsockopt(struct bpf_sockopt* ctx) {
   if (!sk) return 1;
   struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
   if (!socket || !(socket->flags & UM_SOCKET_ACCEPTED)) return sk->src_port != UM_PROXY_PORT;
-  int v4 = um_is_v4(&socket->service.address);
-  if (v4 != (ctx->level == SOL_IP)) return 0;
-  void* value = ctx->optval;
-  void* end = ctx->optval_end;
-  if (v4) {
-    struct um_sockaddr_in* in = value;
-    if ((void*)(in + 1) > end) return 1;
-    __builtin_memset(in, 0, sizeof *in);
-    in->family = AF_INET;
-    in->port = socket->service.port;
-    in->address = socket->service.address.word[3];
-    ctx->optlen = sizeof *in;
-  } else {
-    struct um_sockaddr_in6* in = value;
-    if ((void*)(in + 1) > end) return 1;
-    __builtin_memset(in, 0, sizeof *in);
-    in->family = AF_INET6;
-    in->port = socket->service.port;
-    in->address[0] = socket->service.address.word[0];
-    in->address[1] = socket->service.address.word[1];
-    in->address[2] = socket->service.address.word[2];
-    in->address[3] = socket->service.address.word[3];
-    ctx->optlen = sizeof *in;
-  }
-  ctx->retval = 0;
-  return 1;
+  if (um_is_v4(&socket->service.address) != (ctx->level == SOL_IP)) return 0;
+  return um_answer_address(ctx, &socket->service);
 }
 
 // sock_create at the mesh's cgroup: flags the mesh's own sockets for ever, and what they accept, so

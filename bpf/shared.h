@@ -22,8 +22,10 @@
   X(um_mesh_sockets)       \
   X(um_records)            \
   X(um_flows)              \
+  X(um_resolvers)          \
   X(um_heartbeats)
 #define UM_PROXY_PORT 15001                  // the proxy's outbound listener in each namespace
+#define UM_DNS_PORT 15053                    // the responder's sockets there, UDP and TCP, on lo
 #define UM_HEARTBEAT_LIMIT_NS 2000000000ULL  // older than this: the proxy is away
 
 struct um_address {
@@ -49,6 +51,8 @@ enum um_workload_flags {
   // It shares its addresses with others (the gateway, with its host): servers know its connections
   // by a record.
   UM_WORKLOAD_RECORDED = 2,
+  // The responder is there for it: what it asks of port 53 goes to 127.53.0.SLOT:UM_DNS_PORT.
+  UM_WORKLOAD_DNS = 4,
 };
 // um_workloads: by netns cookie (__u64). The classes are what it is to the sets of its
 // destinations, by the family that it connects with; the sets are its own (0: no policy).
@@ -173,6 +177,7 @@ enum um_socket_flags {
   UM_SOCKET_REDIRECTED = 1,  // connected to the proxy
   UM_SOCKET_BALANCED = 2,    // connected to a backend
   UM_SOCKET_ACCEPTED = 4,    // the proxy's end: `service` is the original destination
+  UM_SOCKET_RESOLVING = 8,   // connected to the responder
 };
 // um_sockets: socket storage, not inherited by accepted sockets.
 struct um_socket {
@@ -203,6 +208,20 @@ struct um_flow_key {
 };
 UM_ASSERT(sizeof(struct um_flow_key) == 40);
 
+// um_resolvers: which resolver a workload means by 127.53.0.SLOT, as long as the workload lives ->
+// um_destination (of protocol 0: UDP and TCP alike).
+#define UM_DNS_SLOTS 64
+struct um_resolver_key {
+  __u64 netns_cookie;
+  __u32 slot;  // 0..UM_DNS_SLOTS-1
+  __u32 zero;
+};
+UM_ASSERT(sizeof(struct um_resolver_key) == 16);
+// getsockopt(SOL_IP, UM_SO_RESOLVER + SLOT) of a socket of the mesh at UM_DNS_PORT: the resolver of
+// that slot in the socket's namespace, as sockaddr_in or sockaddr_in6. (Not by what the caller put
+// into the buffer: the kernel shows that to programs only where its own getsockopt succeeded.)
+#define UM_SO_RESOLVER 0x554d0000
+
 // um_heartbeat: one __u64, CLOCK_MONOTONIC nanoseconds, stamped by the proxy through mmap; 0:
 // never.
 
@@ -227,6 +246,11 @@ UM_ASSERT(sizeof(struct um_flow_key) == 40);
   X(MESH_CONNECTS_DENIED_MAP_FULL, "mesh_connects_denied_map_full")                 \
   X(MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD, "mesh_connects_denied_unknown_workload") \
   X(MESH_CONNECTS_REFUSED_ADDRESS, "mesh_connects_refused_address")                 \
+  X(DNS_REDIRECTED, "dns_redirected")                                               \
+  X(DNS_LEFT_PROXY_AWAY, "dns_left_proxy_away")                                     \
+  X(DNS_LEFT_NO_SLOT, "dns_left_no_slot")                                           \
+  X(DNS_LEFT_BOUND_DEVICE, "dns_left_bound_device")                                 \
+  X(DNS_LEFT_IPV6, "dns_left_ipv6")                                                 \
   X(RECORDS_WRITTEN, "records_written")                                             \
   X(RECORDS_FULL, "records_full")                                                   \
   X(FLOWS_FULL, "flows_full")                                                       \

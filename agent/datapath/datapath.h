@@ -39,13 +39,16 @@ struct EnrolledWorkload {
   std::vector<IpAddress> addresses;
   ClassId class4 = 0, class6 = 0;  // what its destinations' sets take it for, by family
   SetId ingress = 0, egress = 0;
+  // The responder serves it (127.0.0.0/8:15053 on lo, UDP and TCP): it asks that, not its resolver.
+  bool has_responder = false;
   // Borrowed; for its hook on what arrives. -1: that hook stays as it is, or is not there.
   int netns = -1;
   // Without all that it shall have it may talk to nobody, and what it had open before is ended.
   bool strict = false;
 
   auto kernel_part() const {
-    return std::tie(id, netns_cookie, cgroup, addresses, class4, class6, ingress, egress);
+    return std::tie(id, netns_cookie, cgroup, addresses, class4, class6, ingress, egress,
+                    has_responder);
   }
   friend bool operator==(const EnrolledWorkload& a, const EnrolledWorkload& b) {
     return a.kernel_part() == b.kernel_part();

@@ -113,7 +113,8 @@ void add_workload(const EnrolledWorkload& workload, Wanted& wanted, Problems& pr
                                         "namespace, and a cgroup path below 1016 bytes"});
     return;
   }
-  const std::uint32_t flags = workload.cgroup.empty() ? UM_WORKLOAD_RECORDED : 0U;
+  const std::uint32_t flags = (workload.cgroup.empty() ? UM_WORKLOAD_RECORDED : 0U) |
+                              (workload.has_responder ? UM_WORKLOAD_DNS : 0U);
   const um_workload entry{workload.id,      flags,          workload.class4, workload.class6,
                           workload.ingress, workload.egress};
   if (!wanted.workloads.emplace(workload.netns_cookie, entry).second) {
@@ -500,21 +501,24 @@ class KernelDatapath final : public Datapath {
     maps_.sets.put(wanted.sets);
     MESH_TRY(maps_.sets.keep_only(wanted.sets));
     if (ended.empty()) return success();
-    return remove_records(ended);
+    // Connections that were on their way to the proxy, and the resolvers that it asked.
+    MESH_TRY(remove_of<um_record_key>("um_records", ended));
+    return remove_of<um_resolver_key>("um_resolvers", ended);
   }
 
-  // Connections that were on their way to the proxy when their workload ended.
-  Result<> remove_records(const std::set<std::uint64_t>& cookies) {
-    int fd = object_.map("um_records");
-    std::vector<um_record_key> orphans;
-    um_record_key key{}, next{};
+  // What the programs wrote of namespaces whose workload has ended.
+  template <class Key>
+  Result<> remove_of(const char* map, const std::set<std::uint64_t>& cookies) {
+    const int fd = object_.map(map);
+    std::vector<Key> orphans;
+    Key key{}, next{};
     for (const void* at = nullptr; ::bpf_map_get_next_key(fd, at, &next) == 0; at = &key) {
       key = next;
       if (cookies.contains(key.netns_cookie)) orphans.push_back(key);
     }
-    for (const um_record_key& orphan : orphans)
+    for (const Key& orphan : orphans)
       if (::bpf_map_delete_elem(fd, &orphan) != 0 && errno != ENOENT)
-        return errno_error(errno, "delete from map um_records");
+        return errno_error(errno, std::string("delete from map ") + map);
     return success();
   }
 

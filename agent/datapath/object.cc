@@ -175,6 +175,7 @@ Result<> size_map(bpf_map* map, const std::string& pin, std::uint32_t wanted) {
 std::uint32_t wanted_size(std::string_view map, const Options& options) {
   if (map == "um_workloads" || map == "um_workload_records") return options.max_workloads;
   if (map == "um_own_addresses") return options.max_workloads * 4;
+  if (map == "um_resolvers") return options.max_workloads * 16;
   if (map == "um_services") return options.max_services;
   if (map == "um_backends" || map == "um_peers") return options.max_endpoints;
   if (map == "um_sets") return options.max_sets;

@@ -14,7 +14,9 @@ namespace mesh::net {
 
 namespace {
 
-constexpr int kOriginalDst = 80;  // SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST
+constexpr int kResolver = 0x554d0000;  // UM_SO_RESOLVER of bpf/shared.h
+constexpr int kResolvers = 64;         // UM_DNS_SLOTS
+constexpr int kOriginalDst = 80;       // SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST
 
 struct RawAddress {
   sockaddr_storage storage{};
@@ -277,6 +279,16 @@ Result<SocketAddress> original_destination(int fd) {
   raw.size = sizeof(sockaddr_storage);
   if (::getsockopt(fd, IPPROTO_IPV6, kOriginalDst, raw.get(), &raw.size) == 0) return from_raw(raw);
   return errno_error(error, "no original destination");
+}
+
+Result<SocketAddress> original_resolver(int fd, const IpAddress& asked_at) {
+  const std::uint8_t* bytes = asked_at.bytes().data() + 12;
+  const int slot = bytes[3];
+  RawAddress raw;
+  if (asked_at.is_v4() && bytes[0] == 127 && bytes[1] == 53 && bytes[2] == 0 && slot < kResolvers &&
+      ::getsockopt(fd, IPPROTO_IP, kResolver + slot, raw.get(), &raw.size) == 0)
+    return from_raw(raw);
+  return Error{Errc::not_found, asked_at.to_string() + " stands for no resolver"};
 }
 
 }  // namespace mesh::net

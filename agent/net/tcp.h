@@ -91,5 +91,9 @@ Result<SocketAddress> local_address(int fd);
 Result<SocketAddress> peer_address(int fd);
 // Where the client wanted to go before it was redirected (SO_ORIGINAL_DST, both families).
 Result<SocketAddress> original_destination(int fd);
+// Which resolver the client meant that asked the responder at 127.53.0.x (the local address of the
+// datagram, or of the connection). `fd` is any of the responder's sockets in its namespace.
+// not_found: that address stands for none.
+Result<SocketAddress> original_resolver(int fd, const IpAddress& asked_at);
 
 }  // namespace mesh::net
