@@ -10,7 +10,7 @@ import re
 import sys
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
-PURE = {"config", "routing", "cluster", "http"}
+PURE = {"config", "routing", "dns", "cluster", "http"}
 
 # (what is banned, folders that may include it; a folder is one below agent/, or "cli")
 ONLY_IN = [
