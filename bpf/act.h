@@ -11,6 +11,14 @@ static __always_inline void um_count_rulings(const struct um_decision* decision)
   if (decision->rulings > 1) um_count_verdict(&decision->ruling[1]);
 }
 
+// The client's next connection goes where this one does. No room is made by forgetting another's.
+static __always_inline void um_remember_affinity(const struct um_decision* decision) {
+  if (!decision->has_affinity) return;
+  struct um_affinity_key key = decision->affinity;
+  struct um_affinity last = {.used = um_now(), .backend = decision->backend};
+  bpf_map_update_elem(&um_affinities, &key, &last, BPF_ANY);
+}
+
 static __always_inline void um_mapped(struct um_address* address, __u32 v4 /* be32 */) {
   address->word[0] = 0;
   address->word[1] = 0;

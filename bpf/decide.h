@@ -4,9 +4,14 @@
 // Compiles in the kernel and on the host. Whoever includes it provides the lookups first:
 //   const struct um_workload*    um_find_workload(__u64 netns_cookie)
 //   int                          um_is_own_address(__u32 workload, const struct um_address*)
-//   const struct um_service*     um_find_service(const struct um_destination*)
+//   int                          um_find_service(const struct um_destination*,
+//                                                struct um_service*)          0: there is none
+//   int                          um_find_client_service(const struct um_client_service*,
+//                                                       struct um_service*)   0: there is none
 //   const struct um_service_range* um_find_service_range(void)                0: not known
-//   const struct um_destination* um_find_backend(const struct um_destination*, __u32 index)
+//   const struct um_backend*     um_find_backend(__u32 choice, __u32 index)
+//   int                          um_is_member(__u32 choice, const struct um_destination*)
+//   const struct um_affinity*    um_find_affinity(const struct um_affinity_key*)
 //   const struct um_peer*        um_find_peer(const struct um_address*)
 //   __u32                        um_find_block(const struct um_address*)      a class
 //   const struct um_verdict*     um_find_verdict(__u32 set, const struct um_verdict_key*)
@@ -69,6 +74,9 @@ struct um_decision {
   __u32 rulings;  // how many policies ruled; the last of them refused, where one did
   struct um_verdict ruling[UM_MAX_RULINGS];
   struct um_destination backend;
+  // Of a service with affinity: where the caller writes `backend` and the time (um_affinities).
+  __u32 has_affinity;
+  struct um_affinity_key affinity;
 };
 
 static __always_inline int um_is_v4(const struct um_address* a) {
@@ -206,23 +214,74 @@ static __always_inline void um_decide_proxied(const struct um_workload* client, 
   um_decided(out, UM_REDIRECT, UM_CONNECTS_REDIRECTED);
 }
 
-static __always_inline void um_decide_balanced(const struct um_workload* client,
-                                               const struct um_connect* in, __u32 backends,
-                                               struct um_decision* out) {
-  const struct um_destination* backend = 0;
-  if (backends) {
-    backend = um_find_backend(&in->to, um_random() % backends);
-    // The number of backends and their entries change one after the other; the first is the last
-    // to go.
-    if (!backend) backend = um_find_backend(&in->to, 0);
+// The client's own state of the service, where that depends on the client. What is not there did
+// not fit: it refuses, since another client's backends would be wrong.
+static __always_inline void um_service_of_client(__u32 client, const struct um_destination* to,
+                                                 struct um_service* service) {
+  struct um_client_service key = {.client = client, .service = *to};
+  struct um_service own = {};
+  if (um_find_client_service(&key, &own) && own.kind != UM_SERVICE_BY_CLIENT)
+    *service = own;
+  else
+    service->kind = UM_SERVICE_REFUSED;
+}
+
+// Where the client went last, while that is a backend still and the time is not over.
+static __always_inline int um_stick(__u32 choice, __u32 seconds, struct um_decision* out) {
+  const struct um_affinity* last = um_find_affinity(&out->affinity);
+  if (!last) return 0;
+  __u64 used = last->used, now = um_now();
+  // Used by another CPU after we read the clock: that is now.
+  if (now > used && now - used > (__u64)seconds * 1000000000ULL) return 0;
+  struct um_destination backend = last->backend;
+  if (!um_is_member(choice, &backend)) return 0;
+  out->backend = backend;
+  return 1;
+}
+
+// A backend of a service, TCP or UDP, into out->backend: 1. Else `out` refuses.
+static __always_inline int um_choose(__u32 client, const struct um_destination* to,
+                                     const struct um_service* service, struct um_decision* out) {
+  if (service->kind != UM_SERVICE_BALANCE) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_MAP_FULL);
+    return 0;
   }
-  if (!backend || (in->v4_only && !um_is_v4(&backend->address))) {
+  // The column from the upper half, what decides in it from the lower.
+  __u64 spot = (__u64)um_random() * service->columns;
+  const struct um_backend* column = 0;
+  if (service->columns) column = um_find_backend(service->number, (__u32)(spot >> 32));
+  if (!column) {
+    um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_NO_ENDPOINT);
+    return 0;
+  }
+  if (column->affinity_seconds) {
+    out->has_affinity = 1;
+    out->affinity.client = client;
+    out->affinity.service = column->service;
+    out->affinity.v4 = um_is_v4(&to->address) ? 1 : 0;
+    out->affinity.protocol = to->protocol;
+    if (um_stick(service->number, column->affinity_seconds, out)) return 1;
+  }
+  if ((__u32)spot <= column->threshold)
+    out->backend = column->first;
+  else
+    out->backend = column->second;
+  if (out->backend.protocol) return 1;
+  um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_NO_DESTINATION);
+  return 0;
+}
+
+static __always_inline void um_decide_balanced(const struct um_workload* client,
+                                               const struct um_connect* in,
+                                               const struct um_service* service,
+                                               struct um_decision* out) {
+  if (!um_choose(client->id, &in->to, service, out)) return;
+  if (in->v4_only && !um_is_v4(&out->backend.address)) {
     um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_NO_ENDPOINT);
     return;
   }
-  out->backend = *backend;
   // A workload may always talk to itself, also through one of its services.
-  if (um_is_own_address(client->id, &backend->address) ||
+  if (um_is_own_address(client->id, &out->backend.address) ||
       um_may_reach(client, &out->backend, 0, out))
     um_decided(out, UM_BALANCE, UM_CONNECTS_BALANCED);
 }
@@ -253,12 +312,13 @@ static __always_inline void um_decide_workload(const struct um_connect* in,
     um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_LINK_LOCAL);
     return;
   }
-  const struct um_service* service = um_find_service(&in->to);
-  if (service) {
-    if (service->kind == UM_SERVICE_PROXY)
-      um_decide_proxied(client, service->id, out);
+  struct um_service service = {};
+  if (um_find_service(&in->to, &service)) {
+    if (service.kind == UM_SERVICE_BY_CLIENT) um_service_of_client(client->id, &in->to, &service);
+    if (service.kind == UM_SERVICE_PROXY)
+      um_decide_proxied(client, service.number, out);
     else
-      um_decide_balanced(client, in, service->backends, out);
+      um_decide_balanced(client, in, &service, out);
     return;
   }
   // It would leave for an address that is nobody's, and hang.

@@ -22,13 +22,30 @@
 UM_HASH(um_workloads, __u64, struct um_workload, 4096, BPF_F_NO_PREALLOC);
 UM_HASH(um_own_addresses, struct um_own_key, __u32, 16384, BPF_F_NO_PREALLOC);
 UM_HASH(um_workload_records, __u32, struct um_workload_record, 4096, BPF_F_NO_PREALLOC);
-UM_HASH(um_services, struct um_destination, struct um_service, 16384, BPF_F_NO_PREALLOC);
-UM_HASH(um_backends, struct um_backend_key, struct um_destination, 131072, BPF_F_NO_PREALLOC);
+UM_HASH(um_services, struct um_destination, __u32, 16384, BPF_F_NO_PREALLOC);
+UM_HASH(um_client_services, struct um_client_service, __u32, 65536, BPF_F_NO_PREALLOC);
+UM_HASH(um_backends, struct um_backend_key, struct um_backend, 262144, BPF_F_NO_PREALLOC);
+UM_HASH(um_members, struct um_member, __u32, 131072, BPF_F_NO_PREALLOC);
 UM_HASH(um_peers, struct um_address, struct um_peer, 131072, BPF_F_NO_PREALLOC);
 UM_HASH(um_refusals, struct um_refusal_key, __u32, 131072, BPF_F_NO_PREALLOC);
 UM_HASH(um_flows, struct um_flow_key, __u32, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_resolvers, struct um_resolver_key, struct um_destination, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_records, struct um_record_key, struct um_destination, 32768, 0);
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, 81920);
+  __type(key, __u32);
+  __type(value, struct um_service);
+} um_slots SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, 65536);
+  __type(key, struct um_affinity_key);
+  __type(value, struct um_affinity);
+} um_affinities SEC(".maps");
 
 struct {
   __uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -113,8 +130,27 @@ static __always_inline int um_is_own_address(__u32 workload, const struct um_add
   return bpf_map_lookup_elem(&um_own_addresses, &key) != 0;
 }
 
-static __always_inline const struct um_service* um_find_service(const struct um_destination* to) {
-  return bpf_map_lookup_elem(&um_services, to);
+// One load: the word is stored while we read.
+static __always_inline void um_read_slot(__u32 at, struct um_service* out) {
+  const __u64* word = bpf_map_lookup_elem(&um_slots, &at);
+  __u64 value = word ? *(const volatile __u64*)word : 0;
+  __builtin_memcpy(out, &value, sizeof value);
+}
+
+static __always_inline int um_find_service(const struct um_destination* to,
+                                           struct um_service* out) {
+  const __u32* at = bpf_map_lookup_elem(&um_services, to);
+  if (!at) return 0;
+  um_read_slot(*at, out);
+  return 1;
+}
+
+static __always_inline int um_find_client_service(const struct um_client_service* key,
+                                                  struct um_service* out) {
+  const __u32* at = bpf_map_lookup_elem(&um_client_services, key);
+  if (!at) return 0;
+  um_read_slot(*at, out);
+  return 1;
 }
 
 static __always_inline const struct um_service_range* um_find_service_range(void) {
@@ -122,10 +158,19 @@ static __always_inline const struct um_service_range* um_find_service_range(void
   return bpf_map_lookup_elem(&um_service_ranges, &zero);
 }
 
-static __always_inline const struct um_destination* um_find_backend(
-    const struct um_destination* service, __u32 index) {
-  struct um_backend_key key = {.service = *service, .index = index};
+static __always_inline const struct um_backend* um_find_backend(__u32 choice, __u32 index) {
+  struct um_backend_key key = {.choice = choice, .index = index};
   return bpf_map_lookup_elem(&um_backends, &key);
+}
+
+static __always_inline int um_is_member(__u32 choice, const struct um_destination* backend) {
+  struct um_member key = {.choice = choice, .backend = *backend};
+  return bpf_map_lookup_elem(&um_members, &key) != 0;
+}
+
+static __always_inline const struct um_affinity* um_find_affinity(
+    const struct um_affinity_key* key) {
+  return bpf_map_lookup_elem(&um_affinities, key);
 }
 
 static __always_inline const struct um_peer* um_find_peer(const struct um_address* address) {

@@ -77,6 +77,7 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   socket->flags = decision->action == UM_REDIRECT  ? UM_SOCKET_REDIRECTED
                   : decision->action == UM_RESOLVE ? UM_SOCKET_RESOLVING
                                                    : UM_SOCKET_BALANCED;
+  if (decision->action == UM_BALANCE) um_remember_affinity(decision);
   um_count(decision->counter);
   return 1;
 }

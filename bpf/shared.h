@@ -84,16 +84,31 @@ struct um_workload_record {
 UM_ASSERT(sizeof(struct um_workload_record) == 1024);
 
 enum um_service_kind {
-  UM_SERVICE_PROXY = 1,    // L7: to the proxy
-  UM_SERVICE_BALANCE = 2,  // TCP: to a backend, chosen here
+  UM_SERVICE_REFUSED = 0,    // it did not fit
+  UM_SERVICE_PROXY = 1,      // L7: to the proxy; `number` is the service's id
+  UM_SERVICE_BALANCE = 2,    // to a backend of the choice `number`
+  UM_SERVICE_BY_CLIENT = 3,  // um_client_services says where each client goes
 };
-// um_services: by um_destination; it begins with id and kind in every layout.
+// um_services: by um_destination, where it stands in um_slots (__u32). Entries come and go, but are
+// never overwritten: the kernel may reuse an element at once while a program still reads it.
+// Both are the same in every layout from 3 on (before, um_services had id and kind itself).
+// um_slots: array, mapped into user space, which stores an entry as one word: a service becomes
+// another at once. A slot, or a choice, gets another meaning only when no program can remember it.
 struct um_service {
-  __u32 id;        // never 0
-  __u32 kind;      // um_service_kind
-  __u32 backends;  // how many; indexes 0..backends-1 of um_backends
+  __u32 number;
+  __u8 kind;  // um_service_kind
+  __u8 zero;
+  __u16 columns;  // of the choice
+} __attribute__((aligned(8)));
+UM_ASSERT(sizeof(struct um_service) == 8);
+
+// um_client_services: where a client's own state of a service stands in um_slots (__u32); as
+// um_services.
+struct um_client_service {
+  __u32 client;
+  struct um_destination service;
 };
-UM_ASSERT(sizeof(struct um_service) == 12);
+UM_ASSERT(sizeof(struct um_client_service) == 24);
 
 // um_service_ranges: one entry, the block that virtual addresses are given from. An address in it
 // that is no service's (no longer, or on that port) is nobody's.
@@ -103,12 +118,50 @@ struct um_service_range {
 };
 UM_ASSERT(sizeof(struct um_service_range) == 32);
 
-// um_backends: -> um_destination.
+// um_backends: the columns of a choice, by which a connection finds its backend in one step,
+// whatever the weights: any column with equal chance, then `first` where a random number of 32 bits
+// is not above `threshold`, else `second` (Walker's alias method). A choice never changes: another
+// takes its place.
 struct um_backend_key {
-  struct um_destination service;
+  __u32 choice;
   __u32 index;
 };
-UM_ASSERT(sizeof(struct um_backend_key) == 24);
+UM_ASSERT(sizeof(struct um_backend_key) == 8);
+struct um_backend {
+  struct um_destination first, second;  // protocol 0: nobody, it is refused
+  __u32 threshold;
+  __u32 service;           // id
+  __u32 affinity_seconds;  // 0: none
+  __u32 flags;             // um_backend_flags
+};
+UM_ASSERT(sizeof(struct um_backend) == 56);
+enum um_backend_flags {
+  // For user space: connections to what was a backend of the service are reset.
+  UM_BACKEND_RESETS = 1,
+};
+
+// um_members: what may be chosen, of the choices of services with affinity (__u32, 1).
+struct um_member {
+  __u32 choice;
+  struct um_destination backend;
+};
+UM_ASSERT(sizeof(struct um_member) == 24);
+
+// um_affinities: least recently used out. Where a client went last.
+struct um_affinity_key {
+  __u32 client;
+  __u32 service;  // id
+  __u8 v4;        // of the service's address
+  __u8 protocol;  // UM_TCP, UM_UDP
+  __u16 zero;
+};
+UM_ASSERT(sizeof(struct um_affinity_key) == 12);
+struct um_affinity {
+  __u64 used;  // CLOCK_MONOTONIC nanoseconds, of the last connection
+  struct um_destination backend;
+  __u32 zero;
+};
+UM_ASSERT(sizeof(struct um_affinity) == 32);
 
 // A class is a set of peers that every policy treats alike; 0: strangers, of whom nothing is known.
 // um_peers: by um_address, those whose address is known as such.
@@ -237,6 +290,7 @@ UM_ASSERT(sizeof(struct um_resolver_key) == 16);
   X(CONNECTS_DENIED_UNKNOWN_WORKLOAD, "connects_denied_unknown_workload")           \
   X(CONNECTS_REFUSED_PROXY_AWAY, "connects_refused_proxy_away")                     \
   X(CONNECTS_REFUSED_NO_ENDPOINT, "connects_refused_no_endpoint")                   \
+  X(CONNECTS_REFUSED_NO_DESTINATION, "connects_refused_no_destination")             \
   X(CONNECTS_REFUSED_NO_MEMORY, "connects_refused_no_memory")                       \
   X(CONNECTS_REFUSED_BOUND_DEVICE, "connects_refused_bound_device")                 \
   X(CONNECTS_REFUSED_LINK_LOCAL, "connects_refused_link_local")                     \

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <numeric>
 #include <set>
 
 #include "routing/route_table.h"
@@ -14,8 +13,6 @@ using config::Snapshot;
 using config::Workload;
 using datapath::ServiceEntry;
 using datapath::State;
-
-constexpr std::uint32_t kMaxShare = 64;  // of one endpoint among the backends of a service
 
 // The refusal that every endpoint shares which the service's routes can reach for this client.
 std::optional<config::Verdict> refusal_of_all(const Snapshot& snapshot, const Workload& client,
@@ -40,33 +37,54 @@ bool is_proxied_by(const Snapshot* acked, const SocketAddress& address, const st
   return port && port->protocol == config::Protocol::kHttp;
 }
 
-// How often each endpoint is among the backends, of which the kernel takes any with equal chance:
-// by weight, exactly where the reduced weights are small, else as near as kMaxShare allows.
-std::vector<std::uint32_t> shares_of(const std::vector<config::Endpoint>& endpoints) {
-  std::uint32_t divisor = 0, greatest = 1;
-  for (const config::Endpoint& endpoint : endpoints) {
-    divisor = std::gcd(divisor, endpoint.weight);
-    greatest = std::max(greatest, endpoint.weight);
-  }
-  divisor = std::max(divisor, 1U);
-  std::vector<std::uint32_t> shares;
-  for (const config::Endpoint& endpoint : endpoints) {
-    std::uint64_t share = endpoint.weight / divisor;
-    if (greatest / divisor > kMaxShare)
-      share = (std::uint64_t{endpoint.weight} * kMaxShare + greatest / 2) / greatest;
-    shares.push_back(static_cast<std::uint32_t>(std::max<std::uint64_t>(share, 1)));
-  }
-  return shares;
+// The endpoints that a socket which asked for `to` can reach, by their weights; their sum is the
+// cluster's. None: its share is refused.
+void add_shares(const config::TcpBackend& backend, const SocketAddress& to,
+                std::vector<datapath::Share>& shares) {
+  std::vector<datapath::Share> own;
+  double total = 0;
+  if (backend.cluster)
+    for (const config::Endpoint& endpoint : backend.cluster->endpoints) {
+      if (to.ip.is_v4() && !endpoint.address.ip.is_v4()) continue;
+      const double weight = std::max(endpoint.weight, 1U);
+      own.push_back({endpoint.address, weight});
+      total += weight;
+    }
+  if (own.empty()) own.push_back({std::nullopt, total = 1});
+  for (const datapath::Share& share : own)
+    shares.push_back({share.endpoint, backend.weight * share.weight / total});
 }
 
-ServiceEntry balanced(const Snapshot& snapshot, const config::Service& service, std::uint16_t port,
-                      std::uint32_t id) {
+datapath::Columns columns_for(const Snapshot& snapshot, const Workload& client,
+                              const config::Service& service, const SocketAddress& to) {
+  std::vector<datapath::Share> shares;
+  bool has_destinations = true;
+  for (const config::TcpBackend& backend : config::tcp_backends(snapshot, client, service, to)) {
+    has_destinations = has_destinations && backend.cluster;
+    add_shares(backend, to, shares);
+  }
+  const bool is_nowhere = std::ranges::none_of(
+      shares, [](const datapath::Share& share) { return share.endpoint.has_value(); });
+  // There is where to go, but nobody: counted as such.
+  if (is_nowhere && has_destinations) return {};
+  return datapath::columns_of(shares);
+}
+
+ServiceEntry balanced(const KernelInput& input, const config::Service& service,
+                      const SocketAddress& to, std::uint32_t id) {
   ServiceEntry entry{id, ServiceEntry::Kind::kBalance, {}};
-  const auto cluster = snapshot.find_cluster(service.name.ns, service.host, port, "");
-  if (!cluster) return entry;
-  const std::vector<std::uint32_t> shares = shares_of(cluster->endpoints);
-  for (std::size_t i = 0; i < shares.size(); ++i)
-    entry.endpoints.insert(entry.endpoints.end(), shares[i], cluster->endpoints[i].address);
+  entry.affinity = service.affinity.value_or(std::chrono::seconds{0});
+  entry.resets_on_removal = service.resets_on_removal;
+  if (config::is_client_dependent(input.snapshot, service, to.port)) {
+    entry.of_clients.emplace();
+    for (const Client& client : input.clients)
+      (*entry.of_clients)[client.kernel.id] =
+          columns_for(input.snapshot, *client.workload, service, to);
+    return entry;
+  }
+  Workload anybody;
+  anybody.name.ns = service.name.ns;
+  entry.columns = columns_for(input.snapshot, anybody, service, to);
   return entry;
 }
 
@@ -78,7 +96,7 @@ void add_service(const KernelInput& input, const config::Service& service,
   for (const IpAddress& ip : service.addresses) {
     const SocketAddress address{ip, port.port};
     if (port.protocol == config::Protocol::kTcp) {
-      state.services[address] = balanced(input.snapshot, service, port.port, id);
+      state.services[address] = balanced(input, service, address, id);
       continue;
     }
     const auto now = input.current.services.find(address);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -55,12 +56,32 @@ struct EnrolledWorkload {
   }
 };
 
+// A share of the connections to a service; the weights need not add up to anything.
+struct Share {
+  std::optional<SocketAddress> endpoint;  // nullopt: they are refused
+  double weight = 1;
+};
+// What the kernel picks by: any column with equal chance, then `first` where a random number of 32
+// bits is not above `threshold`, else `second`.
+struct Column {
+  std::optional<SocketAddress> first, second;
+  std::uint32_t threshold = 0xffffffff;
+  friend bool operator==(const Column&, const Column&) = default;
+};
+using Columns = std::vector<Column>;  // at most 65535; none: ECONNREFUSED
+// At most one column for each endpoint; the chances are those of the shares to within 2^-32.
+Columns columns_of(const std::vector<Share>& shares);
+
 struct ServiceEntry {
-  enum class Kind : std::uint8_t { kProxy, kBalance };  // L7 through the proxy; TCP in the kernel
+  enum class Kind : std::uint8_t { kProxy, kBalance };  // L7 through the proxy; L4 in the kernel
   ServiceId id = 0;
   Kind kind = Kind::kBalance;
-  // kBalance only; none: ECONNREFUSED. An IPv4 service address leaves out IPv6 endpoints.
-  std::vector<SocketAddress> endpoints;
+  // Of kBalance. An IPv4 service address has no IPv6 endpoints: its clients could not go there.
+  Columns columns;
+  // In place of `columns`, where they depend on the client; one that is not here is refused.
+  std::optional<std::map<WorkloadId, Columns>> of_clients = {};
+  std::chrono::seconds affinity{0};  // a client keeps its endpoint for so long; 0: it does not
+  bool resets_on_removal = false;    // connections to what was an endpoint (end_removed())
   friend bool operator==(const ServiceEntry&, const ServiceEntry&) = default;
 };
 

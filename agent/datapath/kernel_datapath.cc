@@ -20,6 +20,7 @@
 #include "datapath/map.h"
 #include "datapath/object.h"
 #include "datapath/policy_sets.h"
+#include "datapath/services.h"
 
 namespace mesh::datapath {
 namespace {
@@ -52,8 +53,7 @@ struct Maps {
       : workloads(object.map("um_workloads"), "um_workloads"),
         own_addresses(object.map("um_own_addresses"), "um_own_addresses"),
         records(object.map("um_workload_records"), "um_workload_records"),
-        services(object.map("um_services"), "um_services"),
-        backends(object.map("um_backends"), "um_backends"),
+        services(object),
         sets(object.map("um_sets")),
         peers(object.map("um_peers"), "um_peers"),
         blocks(object.map("um_blocks"), "um_blocks"),
@@ -64,7 +64,6 @@ struct Maps {
     MESH_TRY(own_addresses.read());
     MESH_TRY(records.read());
     MESH_TRY(services.read());
-    MESH_TRY(backends.read());
     MESH_TRY(sets.read());
     MESH_TRY(peers.read());
     MESH_TRY(blocks.read());
@@ -72,17 +71,17 @@ struct Maps {
   }
 
   // What a program may still decide by, while it runs, although it is there no more.
-  bool take_policy_changed() {
-    const bool changed[] = {workloads.take_changed(), sets.take_changed(), peers.take_changed(),
-                            blocks.take_changed(), refusals.take_changed()};
+  bool take_changed() {
+    const bool changed[] = {workloads.take_changed(), sets.take_changed(),
+                            peers.take_changed(),     blocks.take_changed(),
+                            refusals.take_changed(),  services.take_changed()};
     return std::ranges::any_of(changed, std::identity{});
   }
 
   Map<std::uint64_t, um_workload> workloads;
   Map<um_own_key, std::uint32_t> own_addresses;
   Map<std::uint32_t, um_workload_record> records;
-  Map<um_destination, um_service> services;
-  Map<um_backend_key, um_destination> backends;
+  Services services;
   PolicySets sets;
   Map<um_address, um_peer> peers;
   Map<um_block_key, std::uint32_t> blocks;
@@ -94,8 +93,7 @@ struct Wanted {
   decltype(Maps::workloads)::Entries workloads;
   decltype(Maps::own_addresses)::Entries own_addresses;
   decltype(Maps::records)::Entries records;
-  decltype(Maps::services)::Entries services;
-  decltype(Maps::backends)::Entries backends;
+  Services::Entries services;
   decltype(Maps::sets)::Entries sets;
   decltype(Maps::peers)::Entries peers;
   decltype(Maps::blocks)::Entries blocks;
@@ -136,18 +134,8 @@ void add_workload(const EnrolledWorkload& workload, Wanted& wanted, Problems& pr
 Wanted wanted_of(const State& state, Problems& problems) {
   Wanted wanted;
   for (const auto& [id, workload] : state.workloads) add_workload(workload, wanted, problems);
-  for (const auto& [address, service] : state.services) {
-    um_destination key = kernel_destination(address);
-    bool proxy = service.kind == ServiceEntry::Kind::kProxy;
-    std::uint32_t count = 0;
-    for (const SocketAddress& endpoint : service.endpoints) {
-      // An IPv4 socket cannot go there, and would be refused when it is picked.
-      if (address.ip.is_v4() && !endpoint.ip.is_v4()) continue;
-      wanted.backends.emplace(um_backend_key{key, count++}, kernel_destination(endpoint));
-    }
-    wanted.services.emplace(
-        key, um_service{service.id, proxy ? UM_SERVICE_PROXY : UM_SERVICE_BALANCE, count});
-  }
+  for (const auto& [address, service] : state.services)
+    wanted.services.emplace(kernel_destination(address), service);
   for (const auto& [id, set] : state.sets) wanted.sets.emplace(id, kernel_verdicts(set));
   for (const auto& [ip, peer] : state.peers)
     wanted.peers.emplace(kernel_address(ip), um_peer{peer.peer, peer.ingress});
@@ -196,12 +184,33 @@ void adopt_address(const um_own_key& key, std::uint32_t order, State& state) {
   addresses[order] = user_address(key.address);
 }
 
+// The proxied ones. Layout 2 had id and kind in um_services itself.
+Result<> adopt_previous_services(const Object& object, State& state) {
+  const auto adopt = [&state](const um_destination& address, std::uint32_t id, std::uint32_t kind) {
+    if (kind == UM_SERVICE_PROXY)
+      state.services[user_destination(address)] = {id, ServiceEntry::Kind::kProxy, {}};
+  };
+  const UniqueFd slots = object.previous_map("um_slots");
+  if (!slots) {
+    struct Service {
+      std::uint32_t id, kind;
+    };
+    return read_previous<um_destination, Service>(object, "um_services",
+                                                  [&](const auto& address, const Service& service) {
+                                                    adopt(address, service.id, service.kind);
+                                                  });
+  }
+  return read_previous<um_destination, std::uint32_t>(
+      object, "um_services", [&](const auto& address, std::uint32_t slot) {
+        um_service service{};
+        if (::bpf_map_lookup_elem(slots.get(), &slot, &service) == 0)
+          adopt(address, service.number, service.kind);
+      });
+}
+
 // What every layout says in the same words: who is enrolled, and what the proxy serves. The rest
 // follows from the configuration.
 Result<State> adopt_previous(const Object& object) {
-  struct Service {
-    std::uint32_t id, kind;
-  };
   State state;
   MESH_TRY((read_previous<std::uint32_t, um_workload_record>(
       object, "um_workload_records",
@@ -209,11 +218,7 @@ Result<State> adopt_previous(const Object& object) {
   MESH_TRY((read_previous<um_own_key, std::uint32_t>(
       object, "um_own_addresses",
       [&](const auto& key, auto order) { adopt_address(key, order, state); })));
-  MESH_TRY((read_previous<um_destination, Service>(
-      object, "um_services", [&](const auto& address, const Service& service) {
-        if (service.kind == UM_SERVICE_PROXY)
-          state.services[user_destination(address)] = {service.id, ServiceEntry::Kind::kProxy, {}};
-      })));
+  MESH_TRY(adopt_previous_services(object, state));
   return state;
 }
 
@@ -222,6 +227,8 @@ class KernelDatapath final : public Datapath {
   explicit KernelDatapath(Object object) : object_(std::move(object)), maps_(object_) {}
 
   Result<> read() {
+    // What our predecessor left half done, no program remembers afterwards.
+    MESH_TRY(wait_for_programs());
     MESH_TRY(maps_.read());
     const std::uint32_t zero = 0;
     um_config config{};
@@ -280,14 +287,14 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(remove_unwanted(wanted));
     if (!misfits.empty()) {  // there may be room now
       misfits.clear();
+      MESH_TRY(free_what_was());
       complete = put(wanted, misfits);
     }
+    complete = refuse_misfit_services(wanted, misfits) && complete;
     MESH_TRY(write_config(blocks | (complete ? 0U : UM_CONFIG_STATE_INCOMPLETE)));
     attach_wanted(state, problems);
     MESH_TRY(settle_rows(state, withheld, wanted, problems));
-    if (maps_.take_policy_changed()) {
-      MESH_TRY(wait_for_programs());
-    }
+    MESH_TRY(free_what_was());
     problems.merge(misfits);
     if (object_.must_change_over()) {
       MESH_TRY(change_over(problems));
@@ -359,18 +366,8 @@ class KernelDatapath final : public Datapath {
       workload.netns_cookie = cookie;
     }
     for (const auto& [key, order] : maps_.own_addresses.entries()) adopt_address(key, order, state);
-    for (const auto& [key, service] : maps_.services.entries()) {
-      ServiceEntry& entry = state.services[user_destination(key)];
-      entry.id = service.id;
-      entry.kind = service.kind == UM_SERVICE_PROXY ? ServiceEntry::Kind::kProxy
-                                                    : ServiceEntry::Kind::kBalance;
-      entry.endpoints.resize(service.backends);
-    }
-    for (const auto& [key, backend] : maps_.backends.entries()) {
-      auto service = state.services.find(user_destination(key.service));
-      if (service != state.services.end() && key.index < service->second.endpoints.size())
-        service->second.endpoints[key.index] = user_destination(backend);
-    }
+    for (const auto& [key, service] : maps_.services.entries())
+      state.services[user_destination(key)] = service;
     for (const auto& [id, set] : maps_.sets.entries()) state.sets[id] = user_verdicts(set);
     for (const auto& [address, peer] : maps_.peers.entries())
       state.peers[user_address(address)] = {peer.peer_class, peer.ingress};
@@ -401,10 +398,27 @@ class KernelDatapath final : public Datapath {
     return ::bpf_obj_get_info_by_fd(object_.map(map), &info, &size) == 0 ? info.max_entries : 0;
   }
 
+  // False where one cannot even be marked so, and an unknown destination must be refused.
+  bool refuse_misfit_services(const Wanted& wanted, Problems& misfits) {
+    const auto lost = maps_.services.refuse(std::exchange(misfit_services_, {}), wanted.services);
+    for (const auto& [key, err] : lost)
+      misfits.emplace(0, errno_error(err, "does not fit into the kernel's map of services"));
+    return lost.empty();
+  }
+
+  Result<> free_what_was() {
+    if (!maps_.take_changed()) return success();
+    MESH_TRY(wait_for_programs());
+    maps_.services.sweep();
+    return success();
+  }
+
   // Until every program that runs now has ended: an RCU grace period. membarrier(2) waits for one,
-  // but not on CPUs without a tick.
+  // but not on CPUs without a tick, and where there is one CPU it does nothing.
   Result<> wait_for_programs() {
-    if (::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0) return success();
+    if (::sysconf(_SC_NPROCESSORS_ONLN) > 1 &&
+        ::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0)
+      return success();
     return maps_.sets.wait_for_programs();
   }
 
@@ -452,13 +466,8 @@ class KernelDatapath final : public Datapath {
       misfit(0, err, "peers");
       complete = false;
     }
-    for (const auto& [key, err] : maps_.backends.put(wanted.backends)) {
-      misfit(0, err, "endpoints");
-    }
-    for (const auto& [key, err] : maps_.services.put(wanted.services)) {
-      misfit(0, err, "services");
-      complete = false;
-    }
+    misfit_services_ = maps_.services.put(wanted.services);
+    for (const auto& [key, err] : misfit_services_) misfit(0, err, "services and endpoints");
     for (auto& [cookie, workload] : wanted.workloads)
       workload.flags |= incomplete.contains(workload.id) ? UM_WORKLOAD_REFUSALS_INCOMPLETE : 0U;
     for (const auto& [id, err] : maps_.records.put(wanted.records)) misfit(id, err, "workloads");
@@ -493,7 +502,6 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(maps_.own_addresses.keep_only(wanted.own_addresses));
     MESH_TRY(maps_.records.keep_only(wanted.records));
     MESH_TRY(maps_.services.keep_only(wanted.services));
-    MESH_TRY(maps_.backends.keep_only(wanted.backends));
     MESH_TRY(maps_.peers.keep_only(wanted.peers));
     MESH_TRY(maps_.blocks.keep_only(wanted.blocks));
     MESH_TRY(maps_.refusals.keep_only(wanted.refusals));
@@ -629,6 +637,7 @@ class KernelDatapath final : public Datapath {
   Object object_;
   Maps maps_;
   std::string mesh_cgroup_;  // "": not told yet
+  Services::Failures misfit_services_;
   std::uint64_t connections_ended_ = 0;
   std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was
   std::set<std::string> link_sets_;        // pinned, as far as we know

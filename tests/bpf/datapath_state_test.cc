@@ -16,8 +16,14 @@ TEST_F(DatapathTest, GoesOnWithoutItsOwnerAndIsAdopted) {
   datapath_.reset();
   proxied("10.78.0.1:9080", 1);
   accept_on_both_servers();
-  state_.services[at("[fd78::2]:70")] = {
-      2, ServiceEntry::Kind::kBalance, {at("[fd09::2]:8080"), at("[fd09::2]:8081")}};
+  state_.services[at("[fd78::2]:70")] = balanced(2, {"[fd09::2]:8080", "[fd09::2]:8081"});
+  state_.services[at("10.78.0.9:70")] = balanced(9, {"10.9.0.2:8080", "10.9.0.3:8080"});
+  state_.services[at("10.78.0.9:70")].affinity = std::chrono::seconds(10800);
+  state_.services[at("10.78.0.9:70")].resets_on_removal = true;
+  state_.services[at("10.78.0.10:70")] = balanced(10, {});
+  state_.services[at("10.78.0.11:70")] = balanced(11, {});
+  state_.services[at("10.78.0.11:70")].of_clients = {
+      {kApp, datapath::columns_of({{at("10.9.0.2:8080"), 1}, {std::nullopt, 2}})}, {kApp + 1, {}}};
   has_set("10.9.0.2", 3);
   verdict(3, 8080, false, 21);
   state_.refusals[{kApp, 5}] = 22;
@@ -117,9 +123,9 @@ TEST_F(DatapathTest, AWorkloadThatEndsLeavesNothing) {
   state_ = {};
   apply_all();
   EXPECT_EQ(pins(), before);
-  for (const char* map :
-       {"um_workloads", "um_own_addresses", "um_workload_records", "um_services", "um_backends",
-        "um_sets", "um_peers", "um_blocks", "um_refusals", "um_records"})
+  for (const char* map : {"um_workloads", "um_own_addresses", "um_workload_records", "um_services",
+                          "um_client_services", "um_backends", "um_members", "um_sets", "um_peers",
+                          "um_blocks", "um_refusals", "um_records"})
     EXPECT_EQ(entries_of(map), 0) << map;
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);  // no program is left to refuse it
 }

@@ -201,8 +201,7 @@ TEST_F(DatapathTest, RefusesWhileTheProxyIsAway) {
 
 TEST_F(DatapathTest, BalancesToTheEndpointsAndShowsTheService) {
   accept_on_both_servers();
-  state_.services[at("10.78.0.2:70")] = {
-      2, ServiceEntry::Kind::kBalance, {at("10.9.0.2:8080"), at("10.9.0.3:8080")}};
+  state_.services[at("10.78.0.2:70")] = balanced(2, {"10.9.0.2:8080", "10.9.0.3:8080"});
   apply_all();
   for (int i = 0; i < 40; ++i) {
     Peer peer = peer_from_app("10.78.0.2:70", i % 2 == 0 ? AF_INET : AF_INET6);
@@ -218,17 +217,9 @@ TEST_F(DatapathTest, BalancesToTheEndpointsAndShowsTheService) {
   EXPECT_EQ(count("connects_balanced"), 40);
 }
 
-TEST_F(DatapathTest, AnIpv4ServiceGoesToItsIpv4EndpointsAlone) {
-  accept_on_both_servers();
-  state_.services[at("10.78.0.2:70")] = {
-      2, ServiceEntry::Kind::kBalance, {at("[fd09::2]:8080"), at("10.9.0.2:8080")}};
-  apply_all();
-  for (int i = 0; i < 10; ++i) EXPECT_EQ(connect_from_app("10.78.0.2:70"), 0);
-}
-
 TEST_F(DatapathTest, ChecksThePolicyOfTheEndpointThatItPicks) {
   accept_on_both_servers();
-  state_.services[at("10.78.0.2:70")] = {2, ServiceEntry::Kind::kBalance, {at("10.9.0.2:8080")}};
+  state_.services[at("10.78.0.2:70")] = balanced(2, {"10.9.0.2:8080"});
   has_set("10.9.0.2", 3);
   verdict(3, 0, false, 9);
   apply_all();
@@ -237,8 +228,8 @@ TEST_F(DatapathTest, ChecksThePolicyOfTheEndpointThatItPicks) {
 }
 
 TEST_F(DatapathTest, RefusesAServiceWithoutEndpoints) {
-  state_.services[at("10.78.0.2:70")] = {2, ServiceEntry::Kind::kBalance, {}};
-  state_.services[at("10.78.0.3:70")] = {3, ServiceEntry::Kind::kBalance, {at("[fd09::2]:8080")}};
+  state_.services[at("10.78.0.2:70")] = balanced(2, {});
+  state_.services[at("10.78.0.3:70")] = balanced(3, {"[fd09::2]:8080"});
   apply_all();
   EXPECT_EQ(connect_from_app("10.78.0.2:70"), kRefused);
   EXPECT_EQ(connect_from_app("10.78.0.3:70", AF_INET), kRefused);  // no IPv4 endpoint

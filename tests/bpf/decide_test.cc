@@ -55,7 +55,10 @@ class KernelDecide : public testing::TestWithParam<DecideCase> {
     for (const um_own_key& key : wanted.own) own[key] = 0;
     fill(maps.um_own_addresses, own);
     fill(maps.um_services, wanted.services);
+    fill(maps.um_client_services, wanted.client_services);
+    fill(maps.um_slots, wanted.slots);
     fill(maps.um_backends, wanted.backends);
+    fill(maps.um_members, wanted.members);
     fill(maps.um_service_ranges,
          std::map<std::uint32_t, um_service_range>{{0, wanted.service_range}});
     fill(maps.um_peers, wanted.peers);
@@ -64,11 +67,13 @@ class KernelDecide : public testing::TestWithParam<DecideCase> {
     fill(maps.um_flows, wanted.flows);
     fill_sets(wanted);
     fill(maps.um_config, std::map<std::uint32_t, std::uint32_t>{{0, wanted.config}});
-    timespec now{};
-    ::clock_gettime(CLOCK_MONOTONIC, &now);
-    std::uint64_t stamp = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U +
-                          static_cast<std::uint64_t>(now.tv_nsec) + wanted.heartbeat - wanted.now;
-    if (wanted.heartbeat == 0) stamp = 0;
+    timespec clock{};
+    ::clock_gettime(CLOCK_MONOTONIC, &clock);
+    const std::uint64_t later = static_cast<std::uint64_t>(clock.tv_sec) * 1'000'000'000U +
+                                static_cast<std::uint64_t>(clock.tv_nsec) - wanted.now;
+    for (auto& [key, affinity] : wanted.affinities) affinity.used += later;
+    fill(maps.um_affinities, wanted.affinities);
+    const std::uint64_t stamp = wanted.heartbeat == 0 ? 0 : wanted.heartbeat + later;
     fill(maps.um_heartbeats, std::map<std::uint32_t, std::uint64_t>{{0, stamp}});
   }
   std::unique_ptr<decide_shim_bpf, Close> shim_;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "datapath/byte_order.h"
 #include "tests/support/datapath_fixture.h"
 
 namespace mesh::test {
@@ -37,8 +38,7 @@ class UpgradeTest : public DatapathTest {
     has_set("10.9.0.3", 3);
     verdict(3, 0, false, 21);
     verdict(3, 8080, true, 22);
-    state_.services[at(kBalanced)] = {
-        2, ServiceEntry::Kind::kBalance, {at("10.9.0.2:8080"), at("10.9.0.3:8080")}};
+    state_.services[at(kBalanced)] = balanced(2, {"10.9.0.2:8080", "10.9.0.3:8080"});
     proxy_serves(kService);
   }
   void TearDown() override {
@@ -50,29 +50,27 @@ class UpgradeTest : public DatapathTest {
     return options_.pin_dir + "/maps_" + std::to_string(layout);
   }
   // What is pinned becomes that of another version: its programs and maps are as they were, under
-  // another number, and a service has more to say.
+  // another number; in layout 2 a service says itself who it is.
   void becomes_another_layout(std::uint32_t layout) {
-    UniqueFd ours = map("um_services");
     datapath_.reset();
     fs::rename(maps_dir(UM_LAYOUT), maps_dir(layout));
-    struct Wider {
-      um_service service;
-      std::uint32_t more[3];
-    };
-    UniqueFd wider(::bpf_map_create(BPF_MAP_TYPE_HASH, "um_services", sizeof(um_destination),
-                                    sizeof(Wider), 64, nullptr));
-    um_destination key{}, next{};
-    for (const void* from = nullptr; ::bpf_map_get_next_key(ours.get(), from, &next) == 0;
-         from = &key) {
-      key = next;
-      Wider value{{}, {1, 2, 3}};
-      ASSERT_EQ(::bpf_map_lookup_elem(ours.get(), &key, &value.service), 0);
-      ASSERT_EQ(::bpf_map_update_elem(wider.get(), &key, &value, BPF_ANY), 0);
-    }
-    const std::string pin = maps_dir(layout) + "/um_services";
-    ASSERT_EQ(::unlink(pin.c_str()), 0);
-    ASSERT_EQ(::bpf_obj_pin(wider.get(), pin.c_str()), 0);
+    if (layout == 2) services_of_layout_2(maps_dir(layout));
     write_meta(layout);
+  }
+  void services_of_layout_2(const std::string& dir) {
+    struct Service {
+      std::uint32_t id, kind, backends;
+    };
+    UniqueFd services(::bpf_map_create(BPF_MAP_TYPE_HASH, "um_services", sizeof(um_destination),
+                                       sizeof(Service), 64, nullptr));
+    for (const auto& [address, entry] : state_.services) {
+      const um_destination key = datapath::kernel_destination(address);
+      const Service value{entry.id, entry.kind == ServiceEntry::Kind::kProxy ? 1U : 2U, 0};
+      ASSERT_EQ(::bpf_map_update_elem(services.get(), &key, &value, BPF_ANY), 0);
+    }
+    for (const char* map : {"/um_services", "/um_slots"})
+      ASSERT_EQ(::unlink((dir + map).c_str()), 0);
+    ASSERT_EQ(::bpf_obj_pin(services.get(), (dir + "/um_services").c_str()), 0);
   }
   void take_over() {
     open();
@@ -208,7 +206,6 @@ TEST_F(UpgradeTest, TheVersionThatWasMayComeBackHalfWay) {
   // As that version would see it: this one's maps are those of another layout.
   fs::rename(maps_dir(UM_LAYOUT), maps_dir(99));
   fs::rename(maps_dir(77), maps_dir(UM_LAYOUT));
-  ASSERT_EQ(::unlink((maps_dir(UM_LAYOUT) + "/um_services").c_str()), 0);
   write_meta(UM_LAYOUT);
   take_over();
   EXPECT_FALSE(fs::exists(maps_dir(99)));

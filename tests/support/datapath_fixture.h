@@ -212,6 +212,11 @@ class DatapathTest : public testing::Test {
   void proxied(const std::string& address, datapath::ServiceId id) {
     state_.services[at(address)] = {id, ServiceEntry::Kind::kProxy, {}};
   }
+  static ServiceEntry balanced(datapath::ServiceId id, const std::vector<std::string>& endpoints) {
+    std::vector<datapath::Share> shares;
+    for (const std::string& endpoint : endpoints) shares.push_back({at(endpoint), 1});
+    return {id, ServiceEntry::Kind::kBalance, datapath::columns_of(shares)};
+  }
   // One service, and a proxy that is there for it.
   void proxy_serves(const std::string& address) {
     proxied(address, 1);

@@ -26,11 +26,20 @@ struct World {
   struct Refusal {
     std::uint32_t client, service, policy;
   };
+  struct Column {
+    Column(const char* both) : first(both), second(both) {}  // "": nobody
+    Column(const char* one, const char* other, std::uint32_t up_to)
+        : first(one), second(other), threshold(up_to) {}
+    std::string first, second;
+    std::uint32_t threshold = 0xffffffff;
+  };
   struct Service {
     std::uint32_t id;
     um_service_kind kind;
-    std::vector<std::string> backends;
+    std::vector<Column> backends;
     std::uint32_t missing = 0;  // counted, but not in the map of backends
+    std::uint32_t affinity_seconds = 0;
+    std::map<std::uint32_t, std::vector<Column>> of_clients = {};
   };
   std::map<std::uint64_t, um_workload> workloads;
   std::vector<std::pair<std::uint32_t, std::string>> own;
@@ -45,6 +54,13 @@ struct World {
     std::uint32_t peer_class;
   };
   std::vector<Flow> flows;
+  struct Affinity {
+    std::uint32_t client, service;
+    std::string backend;
+    std::int64_t age_ns;
+    bool v4 = true;
+  };
+  std::vector<Affinity> affinities;
   std::uint32_t config = 0;
   std::int64_t heartbeat_age_ns = -1;  // -1: never stamped
   std::uint32_t random = 0;
@@ -66,6 +82,9 @@ inline um_destination kernel_destination(const std::string& text) {
   out.port = be16(address.port);
   out.protocol = UM_TCP;
   return out;
+}
+inline um_destination kernel_backend(const std::string& text) {
+  return text.empty() ? um_destination{} : kernel_destination(text);
 }
 inline um_block_key kernel_block(const std::string& text) {
   const IpBlock block = IpBlock::parse(text).value();
@@ -117,11 +136,10 @@ struct Lookups {
     for (const auto& [id, address] : world.own) own.insert({id, kernel_address(address)});
     for (const auto& [address, service] : world.services) {
       um_destination key = kernel_destination(address);
-      std::uint32_t count = 0;
-      for (const std::string& backend : service.backends)
-        backends[{key, count++}] = kernel_destination(backend);
-      services[key] = {service.id, static_cast<std::uint32_t>(service.kind),
-                       count + service.missing};
+      services[key] = add_slot(choose(service, service.backends));
+      for (const auto& [client, columns] : service.of_clients)
+        client_services[{client, key}] = add_slot(
+            choose({service.id, UM_SERVICE_BALANCE, {}, 0, service.affinity_seconds}, columns));
     }
     if (world.has_service_range)
       service_range = {kernel_address("10.78.0.0"),
@@ -135,14 +153,44 @@ struct Lookups {
       flows[{kernel_destination(f.from), kernel_destination(f.to)}] = f.peer_class;
     if (!blocks.empty()) config |= UM_CONFIG_HAS_BLOCKS;
     random = world.random;
-    now = 100'000'000'000U;
+    now = 200'000'000'000'000U;
     heartbeat =
         world.heartbeat_age_ns == -1 ? 0 : now - static_cast<std::uint64_t>(world.heartbeat_age_ns);
+    for (const auto& a : world.affinities)
+      affinities[{a.client, a.service, static_cast<std::uint8_t>(a.v4 ? 1 : 0), UM_TCP, 0}] = {
+          now - static_cast<std::uint64_t>(a.age_ns), kernel_destination(a.backend), 0};
+  }
+  std::uint32_t add_slot(const um_service& word) {
+    slots[next_slot] = word;
+    return next_slot++;
+  }
+  um_service choose(const World::Service& service, const std::vector<World::Column>& columns) {
+    um_service word{service.id, static_cast<std::uint8_t>(service.kind), 0, 0};
+    if (service.kind != UM_SERVICE_BALANCE) return word;
+    word.number = next_choice++;
+    for (const World::Column& column : columns) {
+      const um_backend backend{kernel_backend(column.first),
+                               kernel_backend(column.second),
+                               column.threshold,
+                               service.id,
+                               service.affinity_seconds,
+                               0};
+      backends[{word.number, word.columns++}] = backend;
+      if (service.affinity_seconds != 0)
+        members[{word.number, backend.first}] = members[{word.number, backend.second}] = 1;
+    }
+    word.columns = static_cast<std::uint16_t>(word.columns + service.missing);
+    return word;
   }
   std::map<std::uint64_t, um_workload> workloads;
   std::set<um_own_key, Bytewise> own;
-  std::map<um_destination, um_service, Bytewise> services;
-  std::map<um_backend_key, um_destination, Bytewise> backends;
+  std::map<um_destination, std::uint32_t, Bytewise> services;
+  std::map<um_client_service, std::uint32_t, Bytewise> client_services;
+  std::map<std::uint32_t, um_service> slots;
+  std::map<um_backend_key, um_backend, Bytewise> backends;
+  std::map<um_member, std::uint32_t, Bytewise> members;
+  std::map<um_affinity_key, um_affinity, Bytewise> affinities;
+  std::uint32_t next_slot = 3, next_choice = 50;
   um_service_range service_range{};
   std::map<um_address, um_peer, Bytewise> peers;
   std::map<um_block_key, std::uint32_t, Bytewise> blocks;
@@ -168,14 +216,28 @@ inline const um_workload* um_find_workload(__u64 cookie) {
 inline int um_is_own_address(__u32 workload, const um_address* address) {
   return mesh::test::lookups.own.contains({workload, *address});
 }
-inline const um_service* um_find_service(const um_destination* to) {
-  return mesh::test::find(mesh::test::lookups.services, *to);
+inline int um_read_slot(const std::uint32_t* slot, um_service* out) {
+  if (slot == nullptr) return 0;
+  *out = mesh::test::lookups.slots.at(*slot);
+  return 1;
+}
+inline int um_find_service(const um_destination* to, um_service* out) {
+  return um_read_slot(mesh::test::find(mesh::test::lookups.services, *to), out);
+}
+inline int um_find_client_service(const um_client_service* key, um_service* out) {
+  return um_read_slot(mesh::test::find(mesh::test::lookups.client_services, *key), out);
 }
 inline const um_service_range* um_find_service_range() {
   return &mesh::test::lookups.service_range;
 }
-inline const um_destination* um_find_backend(const um_destination* service, __u32 index) {
-  return mesh::test::find(mesh::test::lookups.backends, um_backend_key{*service, index});
+inline const um_backend* um_find_backend(__u32 choice, __u32 index) {
+  return mesh::test::find(mesh::test::lookups.backends, um_backend_key{choice, index});
+}
+inline int um_is_member(__u32 choice, const um_destination* backend) {
+  return mesh::test::lookups.members.contains(um_member{choice, *backend});
+}
+inline const um_affinity* um_find_affinity(const um_affinity_key* key) {
+  return mesh::test::find(mesh::test::lookups.affinities, *key);
 }
 inline const um_peer* um_find_peer(const um_address* address) {
   return mesh::test::find(mesh::test::lookups.peers, *address);
@@ -265,12 +327,28 @@ inline std::vector<DecideCase> decide_cases() {
   const World::Service proxy{1, UM_SERVICE_PROXY, {}};
   const World::Service nobody{2, UM_SERVICE_BALANCE, {}};
   const World::Service one{2, UM_SERVICE_BALANCE, {"10.0.0.9:8080"}};
-  const World::Service shrinking{2, UM_SERVICE_BALANCE, {"10.0.0.9:8080"}, 1};
+  const World::Service lacking{2, UM_SERVICE_BALANCE, {}, 1};
   const World::Service ipv6{2, UM_SERVICE_BALANCE, {"[fd00::9]:8080"}};
   constexpr std::int64_t kSecond = 1'000'000'000;
   World second_backend = with_service({2, UM_SERVICE_BALANCE, {"10.0.0.9:1", "10.0.0.11:1"}}, -1,
                                       {{3, 70, 0, 5, false}});
-  second_backend.random = 3;
+  second_backend.random = 0x80000000;
+  const auto in_one_column = [&](const char* first, const char* second, std::uint32_t threshold,
+                                 std::uint32_t random) {
+    World world = with_service({2, UM_SERVICE_BALANCE, {{first, second, threshold}}}, -1);
+    world.random = random;
+    return world;
+  };
+  const std::vector<World::Column> a_and_b = {"10.0.0.11:1", "10.0.0.12:1"};
+  const auto sticky = [&](const char* backend, std::int64_t age, std::uint32_t client = 7,
+                          std::uint32_t of = 2, bool v4 = true) {
+    World world = with_service({2, UM_SERVICE_BALANCE, a_and_b, 0, 100}, -1);
+    world.affinities = {{client, of, backend, age, v4}};
+    return world;
+  };
+  const auto by_client = [&](std::uint32_t client, std::vector<World::Column> columns) {
+    return with_service({2, UM_SERVICE_BY_CLIENT, {}, 0, 0, {{client, std::move(columns)}}}, -1);
+  };
   World ranged = with_service(proxy, 0, {{3, 70, 0, 21, true}});
   ranged.has_service_range = true;
   ranged.peers["10.78.9.9"] = {99, 3};
@@ -774,13 +852,91 @@ inline std::vector<DecideCase> decide_cases() {
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_DENIED_NO_VERDICT,
        .world = with_service(one, 0)},
-      {.name = "ABackendThatIsJustGoing",
+      {.name = "AColumnThatIsNotThere",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_REFUSED_NO_ENDPOINT,
+       .world = with_service(lacking, 0, {allow})},
+      {.name = "UpToTheThreshold",
        .to = "10.78.0.1:80",
        .action = UM_BALANCE,
        .counter = UM_CONNECTS_BALANCED,
-       .world = with_service(shrinking, 0, {allow}),
-       .policy = 21,
-       .backend = "10.0.0.9:8080"},
+       .world = in_one_column("10.0.0.11:1", "10.0.0.12:1", 0x7fffffff, 0x7fffffff),
+       .backend = "10.0.0.11:1"},
+      {.name = "AboveTheThreshold",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = in_one_column("10.0.0.11:1", "10.0.0.12:1", 0x7fffffff, 0x80000000),
+       .backend = "10.0.0.12:1"},
+      {.name = "AShareOfNobody",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_REFUSED_NO_DESTINATION,
+       .world = in_one_column("10.0.0.11:1", "", 5, 6)},
+      {.name = "AServiceThatDidNotFit",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_MAP_FULL,
+       .world = with_service({2, UM_SERVICE_REFUSED, {}}, 0)},
+      {.name = "ItsOwnStateOfAService",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = by_client(7, {"10.0.0.11:1"}),
+       .backend = "10.0.0.11:1"},
+      {.name = "OnlyAnothersStateOfAService",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_MAP_FULL,
+       .world = by_client(8, {"10.0.0.11:1"})},
+      {.name = "ItsOwnStateOfAServiceIsNobody",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_REFUSED_NO_ENDPOINT,
+       .world = by_client(7, {})},
+      {.name = "StaysWithItsBackend",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = sticky("10.0.0.12:1", 60 * kSecond),
+       .backend = "10.0.0.12:1"},
+      {.name = "LeavesItsBackendWhenTheTimeIsOver",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = sticky("10.0.0.12:1", 100 * kSecond + 1),
+       .backend = "10.0.0.11:1"},
+      {.name = "StaysWithABackendUsedSinceTheClockWasRead",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = sticky("10.0.0.12:1", -1),
+       .backend = "10.0.0.12:1"},
+      {.name = "LeavesABackendThatIsNoMore",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = sticky("10.0.0.13:1", 0),
+       .backend = "10.0.0.11:1"},
+      {.name = "TheBackendOfAnotherClient",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = sticky("10.0.0.12:1", 0, 8),
+       .backend = "10.0.0.11:1"},
+      {.name = "TheBackendOfAnotherService",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = sticky("10.0.0.12:1", 0, 7, 3),
+       .backend = "10.0.0.11:1"},
+      {.name = "TheBackendOfTheOtherFamily",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BALANCED,
+       .world = sticky("10.0.0.12:1", 0, 7, 2, false),
+       .backend = "10.0.0.11:1"},
       {.name = "AnIpv6BackendForAnIpv4Socket",
        .to = "10.78.0.1:80",
        .action = UM_REFUSE,

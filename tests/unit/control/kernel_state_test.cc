@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 
 #include "config/object.h"
@@ -115,7 +116,7 @@ TEST_F(KernelState, AProxiedServiceIsPointedAtTheProxyOnceItHasIt) {
   const State before = build(kHttp);
   ASSERT_EQ(before.services.size(), 1U);
   EXPECT_EQ(before.services.at(at("10.78.0.1:9080")).kind, ServiceEntry::Kind::kBalance);
-  EXPECT_TRUE(before.services.at(at("10.78.0.1:9080")).endpoints.empty()) << "refuses at once";
+  EXPECT_TRUE(before.services.at(at("10.78.0.1:9080")).columns.empty()) << "refuses at once";
   current_ = before;
   EXPECT_EQ(build(kHttp).services, before.services);
   const auto acked = snapshot_of(kWorkloads + kHttp);
@@ -134,7 +135,7 @@ TEST_F(KernelState, ATcpServiceIsBalancedAtOnceAndKeepsThatUntilTheProxyHasIt) {
   const State tcp = build(kTcp);
   const ServiceEntry& entry = tcp.services.at(at("10.78.0.1:9080"));
   EXPECT_EQ(entry.kind, ServiceEntry::Kind::kBalance);
-  EXPECT_EQ(entry.endpoints.size(), 2U);
+  EXPECT_EQ(entry.columns.size(), 2U);
   current_ = tcp;
   EXPECT_EQ(build(kHttp).services, tcp.services) << "now HTTP, not acknowledged yet";
   const auto acked = snapshot_of(kWorkloads + kHttp);
@@ -142,20 +143,90 @@ TEST_F(KernelState, ATcpServiceIsBalancedAtOnceAndKeepsThatUntilTheProxyHasIt) {
   EXPECT_EQ(build(kTcp, acked.get()).services, tcp.services) << "and back at once";
 }
 
-TEST_F(KernelState, BackendsOfTcpAreRepeatedByTheirReducedWeights) {
-  const auto count = [&](std::uint32_t v1, std::uint32_t v2) {
-    const State state =
-        build(kTcp + weighted("v3", "10.77.1.1", v1) + weighted("v4", "10.77.1.2", v2) +
-              service("weighted", "10.78.0.2", "{name: tcp, port: 9080}"));
-    std::map<SocketAddress, std::size_t> counts;
-    for (const auto& backend : state.services.at(at("10.78.0.2:9080")).endpoints) ++counts[backend];
-    return std::pair(counts[at("10.77.1.1:9080")], counts[at("10.77.1.2:9080")]);
+// Of a million connections, how many go to each endpoint ("-": nowhere).
+std::map<std::string, long> chances(const datapath::Columns& columns) {
+  std::map<std::string, double> sums;
+  const auto text = [](const std::optional<SocketAddress>& endpoint) {
+    return endpoint ? endpoint->to_string() : std::string("-");
   };
-  EXPECT_EQ(count(0, 0), std::pair(1UL, 1UL));
-  EXPECT_EQ(count(80, 20), std::pair(4UL, 1UL));
-  EXPECT_EQ(count(50, 75), std::pair(2UL, 3UL));
-  EXPECT_EQ(count(100, 33), std::pair(64UL, 21UL)) << "at most 64";
-  EXPECT_EQ(count(1'000'000, 1), std::pair(64UL, 1UL));
+  for (const datapath::Column& column : columns) {
+    const double first = (column.threshold + 1.0) / 4294967296.0;
+    sums[text(column.first)] += first;
+    sums[text(column.second)] += 1 - first;
+  }
+  std::map<std::string, long> rounded;
+  for (const auto& [endpoint, sum] : sums)
+    if (sum != 0) rounded[endpoint] = std::lround(sum / static_cast<double>(columns.size()) * 1e6);
+  return rounded;
+}
+using Chances = std::map<std::string, long>;
+
+const std::string kWeighted = service("weighted", "10.78.0.2", "{name: tcp, port: 9080}");
+std::string tcp_routes(const std::string& rules) {
+  return "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: "
+         "reviews}\nspec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, "
+         "labels: {version: v2}}, {name: v7, labels: {version: v7}}]}\n---\napiVersion: "
+         "networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec: {hosts: "
+         "[reviews], tcp: " +
+         rules + "}\n";
+}
+std::string to(const std::string& subset, int weight) {
+  return "{destination: {host: reviews, subset: " + subset +
+         "}, weight: " + std::to_string(weight) + "}";
+}
+
+TEST_F(KernelState, EndpointsOfTcpHaveTheirExactWeights) {
+  const auto of = [&](std::uint32_t v3, std::uint32_t v4) {
+    const State state =
+        build(kTcp + weighted("v3", "10.77.1.1", v3) + weighted("v4", "10.77.1.2", v4) + kWeighted);
+    return chances(state.services.at(at("10.78.0.2:9080")).columns);
+  };
+  const auto both = [](long a, long b) {
+    return Chances{{"10.77.1.1:9080", a}, {"10.77.1.2:9080", b}};
+  };
+  EXPECT_EQ(of(0, 0), both(500'000, 500'000));
+  EXPECT_EQ(of(80, 20), both(800'000, 200'000));
+  EXPECT_EQ(of(100, 33), both(751'880, 248'120));
+  EXPECT_EQ(of(999'999, 1), both(999'999, 1));
+}
+
+TEST_F(KernelState, SubsetsOfTcpHaveTheirSharesWhateverTheirSize) {
+  const State state =
+      build(kTcp + entry("v1b", "10.77.0.5", "x") +
+            tcp_routes("[{route: [" + to("v1", 1) + ", " + to("v2", 2) + ", " + to("v7", 1) +
+                       ", {destination: {host: gone}, weight: 4}]}]"));
+  EXPECT_EQ(chances(state.services.at(at("10.78.0.1:9080")).columns),
+            (Chances{{"10.77.0.2:9080", 125'000}, {"10.77.0.3:9080", 250'000}, {"-", 625'000}}));
+}
+
+TEST_F(KernelState, ATcpServiceWhoseSubsetIsEmptyHasNoEndpoint) {
+  const State state = build(kTcp + tcp_routes("[{route: [" + to("v7", 1) + "]}]"));
+  EXPECT_TRUE(state.services.at(at("10.78.0.1:9080")).columns.empty());
+}
+
+TEST_F(KernelState, RoutesThatDependOnTheClientAreKeptForEach) {
+  const State state =
+      build(kTcp + tcp_routes("[{match: [{sourceLabels: {app: productpage}}], route: [" +
+                              to("v1", 1) + "]}, {route: [" + to("v2", 1) + "]}]"));
+  const ServiceEntry& entry = state.services.at(at("10.78.0.1:9080"));
+  EXPECT_TRUE(entry.columns.empty());
+  ASSERT_TRUE(entry.of_clients);
+  EXPECT_EQ(entry.of_clients->size(), 4U);
+  EXPECT_EQ(chances(entry.of_clients->at(ids_["productpage"])),
+            (Chances{{"10.77.0.2:9080", 1'000'000}}));
+  EXPECT_EQ(chances(entry.of_clients->at(ids_["ratings"])),
+            (Chances{{"10.77.0.3:9080", 1'000'000}}));
+}
+
+TEST_F(KernelState, AnIpv4ServiceGoesToItsIpv4EndpointsAlone) {
+  const std::string six = entry("v9", "'fd00::9'", "weighted");
+  const State state = build(six + entry("v8", "10.77.1.1", "weighted") + kWeighted +
+                            service("six", "'fd78::2'", "{name: tcp, port: 9080}") +
+                            entry("v7", "'fd00::7'", "six") + entry("v6", "10.77.1.7", "six"));
+  EXPECT_EQ(chances(state.services.at(at("10.78.0.2:9080")).columns),
+            (Chances{{"10.77.1.1:9080", 1'000'000}}));
+  EXPECT_EQ(chances(state.services.at(at("[fd78::2]:9080")).columns),
+            (Chances{{"10.77.1.7:9080", 500'000}, {"[fd00::7]:9080", 500'000}}));
 }
 
 TEST_F(KernelState, ARemovedServiceIsGoneAtOnce) {

@@ -1,0 +1,83 @@
+// Services: where connections to services go (um_services, um_client_services, um_slots,
+// um_backends, um_members), and a mirror of it.
+//
+// A service becomes another by one store of a word: its new backends are there before it, the old
+// ones until sweep(), which the caller calls once no program can remember them. A resource; one
+// thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+#include "bpf/shared.h"
+#include "datapath/datapath.h"
+#include "datapath/map.h"
+#include "datapath/object.h"
+
+namespace mesh::datapath {
+
+class Services {
+ public:
+  using Entries = std::map<um_destination, ServiceEntry, ByteOrder>;
+  using Failures = std::map<um_destination, int, ByteOrder>;  // errno
+
+  explicit Services(const Object& object);
+  ~Services();
+  Services(Services&& other) noexcept;
+  Services& operator=(Services&&) = delete;
+
+  // Of one that has no column neither affinity nor resets_on_removal is known.
+  const Entries& entries() const { return entries_; }
+  // Reads the maps; takes out what a writer that was killed left. No program may remember that.
+  Result<> read();
+  // What programs may remember was replaced since this was asked last.
+  bool take_changed() { return std::exchange(changed_, false); }
+  // Returns what did not fit: that stays as it was.
+  Failures put(const Entries& wanted);
+  // These do not fit for now; they refuse. Returns those that cannot even be marked so.
+  Failures refuse(const Failures& misfits, const Entries& wanted);
+  Result<> keep_only(const Entries& wanted);
+  // Frees what was replaced and removed before.
+  void sweep();
+
+ private:
+  using Backends = std::vector<um_backend>;
+  struct BackendsOrder {
+    bool operator()(const Backends& a, const Backends& b) const;
+  };
+  using ClientKey = um_client_service;
+
+  Result<> map_slots();
+  Result<> read_choices();
+  Result<> settle_members();
+  um_service at(std::uint32_t slot) const;
+  void store(std::uint32_t slot, const um_service& word);
+  int choose(const um_destination& key, const ServiceEntry& entry, const Columns& columns,
+             um_service& word);
+  int write_choice(std::uint32_t number, const Backends& backends);
+  void delete_choice(std::uint32_t number, const Backends& backends);
+  int put_one(const um_destination& key, const ServiceEntry& entry);
+  int put_clients(const um_destination& key, const ServiceEntry& entry);
+  ServiceEntry entry_of(const um_destination& key, const um_service& word) const;
+  void add_columns(const um_service& word, ServiceEntry& entry, Columns& columns) const;
+  template <class Key>
+  int place(Map<Key, std::uint32_t>& map, const Key& key, const um_service& word);
+
+  int slots_fd_, backends_fd_, members_fd_;
+  std::span<std::uint64_t> slots_;  // mapped
+  Map<um_destination, std::uint32_t> services_;
+  Map<ClientKey, std::uint32_t> clients_;
+  std::map<Backends, std::uint32_t, BackendsOrder> choices_;  // -> number
+  std::map<std::uint32_t, const Backends*> by_number_;
+  std::uint32_t next_choice_ = 1;
+  std::vector<std::uint32_t> free_slots_, left_slots_;
+  Entries entries_;
+  bool changed_ = false;
+};
+
+}  // namespace mesh::datapath
