@@ -53,6 +53,13 @@ static __always_inline int um_unbind_device(struct bpf_sock_addr* ctx, struct bp
   return bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, 1) == 0;
 }
 
+// A function of its own to the verifier too, which else looks at it once for every way to decide.
+__noinline int um_resolve(const struct um_connect* in, struct um_decision* decision) {
+  if (!in || !decision) return 0;
+  um_decide_resolver(in, decision);
+  return 0;
+}
+
 // Decides, counts and remembers; true where the caller shall go on and act on `decision`.
 static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct bpf_sock* sk,
                                                const struct um_connect* in,
@@ -62,7 +69,7 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   if (socket) socket->flags = 0;
 
   um_decide_workload(in, decision);
-  um_decide_resolver(in, decision);
+  um_resolve(in, decision);
   um_count_rulings(decision);
   if (decision->action == UM_REFUSE) return um_refuse(decision->counter);
   if (decision->action == UM_PASS) {

@@ -202,17 +202,25 @@ bool has_shape_of(const bpf_map* map, int fd) {
 }
 
 // Pins that are not what this object's maps must be go; true where all of them are there.
+// They name each other's entries by numbers: programs at work go on with all of the old ones.
+constexpr std::string_view kServiceMaps[] = {"um_services", "um_client_services", "um_slots",
+                                             "um_backends", "um_members"};
+
 Result<bool> keep_sound_maps(const bpf_object* object, const std::string& pin_dir) {
-  bool sound = true;
+  std::set<std::string> damaged;
   const bpf_map* map = nullptr;
   while ((map = ::bpf_object__next_map(object, map)) != nullptr) {
-    const std::string pin = map_pin(pin_dir, ::bpf_map__name(map));
-    const UniqueFd fd = pinned(pin, "map");
-    if (fd && has_shape_of(map, fd.get())) continue;
-    sound = false;
-    MESH_TRY(unpin(pin));
+    const UniqueFd fd = pinned(map_pin(pin_dir, ::bpf_map__name(map)), "map");
+    if (!fd || !has_shape_of(map, fd.get())) damaged.insert(::bpf_map__name(map));
   }
-  return sound;
+  const bool is_sound = damaged.empty();
+  if (std::ranges::any_of(kServiceMaps,
+                          [&](auto name) { return damaged.contains(std::string(name)); }))
+    damaged.insert(std::begin(kServiceMaps), std::end(kServiceMaps));
+  for (const std::string& name : damaged) {
+    MESH_TRY(unpin(map_pin(pin_dir, name)));
+  }
+  return is_sound;
 }
 
 Result<std::set<std::uint32_t>> maps_used_by(int program) {

@@ -121,10 +121,10 @@ Result<> Services::read_choices() {
       ::bpf_map_delete_elem(backends_fd_, &left);
     }
   }
-  return settle_members();
+  return remove_orphaned_members();
 }
 
-Result<> Services::settle_members() {
+Result<> Services::remove_orphaned_members() {
   std::vector<um_member> orphans;
   um_member key{}, next{};
   for (const void* from = nullptr; ::bpf_map_get_next_key(members_fd_, from, &next) == 0;
@@ -134,13 +134,6 @@ Result<> Services::settle_members() {
   }
   if (errno != ENOENT) return errno_error(errno, "read map um_members");
   for (const um_member& orphan : orphans) ::bpf_map_delete_elem(members_fd_, &orphan);
-  const std::uint32_t one = 1;  // a map that was damaged is made anew, empty
-  for (const auto& [backends, number] : choices_)
-    for (const um_destination& backend : members_of(backends)) {
-      const um_member member{number, backend};
-      if (::bpf_map_update_elem(members_fd_, &member, &one, BPF_ANY) != 0)
-        return errno_error(errno, "write map um_members");
-    }
   return success();
 }
 
@@ -152,10 +145,6 @@ Result<> Services::read() {
   std::set<std::uint32_t> used;
   for (const auto& [key, slot] : services_.entries()) used.insert(slot);
   for (const auto& [key, slot] : clients_.entries()) used.insert(slot);
-  // A slot may name a choice that is lost: no other gets its number.
-  for (const std::uint32_t slot : used)
-    if (const um_service word = at(slot); word.kind == UM_SERVICE_BALANCE && word.columns != 0)
-      next_choice_ = std::max(next_choice_, word.number + 1);
   free_slots_.clear();
   left_slots_.clear();
   for (auto slot = static_cast<std::uint32_t>(slots_.size()); slot-- > 0;)

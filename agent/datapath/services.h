@@ -54,7 +54,7 @@ class Services {
 
   Result<> map_slots();
   Result<> read_choices();
-  Result<> settle_members();
+  Result<> remove_orphaned_members();
   um_service at(std::uint32_t slot) const;
   void store(std::uint32_t slot, const um_service& word);
   int choose(const um_destination& key, const ServiceEntry& entry, const Columns& columns,

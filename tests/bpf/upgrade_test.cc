@@ -50,12 +50,21 @@ class UpgradeTest : public DatapathTest {
     return options_.pin_dir + "/maps_" + std::to_string(layout);
   }
   // What is pinned becomes that of another version: its programs and maps are as they were, under
-  // another number; in layout 2 a service says itself who it is.
+  // another number.
   void becomes_another_layout(std::uint32_t layout) {
     datapath_.reset();
     fs::rename(maps_dir(UM_LAYOUT), maps_dir(layout));
-    if (layout == 2) services_of_layout_2(maps_dir(layout));
     write_meta(layout);
+  }
+  // All maps were in one directory, and a service said itself who it is.
+  void becomes_layout_2() {
+    datapath_.reset();
+    const std::string dir = options_.pin_dir + "/maps";
+    for (const auto& pin : fs::directory_iterator(maps_dir(UM_LAYOUT)))
+      fs::rename(pin.path(), dir + "/" + pin.path().filename().string());
+    ASSERT_EQ(::rmdir(maps_dir(UM_LAYOUT).c_str()), 0);
+    services_of_layout_2(dir);
+    write_meta(2);
   }
   void services_of_layout_2(const std::string& dir) {
     struct Service {
@@ -151,6 +160,17 @@ TEST_F(UpgradeTest, OfAnotherLayoutTheProxiedServicesAreKnown) {
   const State adopted = must(datapath_->adopt());
   ASSERT_EQ(adopted.services.size(), 1);  // what is balanced follows from the configuration
   EXPECT_EQ(adopted.services.at(at(kService)), state_.services.at(at(kService)));
+}
+
+TEST_F(UpgradeTest, OfLayout2TheProxiedServicesAreKnown) {
+  becomes_layout_2();
+  open();
+  const State adopted = must(datapath_->adopt());
+  ASSERT_EQ(adopted.services.size(), 1);
+  EXPECT_EQ(adopted.services.at(at(kService)), state_.services.at(at(kService)));
+  must(datapath_->attach_mesh(mesh_group_->path()));
+  apply_all();
+  EXPECT_EQ(connect_from_app(kBalanced), 0);
 }
 
 TEST_F(UpgradeTest, ConnectionsOutliveAnotherLayout) {
