@@ -48,6 +48,13 @@ struct {
 } um_affinities SEC(".maps");
 
 struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, 16384);
+  __type(key, struct um_datagram_key);
+  __type(value, __u64);
+} um_datagrams SEC(".maps");
+
+struct {
   __uint(type, BPF_MAP_TYPE_LPM_TRIE);
   __uint(map_flags, BPF_F_NO_PREALLOC);
   __uint(max_entries, 16384);

@@ -275,6 +275,16 @@ UM_ASSERT(sizeof(struct um_resolver_key) == 16);
 // into the buffer: the kernel shows that to programs only where its own getsockopt succeeded.)
 #define UM_SO_RESOLVER 0x554d0000
 
+// um_datagrams: when (__u64, CLOCK_MONOTONIC nanoseconds) a strict workload was last sent, or last
+// sent, datagrams of one end that policy lets begin: those of the other end are answers.
+struct um_datagram_key {
+  __u32 workload;  // which end it is, its address says
+  struct um_destination from;
+  struct um_destination to;
+};
+UM_ASSERT(sizeof(struct um_datagram_key) == 44);
+#define UM_DATAGRAM_LIMIT_NS 120000000000ULL  // older: nobody began
+
 // um_heartbeat: one __u64, CLOCK_MONOTONIC nanoseconds, stamped by the proxy through mmap; 0:
 // never.
 
@@ -317,6 +327,15 @@ UM_ASSERT(sizeof(struct um_resolver_key) == 16);
   X(ARRIVALS_DENIED_MAP_FULL, "arrivals_denied_map_full")                           \
   X(ARRIVALS_DENIED_UNKNOWN_WORKLOAD, "arrivals_denied_unknown_workload")           \
   X(ARRIVALS_REFUSED_LINK_LOCAL, "arrivals_refused_link_local")                     \
+  X(PACKETS_DROPPED_SOURCE, "packets_dropped_source")                               \
+  X(PACKETS_DROPPED_DESTINATION, "packets_dropped_destination")                     \
+  X(PACKETS_DROPPED_SERVICE, "packets_dropped_service")                             \
+  X(PACKETS_DROPPED_PROTOCOL, "packets_dropped_protocol")                           \
+  X(PACKETS_DROPPED_ICMP, "packets_dropped_icmp")                                   \
+  X(PACKETS_DROPPED_OPTIONS, "packets_dropped_options")                             \
+  X(PACKETS_DROPPED_FRAGMENT, "packets_dropped_fragment")                           \
+  X(PACKETS_DROPPED_ETHERTYPE, "packets_dropped_ethertype")                         \
+  X(PACKETS_DROPPED_MALFORMED, "packets_dropped_malformed")                         \
   X(POLICY_COUNTS_LOST, "policy_counts_lost")
 
 enum um_counter {

@@ -260,6 +260,9 @@ api::WorkloadStatus Node::status_of(const config::ObjectName& name,
     status.state = "enrolled";
     if (enrolment.families == feed::kHasFamily4)
       status.reason = "IPv4 only: its namespace has no IPv6 loopback";
+    const auto& uncovered = parts_.datapath.uncovered();
+    if (const auto why = uncovered.find(enrolment.id); why != uncovered.end())
+      status.reason += (status.reason.empty() ? "" : "; ") + why->second;
   }
   return status;
 }
@@ -337,8 +340,9 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
       reasons.push_back(problem.to_string());
   for (const Problem& problem : publisher_.refused_by_proxy())
     reasons.push_back(problem.to_string());
+  const auto& uncovered = parts_.datapath.uncovered();
   for (const api::WorkloadStatus& workload : status.workloads)
-    if (workload.state == "failed")
+    if (workload.state == "failed" || uncovered.contains(workload.id))
       reasons.push_back("workload " + workload.ns + "/" + workload.name + ": " + workload.reason);
 }
 

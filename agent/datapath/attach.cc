@@ -18,30 +18,44 @@ Result<> end_unseen(const EnrolledWorkload& workload) {
   return success();
 }
 
-Result<> attach_strict(Object& object, const std::string& set, const EnrolledWorkload& workload) {
+// What judges, all of it.
+Result<std::string> guard(Object& object, const std::string& set,
+                          const EnrolledWorkload& workload) {
   if (workload.netns < 0)
     return Error{Errc::unavailable, "its network namespace cannot be opened, so it is refused all"};
-  return object.ensure_ingress(set, workload.netns, workload.netns_cookie);
+  MESH_TRY(object.ensure_ingress(set, workload.netns, workload.netns_cookie));
+  MESH_TRY(const bool is_covered,
+           object.ensure_packets(set, workload.netns, workload.netns_cookie, workload.id));
+  if (is_covered) return std::string();
+  return std::string(
+      "strict, but its packets are not policed: no veth device of this machine leads to its "
+      "network namespace");
+}
+
+Result<std::string> attach_strict(Object& object, const std::string& set,
+                                  const EnrolledWorkload& workload, bool has_row) {
+  Result<std::string> guarded = std::string();
+  if (!has_row || workload.netns >= 0) guarded = guard(object, set, workload);
+  MESH_TRY(object.ensure_links(set, workload_hooks(), workload.cgroup));
+  if (guarded && !has_row) {
+    MESH_TRY(end_unseen(workload));
+  }
+  return guarded;
 }
 
 }  // namespace
 
-Result<> attach(Object& object, const std::string& set, const EnrolledWorkload& workload,
-                bool has_row) {
-  if (workload.strict) {
-    Result<> guarded = success();
-    if (!has_row || workload.netns >= 0) guarded = attach_strict(object, set, workload);
-    MESH_TRY(object.ensure_links(set, workload_hooks(), workload.cgroup));
-    if (guarded && !has_row) return end_unseen(workload);
-    return guarded;
-  }
+Result<std::string> attach(Object& object, const std::string& set, const EnrolledWorkload& workload,
+                           bool has_row) {
+  if (workload.strict) return attach_strict(object, set, workload, has_row);
   const bool is_new = !object.has_links(set);
-  Result<> attached = success();
-  if (workload.netns >= 0)
+  Result<> attached = object.remove_packets(set);
+  if (attached && workload.netns >= 0)
     attached = object.ensure_ingress(set, workload.netns, workload.netns_cookie);
   if (attached) attached = object.ensure_links(set, workload_hooks(), workload.cgroup);
-  if (!attached && is_new) (void)object.remove_links(set);
-  return attached;
+  if (attached) return std::string();
+  if (is_new) (void)object.remove_links(set);
+  return std::move(attached).assume_error();
 }
 
 }  // namespace mesh::datapath

@@ -14,8 +14,9 @@ namespace mesh::datapath {
 // guarded. On failure a workload that had nothing is left with nothing; a strict one with all that
 // could be had, to be refused by it. A strict one that is new to the kernel (has no row there)
 // loses what it has open: the TCP connections and connected UDP sockets that no hook may have seen,
-// but those with itself. Idempotent.
-Result<> attach(Object& object, const std::string& set, const EnrolledWorkload& workload,
-                bool has_row);
+// but those with itself. Returns why its packets are not policed, empty where they are or need not
+// be. Idempotent.
+Result<std::string> attach(Object& object, const std::string& set, const EnrolledWorkload& workload,
+                           bool has_row);
 
 }  // namespace mesh::datapath

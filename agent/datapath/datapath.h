@@ -44,7 +44,8 @@ struct EnrolledWorkload {
   bool has_responder = false;
   // Borrowed; for its hook on what arrives. -1: that hook stays as it is, or is not there.
   int netns = -1;
-  // Without all that it shall have it may talk to nobody, and what it had open before is ended.
+  // Without all that it shall have it may talk to nobody, and what it had open before is ended. Its
+  // packets are policed too, where a veth device of this machine leads to it.
   bool strict = false;
 
   auto kernel_part() const {
@@ -140,6 +141,9 @@ class Datapath {
   // Under id 0: what is of no one workload and did not fit; then the kernel refuses every TCP
   // destination that it does not find, until it fits. What did not fit of a workload refuses too.
   virtual Result<std::map<WorkloadId, Error>> apply(const State& wanted) = 0;
+  // The strict workloads that are enrolled although packets can go round the hooks of their
+  // sockets, with the reason.
+  virtual const std::map<WorkloadId, std::string>& uncovered() const = 0;
   // Resets the TCP connections of enrolled workloads that the policies of `state` forbid, at
   // whichever end. What is connecting while this looks may be missed: ask again later.
   virtual Result<> end_forbidden(const State& state) = 0;

@@ -302,6 +302,8 @@ class KernelDatapath final : public Datapath {
     return problems;
   }
 
+  const std::map<WorkloadId, std::string>& uncovered() const override { return uncovered_; }
+
   Result<> end_forbidden(const State& state) override {
     for (const auto& [id, workload] : state.workloads) {
       if (workload.netns < 0 || workload.cgroup.empty()) continue;
@@ -489,6 +491,7 @@ class KernelDatapath final : public Datapath {
       }
       MESH_TRY(object_.remove_links(*set));
       ensured_.erase(*set);
+      std::erase_if(uncovered_, [&](const auto& one) { return std::to_string(one.first) == *set; });
       set = link_sets_.erase(set);
     }
     return success();
@@ -580,8 +583,11 @@ class KernelDatapath final : public Datapath {
                         workload.strict};
       if (ensured != ensured_.end() && ensured->second == place) continue;
       link_sets_.insert(set);
-      if (Result<> attached = attach(object_, set, workload, has_row(workload.netns_cookie))) {
+      auto attached = attach(object_, set, workload, has_row(workload.netns_cookie));
+      uncovered_.erase(id);
+      if (attached) {
         ensured_[set] = place;
+        if (!attached.value().empty()) uncovered_[id] = std::move(attached).value();
       } else {
         ensured_.erase(set);
         problems.insert_or_assign(id, std::move(attached).assume_error());
@@ -639,6 +645,7 @@ class KernelDatapath final : public Datapath {
   std::string mesh_cgroup_;  // "": not told yet
   Services::Failures misfit_services_;
   std::uint64_t connections_ended_ = 0;
+  std::map<WorkloadId, std::string> uncovered_;
   std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was
   std::set<std::string> link_sets_;        // pinned, as far as we know
   std::map<std::string, Place> ensured_;   // by this process

@@ -26,6 +26,7 @@
 #include "bpf/shared.h"
 #include "datapath/ingress.h"
 #include "datapath/libbpf_errors.h"
+#include "datapath/packet.h"
 #include "mesh.skel.h"
 
 namespace mesh::datapath {
@@ -84,18 +85,6 @@ UniqueFd pinned(const std::string& path, std::string_view kind) {
   UniqueFd fd(::bpf_obj_get(path.c_str()));
   if (fd && kind_of(fd.get()) != kind) fd.reset();
   return fd;
-}
-
-// Replaces the pin at once: there is never a moment without one. (Dots are reserved in bpffs.)
-Result<> pin_over(int fd, const std::string& path) {
-  std::string fresh = path + "_new";
-  MESH_TRY(unpin(fresh));
-  if (::bpf_obj_pin(fd, fresh.c_str()) != 0) return errno_error(errno, "pin " + fresh);
-  if (::rename(fresh.c_str(), path.c_str()) == 0) return success();
-  if (errno != EISDIR) return errno_error(errno, "rename to " + path);
-  MESH_TRY(unpin(path));
-  if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(errno, "rename to " + path);
-  return success();
 }
 
 Result<UniqueFd> open_meta(const std::string& pin_dir) {
@@ -281,6 +270,18 @@ Result<> remove_other_maps(const std::string& pin_dir) {
 }
 
 }  // namespace
+
+// (Dots are reserved in bpffs.)
+Result<> pin_over(int fd, const std::string& path) {
+  std::string fresh = path + "_new";
+  MESH_TRY(unpin(fresh));
+  if (::bpf_obj_pin(fd, fresh.c_str()) != 0) return errno_error(errno, "pin " + fresh);
+  if (::rename(fresh.c_str(), path.c_str()) == 0) return success();
+  if (errno != EISDIR) return errno_error(errno, "rename to " + path);
+  MESH_TRY(unpin(path));
+  if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(errno, "rename to " + path);
+  return success();
+}
 
 std::span<const Hook> workload_hooks() {
   static constexpr Hook kHooks[] = {
@@ -504,6 +505,21 @@ Result<> Object::ensure_ingress(const std::string& set, int netns, std::uint64_t
   return pin_over(link.get(), pin);
 }
 
+Result<bool> Object::ensure_packets(const std::string& set, int netns, std::uint64_t cookie,
+                                    WorkloadId id) {
+  const std::string dir = pin_dir_ + "/links/" + set;
+  MESH_TRY(make_dir(dir));
+  MESH_TRY(const auto devices, host_sides(netns));
+  MESH_TRY(const auto programs, load_packet(maps_, cookie, id));
+  MESH_TRY(attach_packets(dir, devices, programs));
+  return !devices.empty();
+}
+
+Result<> Object::remove_packets(const std::string& set) {
+  if (!has_links(set)) return success();
+  return attach_packets(pin_dir_ + "/links/" + set, {}, {});
+}
+
 Result<> Object::remove_links(const std::string& set) {
   std::string dir = pin_dir_ + "/links/" + set;
   // What catches connections goes first.
@@ -537,7 +553,7 @@ Result<> detach_tree(const std::string& dir, std::vector<std::string>* removed) 
     // Closing the last reference detaches a link only later; this does at once. Fails on maps and
     // programs, and on a link whose cgroup is gone: nothing to detach.
     UniqueFd object(::bpf_obj_get(path.c_str()));
-    if (object) ::bpf_link_detach(object.get());
+    if (!detach_filter(dir, name) && object) ::bpf_link_detach(object.get());
     MESH_TRY(unpin(path));
     if (removed != nullptr) removed->push_back(path);
   }

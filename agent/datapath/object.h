@@ -4,6 +4,7 @@
 //   maps_<layout>/<map>       all other maps
 //   programs/<program>        every program
 //   links/<workload id>/<hook>, links/<workload id>/sk_lookup, links/mesh/<hook>
+//   links/<workload id>/packet_<from|to>_<device>   of strict workloads (datapath/packet.h)
 // open() takes over what is pinned; it loads only when nothing is, or when this build's object is
 // another one (the maps stay, links are updated in place when they are next ensured).
 //
@@ -59,6 +60,11 @@ class Object {
   // The program that judges what arrives, in the namespace (a descriptor) of this cookie; as a link
   // of the same set.
   Result<> ensure_ingress(const std::string& set, int netns, std::uint64_t cookie);
+  // The programs at the host's side of a workload's links; false: none of this machine's veth
+  // devices leads to that namespace.
+  Result<bool> ensure_packets(const std::string& set, int netns, std::uint64_t cookie,
+                              WorkloadId id);
+  Result<> remove_packets(const std::string& set);
   // What failed half-way is there, too.
   bool has_links(const std::string& set) const;
   Result<> remove_links(const std::string& set);
@@ -78,8 +84,11 @@ class Object {
   std::map<std::string, UniqueFd> programs_;
 };
 
-// Detaches the links pinned below dir (also where others hold them), and removes the pins.
-// `removed` gets their paths.
+// Replaces the pin at once: there is never a moment without one.
+Result<> pin_over(int fd, const std::string& path);
+
+// Detaches the links and filters pinned below dir (also where others hold them), and removes the
+// pins. `removed` gets their paths.
 Result<> detach_tree(const std::string& dir, std::vector<std::string>* removed);
 
 }  // namespace mesh::datapath

@@ -144,7 +144,7 @@ class DatapathTest : public testing::Test {
     options_.max_workloads = 64;
     app_.emplace(NetNs::create());
     server_.emplace(NetNs::create());
-    join_veth(*app_, "10.9.0.1/24", *server_, "10.9.0.2/24");
+    join();
     app_->add_address("veth0", "fd09::1/64");
     server_->add_address("veth0", "fd09::2/64");
     server_->add_address("veth0", "10.9.0.3/24");
@@ -161,6 +161,8 @@ class DatapathTest : public testing::Test {
     state_.workloads[kApp] = workload(kApp, *app_, app_group_->path());
     state_.workloads[kApp].addresses = {ip("10.9.0.1"), ip("fd09::1")};
   }
+  // Each gets a device veth0.
+  virtual void join() { join_veth(*app_, "10.9.0.1/24", *server_, "10.9.0.2/24"); }
   void TearDown() override {
     if (home_.empty()) return;
     Cgroup::move_to(home_, ::getpid());

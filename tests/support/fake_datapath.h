@@ -23,7 +23,8 @@ class FakeDatapath final : public datapath::Datapath {
   datapath::State state;  // also what adopt() returns: fill it to play a restart
   datapath::Counters counts;
   std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled
-  int fail_at = 0;                               // the n-th call fails (1: the next); 0: none
+  std::map<datapath::WorkloadId, std::string> not_covered;
+  int fail_at = 0;  // the n-th call fails (1: the next); 0: none
   // What tests look at.
   std::string mesh_cgroup;
   int applies = 0;
@@ -44,6 +45,9 @@ class FakeDatapath final : public datapath::Datapath {
     for (const auto& [id, error] : refuse)
       if (wanted.workloads.contains(id)) problems.emplace(id, error);
     return problems;
+  }
+  const std::map<datapath::WorkloadId, std::string>& uncovered() const override {
+    return not_covered;
   }
   Result<> end_forbidden(const datapath::State&) override {
     MESH_TRY(operation());

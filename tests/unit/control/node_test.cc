@@ -478,6 +478,22 @@ TEST_F(NodeTest, TheKernelIsToldWhoIsStrict) {
   EXPECT_FALSE(datapath_.state.workloads.at(id_of("b")).strict);
 }
 
+TEST_F(NodeTest, AStrictWorkloadWhosePacketsAreNotPolicedIsNamed) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  answer_enrol(id_of("a"));
+  answer_enrol(1);
+  acknowledge();
+  ASSERT_EQ(state_of("a"), "enrolled");
+  const std::string why = "strict, but its packets are not policed: no veth";
+  datapath_.not_covered[id_of("a")] = why;
+  EXPECT_EQ(state_of("a"), "enrolled: " + why);
+  const api::Status status = node_->status(now_);
+  EXPECT_EQ(status.state, "degraded");
+  EXPECT_THAT(status.reasons, testing::Contains("workload default/a: " + why));
+}
+
 TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};

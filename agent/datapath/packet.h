@@ -1,0 +1,35 @@
+// The programs at the host's side of a strict workload's links (bpf/packet.bpf.c): an instance for
+// each workload, attached by tcx links (kernel 6.6) or clsact filters. Devices are those of the
+// calling thread's network namespace, which is the host's. Needs root.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "datapath/datapath.h"
+
+namespace mesh::datapath {
+
+struct PacketPrograms {
+  UniqueFd from, to;
+};
+// Loads them over these maps, by name.
+Result<PacketPrograms> load_packet(const std::map<std::string, UniqueFd>& maps,
+                                   std::uint64_t netns_cookie, WorkloadId id);
+
+// The veth devices here whose other end is in `netns`, by index.
+Result<std::vector<std::uint32_t>> host_sides(int netns);
+
+// Has both programs at each device, before all others there, pinned below `dir`; what is pinned
+// there for other devices is detached.
+Result<> attach_packets(const std::string& dir, const std::vector<std::uint32_t>& devices,
+                        const PacketPrograms& programs);
+
+// True when `name` is the pin of a filter, which was then detached: closing a program does not.
+bool detach_filter(const std::string& dir, const std::string& name);
+
+}  // namespace mesh::datapath
