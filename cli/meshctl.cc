@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <functional>
@@ -11,6 +12,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "bpf_views.h"
 #include "cgroup.h"
 #include "inspect.h"
 #include "kinds.h"
@@ -219,6 +221,7 @@ class CommandLine {
   void add_configuration_commands();
   void add_sandbox_commands();
   void add_looking_commands();
+  void add_bpf_commands();
   void add_sandbox_run(CLI::App& sandbox);
 
   CLI::App app_;
@@ -232,6 +235,7 @@ class CommandLine {
   TapOptions tap_;
   std::vector<std::string> files_, labels_, annotations_, command_;
   std::string what_;
+  unsigned seconds_ = 0;
   bool purge_ = false, dry_run_ = false, all_ = false, takes_command_ = false, has_command_ = false;
 };
 
@@ -453,9 +457,31 @@ void CommandLine::add_looking_commands() {
       ->check(CLI::IsMember({"routes", "clusters", "endpoints", "policies"}).description(""));
   add_format(dump_command);
 
+  add_bpf_commands();
+
   auto* version_command = command(app_, "version", "Versions of meshctl and of meshd", kLooking,
                                   [this] { return version(environment_, MESH_VERSION, format_); });
   add_format(version_command);
+}
+
+void CommandLine::add_bpf_commands() {
+  auto* bpf =
+      command(app_, "bpf", "Show what is in the kernel: progs, maps, stats", kLooking, nullptr);
+  bpf->require_subcommand(1);
+  auto* programs = command(*bpf, "progs", "BPF programs, and where they are attached", "Commands",
+                           [this] { return bpf_programs(environment_, format_); });
+  add_format(programs);
+  auto* maps = command(*bpf, "maps", "BPF maps: how full they are, and their memory", "Commands",
+                       [this] { return bpf_maps(environment_, format_); });
+  add_format(maps);
+  auto* stats =
+      command(*bpf, "stats", "The kernel's counters, and the time its programs take", "Commands",
+              [this] { return bpf_stats(environment_, std::chrono::seconds(seconds_), format_); });
+  stats
+      ->add_option("--seconds", seconds_, "Watch so long: runs, time and what is counted meanwhile")
+      ->type_name("N")
+      ->check(CLI::Range(1u, 3600u));
+  add_format(stats);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "datapath/attach.h"
 #include "datapath/byte_order.h"
 #include "datapath/connections.h"
+#include "datapath/counters.h"
 #include "datapath/datapath.h"
 #include "datapath/map.h"
 #include "datapath/object.h"
@@ -26,13 +27,6 @@ namespace mesh::datapath {
 namespace {
 
 constexpr const char* kMeshLinks = "mesh";
-
-constexpr const char* kCounterNames[] = {
-#define MESH_COUNTER_NAME(id, name) name,
-    UM_COUNTERS(MESH_COUNTER_NAME)
-#undef MESH_COUNTER_NAME
-};
-static_assert(std::size(kCounterNames) == UM_COUNTER_COUNT);
 
 Logger& log() {
   static Logger instance = logger("datapath");
@@ -317,28 +311,8 @@ class KernelDatapath final : public Datapath {
   }
 
   Result<Counters> counters() override {
-    auto cpus = static_cast<std::size_t>(::libbpf_num_possible_cpus());
-    Counters out;
-    std::vector<std::uint64_t> values(cpus);
-    for (std::uint32_t i = 0; i < UM_COUNTER_COUNT; ++i) {
-      if (::bpf_map_lookup_elem(object_.map("um_counters"), &i, values.data()) != 0)
-        return errno_error(errno, "read counters");
-      std::uint64_t& total = out.totals[kCounterNames[i]];
-      for (std::uint64_t value : values) total += value;
-    }
+    MESH_TRY(auto out, read_counters(object_.map("um_counters"), object_.map("um_policy_counts")));
     out.totals["connections_ended_by_policy"] = connections_ended_;
-    int fd = object_.map("um_policy_counts");
-    std::vector<um_policy_count> counts(cpus);
-    std::uint32_t policy = 0, next = 0;
-    for (const void* at = nullptr; ::bpf_map_get_next_key(fd, at, &next) == 0; at = &policy) {
-      policy = next;
-      if (::bpf_map_lookup_elem(fd, &policy, counts.data()) != 0) continue;
-      for (const um_policy_count& count : counts) {
-        if (count.denied != 0) out.denied_by_policy[policy] += count.denied;
-        if (count.allowed != 0) out.allowed_by_policy[policy] += count.allowed;
-        if (count.audited != 0) out.audited_by_policy[policy] += count.audited;
-      }
-    }
     return out;
   }
 

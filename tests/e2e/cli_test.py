@@ -202,6 +202,24 @@ class Cli(MeshOfItsOwn):
         mesh.meshctl("disable", "--all")
         self.assertIn("nothing is captured or policed", mesh.meshctl("status", check=False).stderr)
 
+    def test_what_is_in_the_kernel_is_shown_also_with_meshd_dead(self):
+        self.start_pair()
+        os.kill(programs()["meshctl"], signal.SIGKILL)  # the supervisor first: nothing comes back
+        os.kill(programs()["meshd"], signal.SIGKILL)
+        mesh.eventually("meshd is dead", lambda: "meshd" not in programs())
+        shown = {name: json.loads(mesh.meshctl("bpf", name, "-o", "json").stdout) for name in ("progs", "maps", "stats")}
+        progs = {p["name"]: p["links"] for p in shown["progs"]["programs"]}
+        self.assertEqual(progs["um_mesh_connect4"], ["mesh/connect4"])
+        self.assertEqual(len(progs["um_connect4"]), 2, "both sandboxes")
+        maps = {m["name"]: m for m in shown["maps"]["maps"]}
+        self.assertGreater(maps["um_services"]["entries"], 0)
+        before = shown["stats"]["counters"]["connects_redirected"]
+        self.assertEqual(status_of(), "200")
+        after = json.loads(mesh.meshctl("bpf", "stats", "-o", "json").stdout)["counters"]["connects_redirected"]
+        self.assertEqual(after, before + 1)
+        mesh.meshctl("disable", "--all")
+        self.assertIn("nothing of the mesh is pinned", mesh.meshctl("bpf", "maps", check=False).stderr)
+
     def test_disable_all_lasts_until_up_which_attaches_again(self):
         self.start_pair()
         said = mesh.meshctl("disable", "--all").stdout

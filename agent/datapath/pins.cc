@@ -1,0 +1,181 @@
+#include "datapath/pins.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+
+#include "bpf/shared.h"
+#include "datapath/counters.h"
+#include "datapath/object.h"
+
+namespace mesh::datapath {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> pins_below(const std::string& dir) {
+  std::vector<std::string> paths;
+  std::error_code gone;
+  for (fs::recursive_directory_iterator at(dir, gone), end; !gone && at != end; at.increment(gone))
+    if (!at->is_directory(gone)) paths.push_back(at->path().string());
+  std::ranges::sort(paths);
+  return paths;
+}
+
+Result<> need_pins(const std::string& pin_dir) {
+  std::error_code ec;
+  if (fs::exists(pin_dir + "/meta", ec)) return success();
+  if (ec) return errno_error(ec.value(), "look at " + pin_dir);
+  return Error{Errc::not_found, "nothing of the mesh is pinned below " + pin_dir +
+                                    ": it is not running, or was disabled; `meshctl up` starts it"};
+}
+
+template <class Info>
+bool read_info(int fd, Info& info) {
+  std::uint32_t size = sizeof info;
+  return ::bpf_obj_get_info_by_fd(fd, &info, &size) == 0;
+}
+
+const char* type_name(const char* libbpf_name) { return libbpf_name ? libbpf_name : "unknown"; }
+
+class Programs {
+ public:
+  // Each of the kernel's programs once, however often it is pinned or linked. The kernel knows no
+  // more than 15 letters of a name, a pin all.
+  void add(int fd, const std::string& pinned_as = {}) {
+    bpf_prog_info info{};
+    if (!read_info(fd, info)) return;
+    const std::string name = pinned_as.empty() ? info.name : pinned_as;
+    if (!known_.emplace(info.id, name).second) return;
+    ProgramUse& use = uses_[name];
+    use.name = name;
+    use.type = type_name(::libbpf_bpf_prog_type_str(static_cast<bpf_prog_type>(info.type)));
+    ++use.instances;
+    use.verified_instructions = std::max(use.verified_instructions, info.verified_insns);
+    use.machine_bytes += info.jited_prog_len;
+    use.runs += info.run_cnt;
+    use.run_nanoseconds += info.run_time_ns;
+  }
+  void add_link(const std::string& name, int fd) {
+    bpf_link_info info{};
+    if (!read_info(fd, info)) return;
+    const UniqueFd program(::bpf_prog_get_fd_by_id(info.prog_id));
+    if (program) add(program.get());
+    if (const auto known = known_.find(info.prog_id); known != known_.end())
+      uses_[known->second].links.push_back(name);
+  }
+  std::vector<ProgramUse> all() {
+    std::vector<ProgramUse> list;
+    for (auto& [name, use] : uses_) list.push_back(std::move(use));
+    return list;
+  }
+
+ private:
+  std::map<std::uint32_t, std::string> known_;  // names by id
+  std::map<std::string, ProgramUse> uses_;
+};
+
+// "memlock" of a map: what its memory is charged at, entries that are allocated one by one too.
+std::uint64_t memory_of(int fd) {
+  std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
+  for (std::string word; info >> word;) {
+    std::uint64_t bytes = 0;
+    if (word == "memlock:" && info >> bytes) return bytes;
+  }
+  return 0;
+}
+
+bool is_array(std::uint32_t type) {
+  return type == BPF_MAP_TYPE_ARRAY || type == BPF_MAP_TYPE_PERCPU_ARRAY;
+}
+
+// Another process may change it meanwhile: never more than there can be.
+std::optional<std::uint64_t> entries_of(int fd, const bpf_map_info& info) {
+  if (is_array(info.type)) return info.max_entries;
+  if (info.type == BPF_MAP_TYPE_SK_STORAGE || info.type == BPF_MAP_TYPE_RINGBUF)
+    return std::nullopt;
+  std::vector<std::byte> key(info.key_size), next(info.key_size);
+  std::uint64_t entries = 0;
+  for (const void* at = nullptr;
+       entries < info.max_entries && ::bpf_map_get_next_key(fd, at, next.data()) == 0;
+       at = key.data()) {
+    key = next;
+    ++entries;
+  }
+  return entries;
+}
+
+std::uint64_t memory_of_inner_maps(int fd) {
+  std::uint64_t bytes = 0;
+  std::uint32_t key = 0, next = 0, id = 0;
+  for (const void* at = nullptr; ::bpf_map_get_next_key(fd, at, &next) == 0; at = &key) {
+    key = next;
+    if (::bpf_map_lookup_elem(fd, &key, &id) != 0) continue;
+    if (const UniqueFd inner(::bpf_map_get_fd_by_id(id)); inner) bytes += memory_of(inner.get());
+  }
+  return bytes;
+}
+
+std::string current_maps_dir(const std::string& pin_dir) {
+  return pin_dir + "/maps_" + std::to_string(UM_LAYOUT);
+}
+
+}  // namespace
+
+Result<std::vector<ProgramUse>> pinned_programs(const std::string& pin_dir) {
+  MESH_TRY(need_pins(pin_dir));
+  Programs programs;
+  for (const std::string& pin : pins_below(pin_dir + "/programs"))
+    if (const UniqueFd fd(::bpf_obj_get(pin.c_str())); fd)
+      programs.add(fd.get(), fs::path(pin).filename());
+  const std::string links = pin_dir + "/links/";
+  for (const std::string& pin : pins_below(links))
+    if (const UniqueFd fd(::bpf_obj_get(pin.c_str())); fd)
+      programs.add_link(pin.substr(links.size()), fd.get());
+  return programs.all();
+}
+
+Result<std::vector<MapUse>> pinned_maps(const std::string& pin_dir) {
+  MESH_TRY(need_pins(pin_dir));
+  std::vector<MapUse> uses;
+  for (const std::string& pin : pins_below(pin_dir)) {
+    const std::string dir = fs::path(pin).parent_path().filename();
+    if (!dir.starts_with("maps")) continue;
+    const UniqueFd fd(::bpf_obj_get(pin.c_str()));
+    bpf_map_info info{};
+    if (!fd || !read_info(fd.get(), info)) continue;
+    MapUse use;
+    use.name = fs::path(pin).filename();
+    use.type = type_name(::libbpf_bpf_map_type_str(static_cast<bpf_map_type>(info.type)));
+    use.outlives_upgrades = dir == "maps";
+    use.entries = entries_of(fd.get(), info);
+    use.max_entries = info.max_entries;
+    use.bytes = memory_of(fd.get());
+    if (info.type == BPF_MAP_TYPE_HASH_OF_MAPS) use.bytes += memory_of_inner_maps(fd.get());
+    uses.push_back(std::move(use));
+  }
+  std::ranges::sort(uses, {}, &MapUse::name);
+  return uses;
+}
+
+Result<Counters> pinned_counters(const std::string& pin_dir) {
+  MESH_TRY(need_pins(pin_dir));
+  const std::string dir = current_maps_dir(pin_dir);
+  const UniqueFd counters(::bpf_obj_get((dir + "/um_counters").c_str()));
+  const UniqueFd policies(::bpf_obj_get((dir + "/um_policy_counts").c_str()));
+  if (!counters || !policies) return errno_error(errno, "open the counters below " + dir);
+  return read_counters(counters.get(), policies.get());
+}
+
+Result<UniqueFd> count_runs() {
+  UniqueFd fd(::bpf_enable_stats(BPF_STATS_RUN_TIME));
+  if (!fd) return errno_error(errno, "have the kernel count the runs of BPF programs");
+  return fd;
+}
+
+}  // namespace mesh::datapath
