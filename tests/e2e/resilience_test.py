@@ -39,7 +39,9 @@ kind: Service
 metadata: {name: origin}
 spec:
   selector: {app: origin}
-  ports: [{name: http, port: 8080}]
+  ports:
+    - {name: http, port: 8080}
+    - {name: tcp, port: 9090, targetPort: 8080}
 ---
 apiVersion: v1
 kind: Service
@@ -140,9 +142,8 @@ class Steady:
         self.go_on()
         return self
 
-    def go_on(self):
+    def go_on(self, wanted=20):
         """Until a good number of requests that begin now, or later, have been answered."""
-        wanted = 20
         print(wanted, file=self._process.stdin, flush=True)
         got = self._process.stdout.readline().strip()
         if not got.isdigit() or int(got) < wanted:
@@ -231,6 +232,23 @@ class Resilience(unittest.TestCase):
 
     def test_meshd_and_meshhold_killed_together_fail_nothing(self):
         self.kill_under_load("meshd", "meshhold")
+
+    def test_200_long_connections_and_1000_requests_a_second_survive_the_deaths_of_meshd_and_meshhold(self):
+        """100 connections through the proxy and 100 that the kernel balanced; every request of the three deaths counts."""
+        with Steady("client", "long", 100, 1000, "origin:8080", "origin:9090") as load, self.forbidden() as forbidden:
+            for names in (["meshd"], ["meshhold"], ["meshd", "meshhold"]):
+                old = programs()
+                load.go_on(2000)
+                for name in names:
+                    os.kill(old[name], signal.SIGKILL)
+                load.go_on(1000)
+                for name in names:
+                    wait_for_new(name, old[name])
+                wait_ready()
+                load.go_on(1000)
+                forbidden.go_on()
+        self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
+        self.assert_always_refused(forbidden)
 
     def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
         supervisor = programs()["meshctl"]

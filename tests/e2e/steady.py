@@ -4,6 +4,9 @@
 steady.py load URL CLIENTS
                                 keep-alive GETs, one after the other, in each of CLIENTS threads
 steady.py connect HOST:PORT     one TCP connect after the other, each closed at once
+steady.py long CONNECTIONS RATE HOST:PORT...
+                                CONNECTIONS to each, opened once: on all of them together RATE GETs a second, as long as the
+                                machine keeps up; a connection that ends, or does not answer, is an error
 
 A line with a number on stdin: waits until so many more answers came, and prints how many did. The result: {"ok", "errors": {what: count}, "first_errors": [..]}.
 """
@@ -12,6 +15,7 @@ import collections
 import errno
 import http.client
 import json
+import selectors
 import socket
 import sys
 import threading
@@ -70,11 +74,65 @@ def one_dialler(target, tally, stop):
         time.sleep(0.002)
 
 
+def long_connections(count, rate, targets, tally, stop):
+    selector = selectors.DefaultSelector()
+    request = b"GET /10 HTTP/1.1\r\nHost: %s\r\n\r\n"
+    connections = []
+    for target in targets:
+        host, _, port = target.rpartition(":")
+        for _ in range(count):
+            sock = socket.create_connection((host, int(port)), TIMEOUT_SECONDS)
+            connections.append((sock, request % target.encode()))
+            selector.register(sock, selectors.EVENT_READ, len(connections) - 1)
+    due = [time.monotonic() + n / rate for n in range(len(connections))]
+    asked_at, received = {}, [b""] * len(connections)
+
+    def end(n, why):
+        tally.add(why)
+        if connections[n]:
+            selector.unregister(connections[n][0])
+            connections[n][0].close()
+            connections[n] = None
+        asked_at.pop(n, None)
+
+    def take(n):
+        try:
+            data = connections[n][0].recv(65536)
+        except OSError as error:
+            return end(n, repr(error))
+        if not data:
+            return end(n, "closed")
+        received[n] += data
+        head, found, body = received[n].partition(b"\r\n\r\n")
+        if not found or len(body) < 10:
+            return None
+        received[n] = b""
+        asked_at.pop(n, None)
+        return tally.add("ok" if head.startswith(b"HTTP/1.1 200") else head.split(b"\r\n")[0].decode())
+
+    while not stop.is_set() or asked_at:
+        now = time.monotonic()
+        for n, connection in enumerate(connections):
+            if connection and n in asked_at and now - asked_at[n] > TIMEOUT_SECONDS:
+                end(n, "no answer")
+            elif connection and n not in asked_at and now >= due[n] and not stop.is_set():
+                asked_at[n], due[n] = now, max(due[n] + len(connections) / rate, now)
+                try:
+                    connection[0].sendall(connection[1])
+                except OSError as error:
+                    end(n, repr(error))
+        for key, _ in selector.select(0.01):
+            if connections[key.data]:
+                take(key.data)
+
+
 def main():
     tally, stop = Tally(), threading.Event()
     if sys.argv[1] == "load":
         url = urllib.parse.urlsplit(sys.argv[2])
         threads = [threading.Thread(target=one_client, args=(url, tally, stop)) for _ in range(int(sys.argv[3]))]
+    elif sys.argv[1] == "long":
+        threads = [threading.Thread(target=long_connections, args=(int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:], tally, stop))]
     else:
         threads = [threading.Thread(target=one_dialler, args=(sys.argv[2], tally, stop))]
     for thread in threads:
