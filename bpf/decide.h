@@ -30,6 +30,13 @@
 #define __always_inline inline __attribute__((always_inline))
 #endif
 
+// Looked at by the verifier once, not on every way through its callers.
+#ifdef __bpf__
+#define UM_APART __attribute__((noinline))
+#else
+#define UM_APART inline
+#endif
+
 #ifdef __BYTE_ORDER__
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define um_be32(host) __builtin_bswap32(host)
@@ -177,9 +184,9 @@ static __always_inline int um_is_allowed(__u32 ruling, __u32 mesh, struct um_dec
 
 // The policies of the client and of one destination address: true when the client may go there,
 // else `out` refuses.
-static __always_inline int um_may_reach(const struct um_workload* client,
-                                        const struct um_destination* to, __u32 mesh,
-                                        struct um_decision* out) {
+UM_APART int um_may_reach(const struct um_workload* client, const struct um_destination* to,
+                          __u32 mesh, struct um_decision* out) {
+  if (!client || !to || !out) return 0;
   const struct um_peer* peer = um_find_peer(&to->address);
   if (!peer && um_config_flags() & UM_CONFIG_STATE_INCOMPLETE) {
     um_decided(out, UM_REFUSE,

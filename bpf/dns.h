@@ -21,18 +21,18 @@ static __always_inline int um_is_same(const struct um_destination* a,
 }
 
 // The slots of a workload are never given back: two resolvers that want the same one lie side by
-// side, and what was found once is found again.
-static __always_inline int um_resolver_slot(__u64 netns_cookie,
-                                            const struct um_destination* resolver) {
-  const struct um_address* a = &resolver->address;
-  __u32 hash = a->word[0] ^ a->word[1] ^ a->word[2] ^ a->word[3];
+// side, and what was found once is found again. Negative: there is none.
+UM_APART int um_resolver_slot(__u64 netns_cookie, const struct um_address* at, __u16 port) {
+  if (!at) return -1;
+  struct um_destination resolver = {.address = *at, .port = port};
+  __u32 hash = at->word[0] ^ at->word[1] ^ at->word[2] ^ at->word[3];
   hash = (hash ^ hash >> 16 ^ hash >> 8) * 0x9e3779b1U;
   for (__u32 i = 0; i < UM_DNS_PROBES; ++i) {
     __u32 slot = ((hash >> 24) + i) % UM_DNS_SLOTS;
     const struct um_destination* there = um_find_resolver(netns_cookie, slot);
-    if (!there) there = um_take_resolver(netns_cookie, slot, resolver);
+    if (!there) there = um_take_resolver(netns_cookie, slot, &resolver);
     if (!there) return -1;
-    if (um_is_same(there, resolver)) return (int)slot;
+    if (um_is_same(there, &resolver)) return (int)slot;
   }
   return -1;
 }
@@ -58,9 +58,8 @@ static __always_inline void um_decide_resolver(const struct um_connect* in,
     out->counter = UM_DNS_LEFT_IPV6;
     return;
   }
-  struct um_destination resolver = in->to;
-  resolver.protocol = 0;
-  int slot = um_resolver_slot(in->netns_cookie, &resolver);
+  struct um_address resolver = in->to.address;
+  int slot = um_resolver_slot(in->netns_cookie, &resolver, in->to.port);
   if (slot < 0) {
     out->counter = UM_DNS_LEFT_NO_SLOT;
     return;

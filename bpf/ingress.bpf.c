@@ -3,7 +3,10 @@
 
 // clang-format off
 #include "maps.h"
+#include "udp_maps.h"
 #include "decide.h"
+#include "dns.h"
+#include "udp.h"
 #include "act.h"
 #include <bpf/bpf_endian.h>
 // clang-format on
@@ -33,15 +36,18 @@ static __always_inline void um_read_arrival(struct bpf_sk_lookup* ctx, struct um
   in->to.address.word[3] = ctx->local_ip6[3];
 }
 
-// sk_lookup in a workload's namespace: a SYN (or the ACK that ends a handshake with a SYN cookie).
-// Passes or drops (the client gets a reset). Agent gone: goes on with the last state.
+// sk_lookup in a workload's namespace: a SYN (or the ACK that ends a handshake with a SYN cookie),
+// and every datagram that is not for a connected socket. Passes or drops (the client gets a reset,
+// or port unreachable). Agent gone: goes on with the last state.
 SEC("sk_lookup")
 int um_sk_lookup(struct bpf_sk_lookup* ctx) {
-  if (ctx->protocol != UM_TCP) return SK_PASS;
   struct um_arrival in = {};
   um_read_arrival(ctx, &in);
   struct um_decision decision = {};
-  um_decide_arrival(&in, &decision);
+  if (in.to.protocol == UM_UDP)
+    um_decide_datagram_arrival(&in, &decision);
+  else
+    um_decide_arrival(&in, &decision);
   um_count_rulings(&decision);
   if (decision.counter != UM_NO_COUNTER) um_count(decision.counter);
   return decision.action == UM_REFUSE ? SK_DROP : SK_PASS;

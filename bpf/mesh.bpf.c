@@ -5,8 +5,10 @@
 
 // clang-format off
 #include "maps.h"
+#include "udp_maps.h"
 #include "decide.h"
 #include "dns.h"
+#include "udp.h"
 #include "act.h"
 #include <bpf/bpf_endian.h>
 // clang-format on
@@ -16,6 +18,9 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+#define IPPROTO_ICMP 1
+#define IPPROTO_ICMPV6 58
 #define SOL_SOCKET 1
 #define SO_BINDTODEVICE 25
 #define SOL_IP 0
@@ -33,15 +38,17 @@ static __always_inline int um_refuse(__u32 counter) { return um_refuse_as(counte
 
 // ---- connect -------------------------------------------------------------------------------
 
-static __always_inline int um_connect_mesh(const struct um_connect* in) {
-  if (in->to.protocol != UM_TCP) return 1;
-  struct um_decision decision = {};
-  um_decide_mesh(in, &decision);
-  um_count_rulings(&decision);
+static __always_inline int um_connect_mesh(const struct um_connect* in,
+                                           struct um_decision* decision) {
+  if (in->to.protocol == UM_UDP)
+    um_decide_mesh_udp(in, decision);
+  else
+    um_decide_mesh(in, decision);
+  um_count_rulings(decision);
   // Not ECONNREFUSED: the proxy must not take its client's lack of a permission for an endpoint's
   // failure, which would eject it for every other client.
-  if (decision.action == UM_REFUSE) return um_refuse_as(decision.counter, EACCES);
-  if (decision.counter != UM_NO_COUNTER) um_count(decision.counter);
+  if (decision->action == UM_REFUSE) return um_refuse_as(decision->counter, EACCES);
+  if (decision->counter != UM_NO_COUNTER) um_count(decision->counter);
   return 1;
 }
 
@@ -53,13 +60,6 @@ static __always_inline int um_unbind_device(struct bpf_sock_addr* ctx, struct bp
   return bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, 1) == 0;
 }
 
-// A function of its own to the verifier too, which else looks at it once for every way to decide.
-__noinline int um_resolve(const struct um_connect* in, struct um_decision* decision) {
-  if (!in || !decision) return 0;
-  um_decide_resolver(in, decision);
-  return 0;
-}
-
 // Decides, counts and remembers; true where the caller shall go on and act on `decision`.
 static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct bpf_sock* sk,
                                                const struct um_connect* in,
@@ -68,8 +68,8 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
   if (socket) socket->flags = 0;
 
-  um_decide_workload(in, decision);
-  um_resolve(in, decision);
+  struct um_datagram datagram = {.to = *in, .port = bpf_htons((__u16)sk->src_port)};
+  um_decide_datagram(&datagram, decision);
   um_count_rulings(decision);
   if (decision->action == UM_REFUSE) return um_refuse(decision->counter);
   if (decision->action == UM_PASS) {
@@ -115,74 +115,104 @@ static __always_inline int um_is_bound_elsewhere(struct bpf_sock* sk) {
   return sk->bound_dev_if != 0 && sk->bound_dev_if != LOOPBACK_IFINDEX;
 }
 
+static __always_inline int um_go4(struct bpf_sock_addr* ctx, const struct um_decision* decision) {
+  if (decision->action == UM_REDIRECT) {
+    ctx->user_ip4 = bpf_htonl(0x7f000001);
+    ctx->user_port = bpf_htons(UM_PROXY_PORT);
+  } else if (decision->action == UM_BALANCE || decision->action == UM_RESOLVE) {
+    ctx->user_ip4 = decision->backend.address.word[3];
+    ctx->user_port = decision->backend.port;
+  }
+  return 1;
+}
+
+static __always_inline int um_go6(struct bpf_sock_addr* ctx, const struct um_connect* in,
+                                  const struct um_decision* decision) {
+  if (decision->action == UM_REDIRECT) {
+    int mapped = um_is_v4(&in->to.address);
+    ctx->user_ip6[0] = 0;
+    ctx->user_ip6[1] = 0;
+    ctx->user_ip6[2] = mapped ? bpf_htonl(0xffff) : 0;
+    ctx->user_ip6[3] = mapped ? bpf_htonl(0x7f000001) : bpf_htonl(1);
+    ctx->user_port = bpf_htons(UM_PROXY_PORT);
+  } else if (decision->action == UM_BALANCE || decision->action == UM_RESOLVE) {
+    ctx->user_ip6[0] = decision->backend.address.word[0];
+    ctx->user_ip6[1] = decision->backend.address.word[1];
+    ctx->user_ip6[2] = decision->backend.address.word[2];
+    ctx->user_ip6[3] = decision->backend.address.word[3];
+    ctx->user_port = decision->backend.port;
+  }
+  return 1;
+}
+
+enum um_kind_of_connect { UM_JUDGED, UM_NOT_JUDGED, UM_NO_SUCH_PROTOCOL };
+
+// Echo requests (sockets of ping) are of no policy's protocol. What else is no TCP and no UDP, as
+// UDP-Lite, would pass by all that judges UDP.
+static __always_inline int um_kind_of(struct bpf_sock_addr* ctx) {
+  if (ctx->type == SOCK_STREAM || ctx->protocol == UM_UDP) return UM_JUDGED;
+  if (ctx->type != SOCK_DGRAM) return UM_NOT_JUDGED;
+  __u32 protocol = ctx->protocol;
+  return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 ? UM_NOT_JUDGED
+                                                                : UM_NO_SUCH_PROTOCOL;
+}
+
 // connect4 at a workload's cgroup: connect() of AF_INET sockets. May change the destination, and
 // takes a redirected socket off its device. Agent gone: goes on with the last state; refuses what
 // the proxy should serve once its heartbeat is 2 s old.
 SEC("cgroup/connect4")
 int um_connect4(struct bpf_sock_addr* ctx) {
-  if (ctx->type != SOCK_STREAM) return 1;
+  int kind = um_kind_of(ctx);
+  if (kind == UM_NOT_JUDGED) return 1;
+  if (kind == UM_NO_SUCH_PROTOCOL) return um_refuse(UM_DATAGRAMS_REFUSED_PROTOCOL);
   struct bpf_sock* sk = ctx->sk;
   if (!sk) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
   struct um_connect in = {};
   um_read_connect4(ctx, &in);
-  if (um_is_mesh_socket(sk)) return um_connect_mesh(&in);
-  if (in.to.port == bpf_htons(53)) in.no_lo = um_is_bound_elsewhere(sk);
+  in.no_lo = um_is_bound_elsewhere(sk);
   struct um_decision decision = {};
-  if (!um_connect_workload(ctx, sk, &in, &decision)) return 0;
-  if (decision.action == UM_REDIRECT) {
-    ctx->user_ip4 = bpf_htonl(0x7f000001);
-    ctx->user_port = bpf_htons(UM_PROXY_PORT);
-  } else if (decision.action == UM_BALANCE || decision.action == UM_RESOLVE) {
-    ctx->user_ip4 = decision.backend.address.word[3];
-    ctx->user_port = decision.backend.port;
-  }
-  return 1;
+  int goes = um_is_mesh_socket(sk) ? um_connect_mesh(&in, &decision)
+                                   : um_connect_workload(ctx, sk, &in, &decision);
+  if (!goes) return 0;
+  return um_go4(ctx, &decision);
 }
 
 // connect6 at a workload's cgroup: connect() of AF_INET6 sockets, IPv4-mapped destinations among
 // them. As connect4.
 SEC("cgroup/connect6")
 int um_connect6(struct bpf_sock_addr* ctx) {
-  if (ctx->type != SOCK_STREAM) return 1;
+  int kind = um_kind_of(ctx);
+  if (kind == UM_NOT_JUDGED) return 1;
+  if (kind == UM_NO_SUCH_PROTOCOL) return um_refuse(UM_DATAGRAMS_REFUSED_PROTOCOL);
   struct bpf_sock* sk = ctx->sk;
   if (!sk) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
   struct um_connect in = {};
   um_read_connect6(ctx, &in);
-  if (um_is_mesh_socket(sk)) return um_connect_mesh(&in);
-  if (in.to.port == bpf_htons(53)) in.no_lo = um_is_bound_elsewhere(sk);
+  in.no_lo = um_is_bound_elsewhere(sk);
   struct um_decision decision = {};
-  if (!um_connect_workload(ctx, sk, &in, &decision)) return 0;
-  if (decision.action == UM_REDIRECT) {
-    int mapped = um_is_v4(&in.to.address);
-    ctx->user_ip6[0] = 0;
-    ctx->user_ip6[1] = 0;
-    ctx->user_ip6[2] = mapped ? bpf_htonl(0xffff) : 0;
-    ctx->user_ip6[3] = mapped ? bpf_htonl(0x7f000001) : bpf_htonl(1);
-    ctx->user_port = bpf_htons(UM_PROXY_PORT);
-  } else if (decision.action == UM_BALANCE || decision.action == UM_RESOLVE) {
-    ctx->user_ip6[0] = decision.backend.address.word[0];
-    ctx->user_ip6[1] = decision.backend.address.word[1];
-    ctx->user_ip6[2] = decision.backend.address.word[2];
-    ctx->user_ip6[3] = decision.backend.address.word[3];
-    ctx->user_port = decision.backend.port;
-  }
-  return 1;
+  int goes = um_is_mesh_socket(sk) ? um_connect_mesh(&in, &decision)
+                                   : um_connect_workload(ctx, sk, &in, &decision);
+  if (!goes) return 0;
+  return um_go6(ctx, &in, &decision);
 }
 
-// connect4/6 at the mesh's cgroup: the mesh's own sockets, in whatever namespace. Changes nothing,
-// refuses what the namespace's workload may not reach. Agent gone: goes on with the last state.
+// connect4/6 at the mesh's cgroup: the mesh's own sockets, in whatever namespace. Refuses what the
+// namespace's workload may not reach; changes the destination of UDP to a service, of nothing else.
+// Agent gone: goes on with the last state.
 SEC("cgroup/connect4")
 int um_mesh_connect4(struct bpf_sock_addr* ctx) {
   struct um_connect in = {};
   um_read_connect4(ctx, &in);
-  return um_connect_mesh(&in);
+  struct um_decision decision = {};
+  return um_connect_mesh(&in, &decision) && um_go4(ctx, &decision);
 }
 
 SEC("cgroup/connect6")
 int um_mesh_connect6(struct bpf_sock_addr* ctx) {
   struct um_connect in = {};
   um_read_connect6(ctx, &in);
-  return um_connect_mesh(&in);
+  struct um_decision decision = {};
+  return um_connect_mesh(&in, &decision) && um_go6(ctx, &in, &decision);
 }
 
 // ---- getpeername ---------------------------------------------------------------------------

@@ -23,6 +23,8 @@
   X(um_records)            \
   X(um_flows)              \
   X(um_resolvers)          \
+  X(um_udp_flows)          \
+  X(um_udp_choices)        \
   X(um_heartbeats)
 #define UM_PROXY_PORT 15001                  // the proxy's outbound listener in each namespace
 #define UM_DNS_PORT 15053                    // the responder's sockets there, UDP and TCP, on lo
@@ -285,6 +287,42 @@ struct um_datagram_key {
 UM_ASSERT(sizeof(struct um_datagram_key) == 44);
 #define UM_DATAGRAM_LIMIT_NS 120000000000ULL  // older: nobody began
 
+// um_udp_flows: least recently used out. Who began what passes between a UDP port of a workload and
+// somebody else; an answer may pass although its own direction is denied. Written where a datagram
+// is permitted by the policy of its direction, and nothing of the other direction is fresh.
+struct um_udp_flow_key {
+  __u32 workload;
+  __u16 port;  // be16, the workload's
+  __u16 zero;
+  struct um_destination other;
+};
+UM_ASSERT(sizeof(struct um_udp_flow_key) == 28);
+enum um_udp_began { UM_BEGAN_HERE = 1, UM_BEGAN_THERE = 2 };
+struct um_udp_flow {
+  __u64 used;   // CLOCK_MONOTONIC nanoseconds, of either direction, to within UM_UDP_EXACT_NS
+  __u32 began;  // um_udp_began
+  __u32 zero;
+};
+UM_ASSERT(sizeof(struct um_udp_flow) == 16);
+#define UM_UDP_LASTS_NS 60000000000ULL  // without a datagram it is over, as is a choice
+#define UM_UDP_EXACT_NS 1000000000ULL
+
+// um_udp_choices: least recently used out. To which backend an unconnected socket's datagrams to a
+// service go, and by which service's address that backend answers.
+struct um_udp_choice_key {
+  __u64 socket;              // cookie
+  struct um_destination at;  // the service, or the backend
+  __u32 way;                 // um_udp_way
+};
+UM_ASSERT(sizeof(struct um_udp_choice_key) == 32);
+enum um_udp_way { UM_TO_BACKEND = 1, UM_FROM_BACKEND = 2 };
+struct um_udp_choice {
+  __u64 used;                   // as of a flow
+  struct um_destination other;  // the backend, or the service
+  __u32 zero;
+};
+UM_ASSERT(sizeof(struct um_udp_choice) == 32);
+
 // um_heartbeat: one __u64, CLOCK_MONOTONIC nanoseconds, stamped by the proxy through mmap; 0:
 // never.
 
@@ -310,6 +348,16 @@ UM_ASSERT(sizeof(struct um_datagram_key) == 44);
   X(MESH_CONNECTS_DENIED_MAP_FULL, "mesh_connects_denied_map_full")                 \
   X(MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD, "mesh_connects_denied_unknown_workload") \
   X(MESH_CONNECTS_REFUSED_ADDRESS, "mesh_connects_refused_address")                 \
+  X(DATAGRAMS_ALLOWED, "datagrams_allowed")                                         \
+  X(DATAGRAMS_LOCAL, "datagrams_local")                                             \
+  X(DATAGRAMS_BALANCED, "datagrams_balanced")                                       \
+  X(DATAGRAMS_ANSWERED, "datagrams_answered")                                       \
+  X(DATAGRAMS_RESOLVED, "datagrams_resolved")                                       \
+  X(DATAGRAMS_DENIED, "datagrams_denied")                                           \
+  X(DATAGRAMS_REFUSED_NO_ENDPOINT, "datagrams_refused_no_endpoint")                 \
+  X(DATAGRAMS_REFUSED_PROTOCOL, "datagrams_refused_protocol")                       \
+  X(DATAGRAM_RECORDS_LOST, "datagram_records_lost")                                 \
+  X(ARRIVALS_ANSWERED, "arrivals_answered")                                         \
   X(DNS_REDIRECTED, "dns_redirected")                                               \
   X(DNS_LEFT_PROXY_AWAY, "dns_left_proxy_away")                                     \
   X(DNS_LEFT_NO_SLOT, "dns_left_no_slot")                                           \

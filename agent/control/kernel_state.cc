@@ -88,6 +88,29 @@ ServiceEntry balanced(const KernelInput& input, const config::Service& service,
   return entry;
 }
 
+// No route, and no client, makes a difference.
+ServiceEntry balanced_udp(const Snapshot& snapshot, const config::Service& service,
+                          const SocketAddress& to, std::uint32_t id) {
+  ServiceEntry entry{id, ServiceEntry::Kind::kBalance, {}};
+  entry.affinity = service.affinity.value_or(std::chrono::seconds{0});
+  const auto cluster =
+      snapshot.find_cluster(service.name.ns, service.host, to.port, "", config::Transport::kUdp);
+  std::vector<datapath::Share> shares;
+  if (cluster) add_shares({cluster, 1}, to, shares);
+  const bool is_somebody_there = std::ranges::any_of(
+      shares, [](const datapath::Share& share) { return share.endpoint.has_value(); });
+  if (is_somebody_there) entry.columns = datapath::columns_of(shares);
+  return entry;
+}
+
+void add_udp_service(const Snapshot& snapshot, const config::Service& service, std::uint16_t port,
+                     Numbers& numbers, State& state) {
+  const std::uint32_t id =
+      numbers.number(Space::kService, service.host + ":" + std::to_string(port));
+  for (const IpAddress& ip : service.addresses)
+    state.udp_services[{ip, port}] = balanced_udp(snapshot, service, {ip, port}, id);
+}
+
 void add_service(const KernelInput& input, const config::Service& service,
                  const config::ServicePort& port, Numbers& numbers, State& state) {
   const std::uint32_t id =
@@ -128,6 +151,8 @@ datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
     for (const config::ServicePort& port : service->ports)
       if (port.transport() == config::Transport::kTcp)
         add_service(input, *service, port, numbers, state);
+      else
+        add_udp_service(input.snapshot, *service, port.port, numbers, state);
   return state;
 }
 

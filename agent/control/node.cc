@@ -78,8 +78,9 @@ Result<> Node::start(Clock::time_point now) {
   MESH_TRY(auto kernel, parts_.datapath.adopt());
   for (const auto& [id, workload] : kernel.workloads)
     parts_.numbers.reserve_up_to(Space::kWorkload, id);
-  for (const auto& [address, service] : kernel.services)
-    parts_.numbers.reserve_up_to(Space::kService, service.id);
+  for (const auto* services : {&kernel.services, &kernel.udp_services})
+    for (const auto& [address, service] : *services)
+      parts_.numbers.reserve_up_to(Space::kService, service.id);
   for (const auto& [id, set] : kernel.sets) {
     parts_.numbers.reserve_up_to(Space::kSet, id);
     for (const auto& [key, verdict] : set) {

@@ -371,8 +371,8 @@ api::Status Node::status(Clock::time_point now) {
   status.policies = policy_counts();
   status.kernel = counters_.totals;
   status.notes.push_back(
-      "UDP is not policed yet, and what arrives at workloads that are not enrolled only where an "
-      "enrolled workload or the gateway sends it (docs/security.md)");
+      "what arrives at workloads that are not enrolled is policed only where an enrolled workload "
+      "or the gateway sends it (docs/security.md)");
   add_reasons(status, now);
   const bool is_starting = !publisher_.acked() && publisher_.refused_by_proxy().empty() &&
                            now - started_ < std::chrono::seconds(30);

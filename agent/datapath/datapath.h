@@ -114,7 +114,8 @@ struct Peer {
 
 struct State {
   std::map<WorkloadId, EnrolledWorkload> workloads;
-  std::map<SocketAddress, ServiceEntry> services;  // by virtual address and port, TCP
+  // By virtual address and port: TCP, and UDP (kBalance alone).
+  std::map<SocketAddress, ServiceEntry> services, udp_services;
   std::map<SetId, PolicySet> sets;
   std::map<IpAddress, Peer> peers;
   std::map<IpBlock, ClassId> blocks;  // all other addresses, by the longest prefix
@@ -165,6 +166,7 @@ struct Options {
   std::uint32_t max_sets = 16384;
   std::uint32_t max_refusals = 131072;
   std::uint32_t max_workloads = 4096;
+  std::uint32_t max_udp_flows = 65536;  // and choices of sockets; the least recently used goes
   // Where virtual addresses are given from: what is no service in it refuses. IPv4.
   std::optional<IpBlock> service_range = {};
 };

@@ -22,6 +22,7 @@
 #include "datapath/object.h"
 #include "datapath/policy_sets.h"
 #include "datapath/services.h"
+#include "datapath/udp_choices.h"
 
 namespace mesh::datapath {
 namespace {
@@ -130,6 +131,8 @@ Wanted wanted_of(const State& state, Problems& problems) {
   for (const auto& [id, workload] : state.workloads) add_workload(workload, wanted, problems);
   for (const auto& [address, service] : state.services)
     wanted.services.emplace(kernel_destination(address), service);
+  for (const auto& [address, service] : state.udp_services)
+    wanted.services.emplace(kernel_destination(address, UM_UDP), service);
   for (const auto& [id, set] : state.sets) wanted.sets.emplace(id, kernel_verdicts(set));
   for (const auto& [ip, peer] : state.peers)
     wanted.peers.emplace(kernel_address(ip), um_peer{peer.peer, peer.ingress});
@@ -289,6 +292,7 @@ class KernelDatapath final : public Datapath {
     attach_wanted(state, problems);
     MESH_TRY(settle_rows(state, withheld, wanted, problems));
     MESH_TRY(free_what_was());
+    MESH_TRY(udp_.forget_choices(object_.map("um_udp_choices"), state));
     problems.merge(misfits);
     if (object_.must_change_over()) {
       MESH_TRY(change_over(problems));
@@ -301,11 +305,13 @@ class KernelDatapath final : public Datapath {
   Result<> end_forbidden(const State& state) override {
     for (const auto& [id, workload] : state.workloads) {
       if (workload.netns < 0 || workload.cgroup.empty()) continue;
-      MESH_TRY(auto ended,
-               end_connections(workload.netns, Transport::kTcp, [&](const Connection& connection) {
-                 return is_forbidden(state, workload, connection);
-               }));
-      connections_ended_ += ended;
+      for (const Transport transport : {Transport::kTcp, Transport::kUdp}) {
+        MESH_TRY(auto ended,
+                 end_connections(workload.netns, transport, [&](const Connection& connection) {
+                   return is_forbidden(state, workload, transport, connection);
+                 }));
+        connections_ended_ += ended;
+      }
     }
     return success();
   }
@@ -343,7 +349,8 @@ class KernelDatapath final : public Datapath {
     }
     for (const auto& [key, order] : maps_.own_addresses.entries()) adopt_address(key, order, state);
     for (const auto& [key, service] : maps_.services.entries())
-      state.services[user_destination(key)] = service;
+      (key.protocol == UM_UDP ? state.udp_services : state.services)[user_destination(key)] =
+          service;
     for (const auto& [id, set] : maps_.sets.entries()) state.sets[id] = user_verdicts(set);
     for (const auto& [address, peer] : maps_.peers.entries())
       state.peers[user_address(address)] = {peer.peer_class, peer.ingress};
@@ -570,26 +577,41 @@ class KernelDatapath final : public Datapath {
   }
 
   // As the programs would decide of a new one.
-  bool is_forbidden(const State& state, const EnrolledWorkload& workload,
+  bool is_forbidden(const State& state, const EnrolledWorkload& workload, Transport transport,
                     const Connection& connection) const {
     const IpAddress& other = connection.remote.ip;
     if (std::ranges::find(workload.addresses, other) != workload.addresses.end()) return false;
-    if (connection.is_inbound)
-      return is_denied(state, workload.ingress, class_of_client(state, connection),
+    if (is_inbound(workload, transport, connection))
+      return is_denied(state, workload.ingress, class_of_client(state, connection), transport,
                        connection.local.port);
-    if (is_denied(state, workload.egress, class_at(state, other), connection.remote.port))
+    if (is_denied(state, workload.egress, class_at(state, other), transport,
+                  connection.remote.port))
       return true;
     const auto server = state.peers.find(other);
     return server != state.peers.end() &&
            is_denied(state, server->second.ingress,
-                     other.is_v4() ? workload.class4 : workload.class6, connection.remote.port);
+                     other.is_v4() ? workload.class4 : workload.class6, transport,
+                     connection.remote.port);
   }
 
-  static bool is_denied(const State& state, SetId id, ClassId peer, std::uint16_t port) {
+  // A UDP socket that connected to who had asked it. Without the record it is taken for one that
+  // asked: then its own way must be allowed.
+  bool is_inbound(const EnrolledWorkload& workload, Transport transport,
+                  const Connection& connection) const {
+    if (transport != Transport::kUdp) return connection.is_inbound;
+    const um_udp_flow_key key{workload.id, network_order(connection.local.port), 0,
+                              kernel_destination(connection.remote, UM_UDP)};
+    um_udp_flow flow{};
+    return ::bpf_map_lookup_elem(object_.map("um_udp_flows"), &key, &flow) == 0 &&
+           flow.began == UM_BEGAN_THERE;
+  }
+
+  static bool is_denied(const State& state, SetId id, ClassId peer, Transport transport,
+                        std::uint16_t port) {
     if (id == 0) return false;
     const auto set = state.sets.find(id);
     const auto* found =
-        set == state.sets.end() ? nullptr : find_verdict(set->second, peer, Transport::kTcp, port);
+        set == state.sets.end() ? nullptr : find_verdict(set->second, peer, transport, port);
     return !found || !found->allowed;
   }
 
@@ -616,6 +638,7 @@ class KernelDatapath final : public Datapath {
 
   Object object_;
   Maps maps_;
+  UdpChoices udp_;
   std::string mesh_cgroup_;  // "": not told yet
   Services::Failures misfit_services_;
   std::uint64_t connections_ended_ = 0;

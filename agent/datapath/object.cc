@@ -28,6 +28,7 @@
 #include "datapath/libbpf_errors.h"
 #include "datapath/packet.h"
 #include "mesh.skel.h"
+#include "udp.skel.h"
 
 namespace mesh::datapath {
 namespace {
@@ -39,11 +40,20 @@ Logger& log() {
   return instance;
 }
 
+// What the programs at cgroups come from, in the order in which they are loaded.
+struct Elf {
+  const char* name;
+  const void* (*bytes)(std::size_t* size);
+};
+constexpr Elf kElfs[] = {{"mesh", mesh_bpf__elf_bytes}, {"udp", udp_bpf__elf_bytes}};
+
 std::uint64_t object_hash() {
-  std::size_t size = 0;
-  const auto* bytes = static_cast<const unsigned char*>(mesh_bpf__elf_bytes(&size));
   std::uint64_t hash = 14695981039346656037ULL;
-  for (std::size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 1099511628211ULL;
+  for (const Elf& elf : kElfs) {
+    std::size_t size = 0;
+    const auto* bytes = static_cast<const unsigned char*>(elf.bytes(&size));
+    for (std::size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 1099511628211ULL;
+  }
   return hash;
 }
 
@@ -166,6 +176,7 @@ std::uint32_t client_services(const Options& options) { return options.max_servi
 std::uint32_t wanted_size(std::string_view map, const Options& options) {
   if (map == "um_workloads" || map == "um_workload_records") return options.max_workloads;
   if (map == "um_own_addresses") return options.max_workloads * 4;
+  if (map == "um_udp_flows" || map == "um_udp_choices") return options.max_udp_flows;
   if (map == "um_resolvers") return options.max_workloads * 16;
   if (map == "um_services") return options.max_services;
   if (map == "um_client_services") return client_services(options);
@@ -177,9 +188,23 @@ std::uint32_t wanted_size(std::string_view map, const Options& options) {
   return 0;  // as in bpf/maps.h
 }
 
-struct SkeletonDeleter {
-  void operator()(mesh_bpf* skeleton) const { mesh_bpf__destroy(skeleton); }
+struct Close {
+  void operator()(bpf_object* object) const { ::bpf_object__close(object); }
 };
+using BpfObject = std::unique_ptr<bpf_object, Close>;
+
+Result<std::vector<BpfObject>> open_elfs() {
+  forget_libbpf_errors();
+  std::vector<BpfObject> objects;
+  for (const Elf& elf : kElfs) {
+    std::size_t size = 0;
+    const void* bytes = elf.bytes(&size);
+    LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = elf.name);
+    objects.emplace_back(::bpf_object__open_mem(bytes, size, &options));
+    if (!objects.back()) return libbpf_error(errno, std::string("open the BPF object ") + elf.name);
+  }
+  return objects;
+}
 
 bool has_shape_of(const bpf_map* map, int fd) {
   bpf_map_info info{};
@@ -288,6 +313,10 @@ std::span<const Hook> workload_hooks() {
       {"sock_ops", "um_sock_ops", BPF_CGROUP_SOCK_OPS},
       {"getpeername4", "um_getpeername4", BPF_CGROUP_INET4_GETPEERNAME},
       {"getpeername6", "um_getpeername6", BPF_CGROUP_INET6_GETPEERNAME},
+      {"recvmsg4", "um_recvmsg4", BPF_CGROUP_UDP4_RECVMSG},
+      {"recvmsg6", "um_recvmsg6", BPF_CGROUP_UDP6_RECVMSG},
+      {"sendmsg4", "um_sendmsg4", BPF_CGROUP_UDP4_SENDMSG},
+      {"sendmsg6", "um_sendmsg6", BPF_CGROUP_UDP6_SENDMSG},
       {"connect4", "um_connect4", BPF_CGROUP_INET4_CONNECT},
       {"connect6", "um_connect6", BPF_CGROUP_INET6_CONNECT},
   };
@@ -299,6 +328,8 @@ std::span<const Hook> mesh_hooks() {
       {"sock_create", "um_mesh_sock_create", BPF_CGROUP_INET_SOCK_CREATE},
       {"sock_ops", "um_mesh_sock_ops", BPF_CGROUP_SOCK_OPS},
       {"getsockopt", "um_mesh_getsockopt", BPF_CGROUP_GETSOCKOPT},
+      {"sendmsg4", "um_mesh_sendmsg4", BPF_CGROUP_UDP4_SENDMSG},
+      {"sendmsg6", "um_mesh_sendmsg6", BPF_CGROUP_UDP6_SENDMSG},
       {"connect4", "um_mesh_connect4", BPF_CGROUP_INET4_CONNECT},
       {"connect6", "um_mesh_connect6", BPF_CGROUP_INET6_CONNECT},
   };
@@ -328,11 +359,13 @@ Result<Object> Object::open(const Options& options) {
     MESH_TRY(remove_other_maps(options.pin_dir));
   }
 
-  forget_libbpf_errors();
-  std::unique_ptr<mesh_bpf, SkeletonDeleter> skeleton(mesh_bpf__open());
-  if (!skeleton) return libbpf_error(errno, "open the BPF object");
+  MESH_TRY(const auto elfs, open_elfs());
   const bool is_new = names_in(maps_dir(options.pin_dir, UM_LAYOUT)).empty();
-  MESH_TRY(bool is_sound, keep_sound_maps(skeleton->obj, options.pin_dir));
+  bool is_sound = true;
+  for (const BpfObject& elf : elfs) {
+    MESH_TRY(const bool has_sound_maps, keep_sound_maps(elf.get(), options.pin_dir));
+    is_sound = is_sound && has_sound_maps;
+  }
   const std::uint64_t hash = object_hash();
   if (is_sound && meta.is_damaged == 0 && !object.has_previous() && meta.object == hash) {
     MESH_TRY(is_sound, object.take_over());
@@ -346,7 +379,9 @@ Result<Object> Object::open(const Options& options) {
     log()->warn("pins were damaged and are made again pins={}", options.pin_dir);
   // Until all programs are replaced the pinned ones are of no one object.
   MESH_TRY(object.write_meta(meta.layout, 0));
-  MESH_TRY(object.load(*skeleton, options));
+  for (const BpfObject& elf : elfs) {
+    MESH_TRY(object.load(elf.get(), options));
+  }
   if (!object.must_change_over()) {
     MESH_TRY(object.write_meta(UM_LAYOUT, hash));
   }
@@ -405,24 +440,24 @@ Result<bool> Object::take_over() {
   return false;
 }
 
-Result<> Object::load(mesh_bpf& skeleton, const Options& options) {
+Result<> Object::load(bpf_object* object, const Options& options) {
   bpf_map* map = nullptr;
-  bpf_object__for_each_map(map, skeleton.obj) {
+  bpf_object__for_each_map(map, object) {
     std::string name = ::bpf_map__name(map);
     std::string pin = map_pin(pin_dir_, name);
     MESH_TRY(size_map(map, pin, wanted_size(name, options)));
     if (int err = ::bpf_map__set_pin_path(map, pin.c_str()); err != 0)
       return errno_error(-err, "pin " + pin);
   }
-  if (int err = mesh_bpf__load(&skeleton); err != 0)
+  if (int err = ::bpf_object__load(object); err != 0)
     return libbpf_error(-err, "load the BPF programs");
-  bpf_object__for_each_map(map, skeleton.obj) {
+  bpf_object__for_each_map(map, object) {
     UniqueFd fd(::fcntl(::bpf_map__fd(map), F_DUPFD_CLOEXEC, 3));
     if (!fd) return errno_error(errno, "keep a map");
     maps_.emplace(::bpf_map__name(map), std::move(fd));
   }
   bpf_program* program = nullptr;
-  bpf_object__for_each_program(program, skeleton.obj) {
+  bpf_object__for_each_program(program, object) {
     std::string name = ::bpf_program__name(program);
     UniqueFd fd(::fcntl(::bpf_program__fd(program), F_DUPFD_CLOEXEC, 3));
     if (!fd) return errno_error(errno, "keep a program");

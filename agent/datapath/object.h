@@ -26,7 +26,7 @@
 #include "base/unique_fd.h"
 #include "datapath/datapath.h"
 
-struct mesh_bpf;  // the skeleton
+struct bpf_object;
 
 namespace mesh::datapath {
 
@@ -72,7 +72,7 @@ class Object {
 
  private:
   Result<bool> take_over();  // false: the pinned programs are not all there, or of other maps
-  Result<> load(mesh_bpf& skeleton, const Options& options);
+  Result<> load(bpf_object* object, const Options& options);
   Result<> write_meta(std::uint32_t layout, std::uint64_t object);
   Result<> ensure_link(const std::string& dir, const Hook& hook, int cgroup, std::uint64_t id);
 

@@ -118,7 +118,7 @@ TEST_F(DatapathTest, AWorkloadThatEndsLeavesNothing) {
   state_.refusals[{kApp, 1}] = 22;
   accept_on_both_servers();
   apply_all();
-  EXPECT_EQ(pins(), before + 6);
+  EXPECT_EQ(pins(), before + pins_of_a_workload());
   EXPECT_EQ(entries_of("um_workloads"), 1);
   state_ = {};
   apply_all();

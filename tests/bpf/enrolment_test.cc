@@ -30,11 +30,11 @@ class EnrolmentTest : public DatapathTest {
 TEST_F(EnrolmentTest, WhoCannotBeGuardedIsNotCapturedEither) {
   break_namespace();
   EXPECT_TRUE(apply().contains(kApp));
-  EXPECT_EQ(pins(), 5) << "of the mesh alone";
+  EXPECT_EQ(pins(), pins_of_the_mesh()) << "of the mesh alone";
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
   app().netns = app_->fd();
   apply_all();
-  EXPECT_EQ(pins(), 5 + 6);
+  EXPECT_EQ(pins(), pins_of_the_mesh() + pins_of_a_workload());
 }
 
 TEST_F(EnrolmentTest, AStrictWorkloadThatCannotBeGuardedIsRefusedEverything) {

@@ -1,139 +1,694 @@
-// UDP, live, and the redirect of what is asked of port 53. The test is the responder.
+// UDP, live: what is sent, what arrives, what answers; and services.
 #include <gmock/gmock.h>
+#include <poll.h>
 
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <set>
 #include <string>
+#include <vector>
 
-#include "net/tcp.h"
+#include "tests/support/datagrams.h"
 #include "tests/support/datapath_fixture.h"
 
 namespace mesh::test {
 namespace {
 
-constexpr const char* kResponder = "0.0.0.0:15053";
+constexpr datapath::WorkloadId kServer = 8;
+constexpr datapath::ClassId kServerClass = 80;
+constexpr datapath::SetId kIn = 5, kOut = 6;  // the server's, where it is enrolled
+constexpr const char* kVip = "10.78.0.2:70";
 
-class DnsTest : public DatapathTest {
+// In an emulated machine a tenth will do.
+int times(int usual) { return std::getenv("MESH_TEST_SMALL") == nullptr ? usual : usual / 10; }
+
+class UdpTest : public DatapathTest {
  protected:
   void SetUp() override {
     DatapathTest::SetUp();
     if (IsSkipped()) return;
-    responder_ = app_->listen(kResponder, "lo");
-    state_.workloads[kApp].has_responder = true;
-    proxy_lives();
+    server_group_.emplace(Cgroup::create("server"));
+    elsewhere_.emplace(Cgroup::create("elsewhere"));
   }
-  // Of the next connection at the responder; unknown: no address.
-  SocketAddress next_resolver() {
-    UniqueFd accepted = accept_within(responder_.get());
-    EXPECT_TRUE(accepted) << "no connection";
-    if (!accepted) return {};
-    const SocketAddress local = must(net::local_address(accepted.get()));
-    auto resolver = net::original_resolver(accepted.get(), local.ip);
-    return resolver ? resolver.value() : SocketAddress{};
+  void udp_verdict(datapath::SetId set, std::uint16_t port, bool allowed, std::uint32_t policy,
+                   datapath::ClassId peer = kAppClass) {
+    const std::uint16_t last = port == 0 ? 65535 : port;
+    state_.sets[set][{peer, datapath::Transport::kUdp, port, last}] = {allowed, policy, 0};
+  }
+  void enrol_server() {
+    datapath::EnrolledWorkload& server = state_.workloads[kServer] =
+        workload(kServer, *server_, server_group_->path());
+    server.class4 = server.class6 = kServerClass;
+    server.addresses = {ip("10.9.0.2"), ip("10.9.0.3"), ip("fd09::2")};
+  }
+  datapath::EnrolledWorkload& app() { return state_.workloads.at(kApp); }
+  datapath::EnrolledWorkload& server() { return state_.workloads.at(kServer); }
+  void udp_service(const std::string& address, const std::vector<std::string>& backends) {
+    std::vector<datapath::Share> shares;
+    for (const std::string& backend : backends) shares.push_back({at(backend), 1});
+    state_.udp_services[at(address)] = {3, ServiceEntry::Kind::kBalance,
+                                        datapath::columns_of(shares)};
+  }
+  std::unique_ptr<Echo> echo(const std::vector<std::string>& addresses) {
+    return std::make_unique<Echo>(state_.workloads.contains(kServer) ? *server_group_ : *elsewhere_,
+                                  *server_, addresses);
+  }
+  template <class Work>
+  auto in_app(Work work) {
+    return in_child(&*app_group_, &*app_, work);
+  }
+  Answer ask_from_app(const std::string& to, int family = 0) {
+    return in_app([&] {
+      const int own = family == 0 ? family_of(at(to)) : family;
+      return ask(udp_socket(own).get(), to, own);
+    });
+  }
+  Answer ask_connected(const std::string& to, int family = 0) {
+    return in_app([&] {
+      const int own = family == 0 ? family_of(at(to)) : family;
+      UniqueFd fd = udp_socket(own);
+      if (const int err = connect_udp(fd.get(), to, own)) return Answer{err, {}};
+      if (::send(fd.get(), "x", 1, 0) < 0) return Answer{errno, {}};
+      return receive(fd.get());
+    });
+  }
+  // Somebody in the application's namespace who is not enrolled. Connected: a refusal is told him.
+  Answer stranger_asks(const std::string& to, const std::string& from = "") {
+    return in_child(&*elsewhere_, &*app_, [&] {
+      const int own = family_of(at(to));
+      UniqueFd fd = udp_socket(own, from);
+      if (const int err = connect_udp(fd.get(), to, own)) return Answer{err, {}};
+      if (::send(fd.get(), "x", 1, 0) < 0) return Answer{errno, {}};
+      return receive(fd.get());
+    });
   }
 
-  UniqueFd responder_;
+  std::optional<Cgroup> server_group_, elsewhere_;
 };
 
-TEST_F(DnsTest, TcpGoesToTheResponderWhichKnowsTheResolver) {
+// ---- sending -------------------------------------------------------------------------------
+
+TEST_F(UdpTest, PassesWithoutPolicy) {
+  const auto server = echo({"10.9.0.2:7000", "[fd09::2]:7000"});
   apply_all();
-  for (const char* resolver : {"10.9.0.2:53", "10.9.0.3:53"}) {
-    const Peer peer = peer_from_app(resolver, AF_INET);
-    EXPECT_EQ(peer.err, 0) << resolver;
-    EXPECT_EQ(peer.address, at(resolver)) << "what the application sees";
-    EXPECT_EQ(next_resolver(), at(resolver));
+  for (const int family : {AF_INET, AF_INET6}) {
+    EXPECT_STREQ(ask_from_app("10.9.0.2:7000", family).text, "10.9.0.2:7000");
+    EXPECT_EQ(ask_connected("10.9.0.2:7000", family).from, at("10.9.0.2:7000"));
   }
-  EXPECT_EQ(peer_from_app("10.9.0.2:53", AF_INET6).address, at("10.9.0.2:53"));
-  EXPECT_EQ(next_resolver(), at("10.9.0.2:53"));
-  EXPECT_EQ(entries_of("um_resolvers"), 2);
-  EXPECT_EQ(count("dns_redirected"), 3);
-  state_.workloads.erase(kApp);
-  apply_all();
-  EXPECT_EQ(entries_of("um_resolvers"), 0);
+  EXPECT_EQ(ask_from_app("[fd09::2]:7000").from, at("[fd09::2]:7000"));
+  EXPECT_EQ(ask_connected("[fd09::2]:7000").err, 0);
+  EXPECT_EQ(entries_of("um_udp_flows"), 0) << "nothing to remember";
 }
 
-TEST_F(DnsTest, AnswersForNoOtherAddressAndNoOtherSocket) {
+TEST_F(UdpTest, AForbiddenDatagramIsEpermAndAForbiddenConnectIsRefused) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.2:7001", "[fd09::2]:7000"});
+  for (const char* address : {"10.9.0.2", "fd09::2"}) has_set(address, 3);
+  udp_verdict(3, 0, false, 21);
+  udp_verdict(3, 7001, true, 22);
+  state_.sets[3][{kAppClass, datapath::Transport::kTcp, 0, 65535}] = {true, 23, 0};
   apply_all();
-  EXPECT_EQ(connect_from_app("10.9.0.2:53"), 0);
-  UniqueFd accepted = accept_within(responder_.get());
-  ASSERT_TRUE(accepted);
-  const SocketAddress local = must(net::local_address(accepted.get()));
-  EXPECT_TRUE(net::original_resolver(responder_.get(), local.ip))
-      << "the listener may be asked too";
-  EXPECT_FALSE(net::original_resolver(proxy4_.get(), local.ip)) << "another port";
-  for (int i = 0; i < 256; ++i) {
-    const IpAddress other = IpAddress::v4(127, 53, 0, static_cast<std::uint8_t>(i));
-    if (other != local.ip) EXPECT_FALSE(net::original_resolver(responder_.get(), other)) << i;
-  }
-  UniqueFd elsewhere = server_->listen(kResponder, "lo");
-  EXPECT_FALSE(net::original_resolver(elsewhere.get(), local.ip)) << "another namespace";
+  EXPECT_EQ(ask_from_app("10.9.0.2:7000").err, EPERM);
+  EXPECT_EQ(ask_from_app("10.9.0.2:7000", AF_INET6).err, EPERM);
+  EXPECT_EQ(ask_from_app("[fd09::2]:7000").err, EPERM);
+  EXPECT_EQ(ask_connected("10.9.0.2:7000").err, kRefused);
+  EXPECT_EQ(ask_connected("10.9.0.2:7000", AF_INET6).err, kRefused);
+  EXPECT_EQ(ask_connected("[fd09::2]:7000").err, kRefused);
+  EXPECT_EQ(server->asked(), 0);
+  EXPECT_EQ(ask_from_app("10.9.0.2:7001").err, 0);
+  EXPECT_EQ(ask_connected("10.9.0.2:7001").err, 0);
+  auto counters = must(datapath_->counters());
+  EXPECT_EQ(counters.denied_by_policy, (std::map<std::uint32_t, std::uint64_t>{{21, 6}}));
+  EXPECT_EQ(counters.totals["datagrams_denied"], 3);
+  EXPECT_EQ(counters.totals["connects_denied_policy"], 3);
+  EXPECT_EQ(counters.totals["datagrams_allowed"], 1);
 }
 
-TEST_F(DnsTest, PolicyJudgesTheWayToTheResolver) {
-  has_set("10.9.0.2", 3);
-  verdict(3, 0, false, 9);
+TEST_F(UdpTest, TheClientsOwnPolicyIsAskedFirst) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  app().egress = 4;
+  udp_verdict(4, 0, false, 41, 0);
+  udp_verdict(4, 7000, true, 42, kServerClass);
+  state_.peers[ip("10.9.0.2")] = {kServerClass, 0};
   apply_all();
-  EXPECT_EQ(connect_from_app("10.9.0.2:53"), kRefused);
-  EXPECT_EQ(connect_from_app("10.9.0.3:53"), 0);
-  EXPECT_EQ(next_resolver(), at("10.9.0.3:53"));
-  EXPECT_FALSE(accept_within(responder_.get(), 0));
+  EXPECT_EQ(ask_from_app("10.9.0.2:7000").err, 0);
+  EXPECT_EQ(ask_from_app("10.9.0.3:7000").err, EPERM);
+  EXPECT_EQ(ask_connected("10.9.0.3:7000").err, kRefused);
 }
 
-TEST_F(DnsTest, GoesToTheResolverWithoutAResponder) {
-  UniqueFd resolver = server_->listen("10.9.0.2:53");
-  UniqueFd resolver6 = server_->listen("[fd09::2]:53");
-  state_.workloads[kApp].has_responder = false;
+// An address given to a connected socket is judged; its own peer is not judged anew.
+TEST_F(UdpTest, AConnectedSocketSendsElsewhereOnlyAsAllowed) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  has_set("10.9.0.3", 3);
+  udp_verdict(3, 0, false, 21);
   apply_all();
-  EXPECT_EQ(connect_from_app("10.9.0.2:53"), 0);
-  state_.workloads[kApp].has_responder = true;
-  apply_all();
-  stamp(now_ns() - 2'500'000'000);
-  EXPECT_EQ(connect_from_app("10.9.0.2:53"), 0);
-  EXPECT_EQ(count("dns_left_proxy_away"), 1);
-  proxy_lives();
-  const int bound = in_child(&*app_group_, &*app_, [&] {
-    UniqueFd fd = tcp_socket_for("10.9.0.2:53");
-    ::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, "veth0", 5);
-    return connect_socket(fd.get(), "10.9.0.2:53");
-  });
-  EXPECT_EQ(bound, 0);
-  EXPECT_EQ(count("dns_left_bound_device"), 1);
-  EXPECT_EQ(connect_from_app("[fd09::2]:53"), 0);
-  EXPECT_EQ(count("dns_left_ipv6"), 1);
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(accept_within(resolver.get())) << i;
-  EXPECT_TRUE(accept_within(resolver6.get()));
-  EXPECT_FALSE(accept_within(responder_.get(), 0));
-}
-
-TEST_F(DnsTest, AResolverInTheWorkloadIsItsOwnAffair) {
-  UniqueFd lo = app_->listen("127.0.0.53:53"), own = app_->listen("10.9.0.1:53");
-  apply_all();
-  EXPECT_EQ(connect_from_app("127.0.0.53:53"), 0);
-  EXPECT_EQ(connect_from_app("10.9.0.1:53"), 0);
-  EXPECT_TRUE(accept_within(lo.get()));
-  EXPECT_TRUE(accept_within(own.get()));
-}
-
-// 64 resolvers at most; who asks more goes to them himself.
-TEST_F(DnsTest, BeyondItsSlotsAResolverIsAskedDirectly) {
-  apply_all();
-  int redirected = 0;
-  for (int i = 1; i <= 100; ++i) {
-    in_child(&*app_group_, &*app_, [&] {
-      const std::string to = "10.9.1." + std::to_string(i) + ":53";
-      UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
-      return connect_socket(fd.get(), to);
+  for (const int family : {AF_INET, AF_INET6}) {
+    const int err = in_app([&] {
+      UniqueFd fd = udp_socket(family);
+      if (const int failed = connect_udp(fd.get(), "10.9.0.2:7000", family)) return failed;
+      if (const int failed = send_to(fd.get(), "10.9.0.2:7000", family)) return failed;
+      iovec text{const_cast<char*>("x"), 1};
+      alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+      msghdr message{};
+      message.msg_iov = &text;
+      message.msg_iovlen = 1;
+      message.msg_control = control;
+      message.msg_controllen = sizeof control;
+      cmsghdr* header = CMSG_FIRSTHDR(&message);
+      header->cmsg_level = SOL_IP;
+      header->cmsg_type = IP_TTL;
+      header->cmsg_len = CMSG_LEN(sizeof(int));
+      *reinterpret_cast<int*>(CMSG_DATA(header)) = 9;
+      if (family == AF_INET && ::sendmsg(fd.get(), &message, 0) < 0) return errno;
+      return send_to(fd.get(), "10.9.0.3:7000", family) == EPERM ? 0 : -1;
     });
-    while (UniqueFd accepted = accept_within(responder_.get(), 0)) {
-      const SocketAddress local = must(net::local_address(accepted.get()));
-      EXPECT_EQ(must(net::original_resolver(accepted.get(), local.ip)).ip.to_string(),
-                "10.9.1." + std::to_string(i));
-      ++redirected;
-    }
+    EXPECT_EQ(err, 0) << family;
   }
-  EXPECT_EQ(redirected, entries_of("um_resolvers"));
-  EXPECT_GE(redirected, 32);
-  EXPECT_LE(redirected, UM_DNS_SLOTS);
-  EXPECT_EQ(count("dns_redirected"), redirected);
-  EXPECT_EQ(count("dns_left_no_slot"), 100 - redirected);
+}
+
+TEST_F(UdpTest, AnUnknownNamespaceAndUdpLiteAreRefused) {
+  const auto server = echo({"10.9.0.2:7000"});
+  apply_all();
+  EXPECT_EQ(in_child(&*app_group_, &*server_,
+                     [] { return send_to(udp_socket(AF_INET).get(), "10.9.0.1:7", AF_INET); }),
+            EPERM);
+  const int lite = in_app([] {
+    UniqueFd fd(::socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE));
+    return fd ? send_to(fd.get(), "10.9.0.2:7000", AF_INET) : EPERM;  // some kernels have none
+  });
+  EXPECT_EQ(lite, EPERM);
+  EXPECT_EQ(in_app([] { return send_to(udp_socket(AF_INET6).get(), "[fe80::1]:7000", AF_INET6); }),
+            EPERM);
+}
+
+TEST_F(UdpTest, WhatStaysInTheWorkloadPasses) {
+  app().egress = 4;
+  app().ingress = 7;
+  udp_verdict(4, 0, false, 41, 0);
+  udp_verdict(7, 0, false, 71, 0);
+  apply_all();
+  Echo own(*app_group_, *app_, {"10.9.0.1:7000", "127.0.0.1:7001", "[fd09::1]:7000"});
+  for (const char* to : {"10.9.0.1:7000", "127.0.0.1:7001", "[fd09::1]:7000"}) {
+    EXPECT_EQ(ask_from_app(to).err, 0) << to;
+    EXPECT_EQ(ask_connected(to).err, 0) << to;
+  }
+}
+
+// As of every other address: by the sender's own policy.
+TEST_F(UdpTest, BroadcastAndMulticastAreOfTheEgressPolicy) {
+  app_->command("ip route add 239.0.0.0/8 dev veth0");
+  apply_all();
+  const auto send = [&](const char* to) {
+    return in_app([&] {
+      UniqueFd fd = udp_socket(AF_INET, "10.9.0.1:0");
+      const int on = 1;
+      ::setsockopt(fd.get(), SOL_SOCKET, SO_BROADCAST, &on, sizeof on);
+      return send_to(fd.get(), to, AF_INET);
+    });
+  };
+  for (const char* to : {"10.9.0.255:7000", "239.1.2.3:7000"}) EXPECT_EQ(send(to), 0) << to;
+  app().egress = 4;
+  udp_verdict(4, 0, false, 41, 0);
+  apply_all();
+  for (const char* to : {"10.9.0.255:7000", "239.1.2.3:7000", "255.255.255.255:7000"})
+    EXPECT_EQ(send(to), EPERM) << to;
+}
+
+// ---- services ------------------------------------------------------------------------------
+
+TEST_F(UdpTest, ASocketStaysWithItsBackendAndSeesTheService) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  udp_service(kVip, {"10.9.0.2:7000", "10.9.0.3:7000"});
+  apply_all();
+  std::set<std::string> seen;
+  for (int i = 0; i < 24; ++i) {
+    const int family = i % 2 == 0 ? AF_INET : AF_INET6;
+    struct Result {
+      Answer first;
+      int wrong = 0;
+    };
+    const Result result = in_app([&] {
+      UniqueFd fd = udp_socket(family);
+      Result out{ask(fd.get(), kVip, family)};
+      for (int j = 0; j < 20; ++j) {
+        const Answer next = ask(fd.get(), kVip, family);
+        if (next.err != 0 || next.from != at(kVip) || std::strcmp(next.text, out.first.text) != 0)
+          ++out.wrong;
+      }
+      return out;
+    });
+    ASSERT_EQ(result.first.err, 0);
+    EXPECT_EQ(result.first.from, at(kVip));
+    EXPECT_EQ(result.wrong, 0);
+    seen.insert(result.first.text);
+  }
+  EXPECT_EQ(seen.size(), 2) << "24 sockets, and one backend";
+  EXPECT_EQ(count("datagrams_balanced"), 24 * 21);
+}
+
+TEST_F(UdpTest, AConnectedSocketSeesTheServiceAsItsPeer) {
+  const auto server = echo({"10.9.0.2:7000", "[fd09::2]:7000"});
+  udp_service(kVip, {"10.9.0.2:7000"});
+  udp_service("[fd78::2]:70", {"[fd09::2]:7000"});
+  apply_all();
+  struct Case {
+    const char* to;
+    int family;
+  };
+  for (const Case& c :
+       {Case{kVip, AF_INET}, Case{kVip, AF_INET6}, Case{"[fd78::2]:70", AF_INET6}}) {
+    const bool is_right = in_app([&] {
+      UniqueFd fd = udp_socket(c.family);
+      if (connect_udp(fd.get(), c.to, c.family) != 0) return false;
+      if (peer_of(fd.get()).address != at(c.to)) return false;
+      if (::send(fd.get(), "x", 1, 0) < 0 || receive(fd.get()).from != at(c.to)) return false;
+      return ask(fd.get(), c.to, c.family).from == at(c.to);  // by the name that it knows
+    });
+    EXPECT_TRUE(is_right) << c.to << " " << c.family;
+  }
+  EXPECT_EQ(ask_from_app("[fd78::2]:70").from, at("[fd78::2]:70"));
+}
+
+TEST_F(UdpTest, ATcpServiceOfTheSameAddressIsAnother) {
+  const auto server = echo({"10.9.0.2:7000"});
+  accept_on_both_servers();
+  udp_service(kVip, {"10.9.0.2:7000"});
+  state_.services[at(kVip)] = {2, ServiceEntry::Kind::kBalance,
+                               datapath::columns_of({{at("10.9.0.2:8080"), 1}})};
+  apply_all();
+  EXPECT_EQ(ask_from_app(kVip).err, 0);
+  EXPECT_EQ(connect_from_app(kVip), 0);
+  const State adopted = must(datapath_->adopt());
+  EXPECT_EQ(adopted.udp_services.size(), 1);
+  EXPECT_EQ(adopted.services.size(), 1);
+}
+
+TEST_F(UdpTest, AServiceWithoutEndpointsIsRefused) {
+  udp_service(kVip, {});
+  udp_service("[fd78::2]:70", {"10.9.0.2:7000"});
+  apply_all();
+  EXPECT_EQ(ask_from_app(kVip).err, kRefused);
+  EXPECT_EQ(ask_from_app(kVip, AF_INET6).err, kRefused);
+  EXPECT_EQ(ask_connected(kVip).err, kRefused);
+  EXPECT_EQ(ask_from_app("[fd78::2]:70").err, kRefused) << "no mapped address for sendmsg6";
+  EXPECT_EQ(count("datagrams_refused_no_endpoint"), 3);
+}
+
+TEST_F(UdpTest, TheEndpointsPolicyHolds) {
+  const auto server = echo({"10.9.0.2:7000"});
+  udp_service(kVip, {"10.9.0.2:7000"});
+  apply_all();
+  Shared<std::atomic<int>> step;
+  Child client(&*app_group_, &*app_, [&] {
+    UniqueFd fd = udp_socket(AF_INET);
+    if (ask(fd.get(), kVip, AF_INET).err == 0) *step = 1;
+    while (*step != 2) ::usleep(1000);
+    *step = send_to(fd.get(), kVip, AF_INET) == EPERM ? 3 : 4;
+  });
+  while (*step == 0) ::usleep(1000);
+  has_set("10.9.0.2", 3);
+  udp_verdict(3, 0, false, 21);
+  apply_all();
+  *step = 2;
+  client.wait();
+  EXPECT_EQ(*step, 3) << "also for who has chosen already";
+}
+
+TEST_F(UdpTest, OnlyWhoHadARemovedBackendGetsAnother) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  udp_service(kVip, {"10.9.0.2:7000", "10.9.0.3:7000"});
+  apply_all();
+  constexpr int kSockets = 32;
+  struct Seen {
+    std::atomic<int> step, wrong, moved, first;
+  };
+  Shared<Seen> seen;
+  Child client(&*app_group_, &*app_, [&] {
+    std::vector<UniqueFd> sockets;
+    std::vector<std::string> before;
+    for (int i = 0; i < kSockets; ++i) {
+      sockets.push_back(udp_socket(AF_INET));
+      before.emplace_back(ask(sockets.back().get(), kVip, AF_INET).text);
+      seen->first += before.back() == "10.9.0.2:7000" ? 1 : 0;
+    }
+    seen->step = 1;
+    while (seen->step != 2) ::usleep(1000);
+    for (int i = 0; i < kSockets; ++i) {
+      const Answer answer = ask(sockets[static_cast<std::size_t>(i)].get(), kVip, AF_INET);
+      if (answer.err != 0 || std::string(answer.text) != "10.9.0.3:7000") ++seen->wrong;
+      if (before[static_cast<std::size_t>(i)] == "10.9.0.2:7000") ++seen->moved;
+    }
+  });
+  while (seen->step == 0) ::usleep(1000);
+  udp_service(kVip, {"10.9.0.3:7000"});
+  apply_all();
+  seen->step = 2;
+  client.wait();
+  EXPECT_EQ(seen->wrong, 0);
+  EXPECT_EQ(seen->moved, seen->first);
+  EXPECT_GT(seen->first, 0);
+}
+
+// ---- arriving ------------------------------------------------------------------------------
+
+TEST_F(UdpTest, ArrivalsAreJudgedWhoeverSends) {
+  enrol_server();
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.2:7001", "[fd09::2]:7000"});
+  this->server().ingress = kIn;
+  udp_verdict(kIn, 0, false, 52, 0);
+  udp_verdict(kIn, 7001, true, 51, 0);
+  apply_all();
+  EXPECT_EQ(stranger_asks("10.9.0.2:7000").err, kRefused);
+  EXPECT_EQ(stranger_asks("[fd09::2]:7000").err, kRefused);
+  EXPECT_EQ(server->asked(), 0);
+  EXPECT_EQ(stranger_asks("10.9.0.2:7001").err, 0);
+  EXPECT_EQ(server->asked(), 1);
+  EXPECT_EQ(must(datapath_->counters()).denied_by_policy[52], 2);
+}
+
+TEST_F(UdpTest, AServerMayAnswerWhomItMayNotAsk) {
+  enrol_server();
+  const auto server = echo({"10.9.0.2:7000", "[fd09::2]:7000"});
+  this->server().ingress = kIn;
+  this->server().egress = kOut;
+  udp_verdict(kIn, 0, true, 51, 0);
+  udp_verdict(kOut, 0, false, 62, 0);
+  apply_all();
+  EXPECT_EQ(stranger_asks("10.9.0.2:7000").err, 0);
+  EXPECT_EQ(stranger_asks("[fd09::2]:7000").err, 0);
+  EXPECT_EQ(count("datagrams_answered"), 2);
+  const auto send = [&](const char* to) {
+    return in_child(&*server_group_, &*server_, [&] {
+      return send_to(udp_socket(AF_INET, "10.9.0.2:7005").get(), to, AF_INET);
+    });
+  };
+  EXPECT_EQ(send("10.9.0.1:4000"), EPERM) << "nobody asked";
+  EXPECT_EQ(stranger_asks("10.9.0.2:7000", "10.9.0.1:4000").err, 0);
+  EXPECT_EQ(send("10.9.0.1:4000"), EPERM) << "another port of the server was asked";
+}
+
+// Also where the server has no policy of its own, but the client has.
+TEST_F(UdpTest, AServerMayAnswerAClientThatLetsNobodyIn) {
+  enrol_server();
+  const auto server = echo({"10.9.0.2:7000"});
+  app().ingress = 7;
+  has_set("10.9.0.1", 7);
+  udp_verdict(7, 0, false, 71, 0);
+  apply_all();
+  EXPECT_EQ(ask_from_app("10.9.0.2:7000").err, 0);
+  EXPECT_EQ(ask_connected("10.9.0.2:7000").err, 0);
+  EXPECT_EQ(count("arrivals_answered"), 1) << "what is connected is not looked up";
+  EXPECT_EQ(in_child(&*server_group_, &*server_,
+                     [] { return send_to(udp_socket(AF_INET).get(), "10.9.0.1:4000", AF_INET); }),
+            EPERM);
+}
+
+TEST_F(UdpTest, AClientGetsAnswersOnlyFromWhomItAsked) {
+  const auto server = echo({"10.9.0.2:7000"});
+  app().ingress = 7;
+  udp_verdict(7, 0, false, 71, 0);
+  apply_all();
+  struct Result {
+    Answer asked, unasked;
+  };
+  const Result result = in_app([&] {
+    UniqueFd fd = udp_socket(AF_INET, "10.9.0.1:4000");
+    Result out{ask(fd.get(), "10.9.0.2:7000", AF_INET), {}};
+    out.unasked = in_child(&*elsewhere_, &*server_, [] {
+      UniqueFd other = udp_socket(AF_INET, "10.9.0.2:7009");
+      if (connect_udp(other.get(), "10.9.0.1:4000", AF_INET) != 0) return Answer{-1, {}};
+      if (::send(other.get(), "x", 1, 0) < 0) return Answer{errno, {}};
+      return receive(other.get());
+    });
+    return out;
+  });
+  EXPECT_EQ(result.asked.err, 0);
+  EXPECT_EQ(result.unasked.err, kRefused);
+}
+
+// The record stays; what it permits is the direction that began, by what holds now.
+TEST_F(UdpTest, ARevocationEndsAnswersToo) {
+  enrol_server();
+  this->server().ingress = kIn;
+  this->server().egress = kOut;
+  udp_verdict(kIn, 0, true, 51, 0);
+  udp_verdict(kOut, 0, false, 62, 0);
+  apply_all();
+  Shared<std::atomic<int>> step;
+  Child server(&*server_group_, &*server_, [&] {
+    UniqueFd fd = udp_socket(AF_INET, "10.9.0.2:7000");
+    *step = 1;
+    const Answer asked = receive(fd.get(), 30'000);
+    const std::string who = asked.from.to_string();
+    if (send_to(fd.get(), who, AF_INET) == 0) *step = 2;
+    while (*step != 3) ::usleep(1000);
+    *step = send_to(fd.get(), who, AF_INET) == EPERM ? 4 : 5;
+  });
+  while (*step != 1) ::usleep(1000);
+  EXPECT_EQ(stranger_asks("10.9.0.2:7000").err, 0);
+  while (*step == 1) ::usleep(1000);
+  udp_verdict(kIn, 0, false, 51, 0);
+  apply_all();
+  *step = 3;
+  server.wait();
+  EXPECT_EQ(*step, 4);
+}
+
+// It answers all the time, which its own policy permits: that makes no server of who asks.
+TEST_F(UdpTest, AnswersMakeNoAskerAServer) {
+  enrol_server();
+  const auto server = echo({"10.9.0.2:7000"});
+  this->server().ingress = kIn;
+  udp_verdict(kIn, 0, true, 51, 0);
+  apply_all();
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(stranger_asks("10.9.0.2:7000", "10.9.0.1:4000").err, 0);
+  udp_verdict(kIn, 0, false, 51, 0);
+  apply_all();
+  EXPECT_EQ(stranger_asks("10.9.0.2:7000", "10.9.0.1:4000").err, kRefused);
+  EXPECT_EQ(server->asked(), 3);
+}
+
+TEST_F(UdpTest, NothingForbiddenArrivesAfterAnAcknowledgement) {
+  enrol_server();
+  this->server().ingress = kIn;
+  udp_verdict(kIn, 0, true, 51, 0);
+  apply_all();
+  struct Seen {
+    // Odd: denied and acknowledged.
+    std::atomic<std::uint64_t> epoch, wrong, sent, got;
+    std::atomic<bool> is_ready;
+  };
+  Shared<Seen> seen;
+  Child server(&*server_group_, &*server_, [&] {
+    UniqueFd fd = udp_socket(AF_INET, "10.9.0.2:7000");
+    seen->is_ready = true;
+    for (;;) {
+      std::uint64_t epoch = 0;
+      sockaddr_storage from{};
+      socklen_t size = sizeof from;
+      if (::recvfrom(fd.get(), &epoch, sizeof epoch, 0, reinterpret_cast<sockaddr*>(&from),
+                     &size) != sizeof epoch)
+        continue;
+      ++seen->got;
+      // Sent and received while it was denied.
+      if (epoch % 2 == 1 && seen->epoch == epoch) ++seen->wrong;
+      (void)::sendto(fd.get(), &epoch, sizeof epoch, 0, reinterpret_cast<sockaddr*>(&from), size);
+    }
+  });
+  while (!seen->is_ready) ::usleep(1000);
+  Child client(&*elsewhere_, &*app_, [&] {
+    UniqueFd fd = udp_socket(AF_INET, "10.9.0.1:4000");
+    const RawAddress to = raw_address(at("10.9.0.2:7000"), AF_INET);
+    for (;;) {
+      const std::uint64_t epoch = seen->epoch;
+      (void)::sendto(fd.get(), &epoch, sizeof epoch, 0, to.get(), to.size);
+      ++seen->sent;
+    }
+  });
+  const auto wait_for = [&](std::atomic<std::uint64_t>& what, std::uint64_t more) {
+    const std::uint64_t until = what + more;
+    const auto deadline = now_ns() + 60'000'000'000;
+    while (what < until && now_ns() < deadline) std::this_thread::yield();
+    EXPECT_GE(what, until);
+  };
+  for (int i = 0; i < times(40); ++i) {
+    udp_verdict(kIn, 0, false, 52, 0);
+    apply_all();
+    ++seen->epoch;
+    wait_for(seen->sent, 50);
+    ++seen->epoch;
+    udp_verdict(kIn, 0, true, 51, 0);
+    apply_all();
+    wait_for(seen->got, 1);
+  }
+  EXPECT_EQ(seen->wrong, 0);
+}
+
+// ---- connected sockets and changes of policy -----------------------------------------------
+
+// What it may send is not asked any more; so it is ended.
+TEST_F(UdpTest, ConnectedSocketsThatANewPolicyForbidsAreEnded) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000", "[fd09::2]:7000"});
+  apply_all();
+  struct Seen {
+    std::atomic<int> step, forbidden, forbidden6, mapped, fine;
+  };
+  Shared<Seen> seen;
+  Child client(&*app_group_, &*app_, [&] {
+    const auto connected = [](const char* to, int family) {
+      UniqueFd fd = udp_socket(family);
+      (void)connect_udp(fd.get(), to, family);
+      return fd;
+    };
+    const auto send_error = [](const UniqueFd& fd) {
+      return ::send(fd.get(), "x", 1, 0) < 0 ? errno : 0;
+    };
+    UniqueFd forbidden = connected("10.9.0.2:7000", AF_INET),
+             fine = connected("10.9.0.3:7000", AF_INET);
+    UniqueFd forbidden6 = connected("[fd09::2]:7000", AF_INET6);
+    UniqueFd mapped = connected("10.9.0.2:7000", AF_INET6);
+    if (send_error(forbidden) == 0 && send_error(forbidden6) == 0 && send_error(mapped) == 0 &&
+        send_error(fine) == 0)
+      seen->step = 1;
+    while (seen->step != 2) ::usleep(1000);
+    seen->forbidden = send_error(forbidden);
+    seen->forbidden6 = send_error(forbidden6);
+    seen->mapped = send_error(mapped);
+    seen->fine = send_error(fine);
+  });
+  while (seen->step == 0) ::usleep(1000);
+  for (const char* address : {"10.9.0.2", "fd09::2"}) has_set(address, 3);
+  udp_verdict(3, 0, false, 21);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  const std::uint64_t before = server->asked();
+  seen->step = 2;
+  client.wait();
+  EXPECT_NE(seen->forbidden, 0);
+  EXPECT_NE(seen->forbidden6, 0);
+  EXPECT_NE(seen->mapped, 0);
+  EXPECT_EQ(seen->fine, 0);
+  EXPECT_EQ(count("connections_ended_by_policy"), 3);
+  while (server->asked() < before + 1) ::usleep(1000);
+  EXPECT_EQ(server->asked(), before + 1);
+}
+
+// A server that connects to who asked it is judged as the server.
+TEST_F(UdpTest, AConnectedAnswererIsJudgedByItsIngressPolicy) {
+  enrol_server();
+  this->server().ingress = kIn;
+  this->server().egress = kOut;
+  udp_verdict(kIn, 0, true, 51, 0);
+  udp_verdict(kOut, 0, false, 62, 0);
+  apply_all();
+  struct Seen {
+    std::atomic<int> step, connected, kept, ended;
+  };
+  Shared<Seen> seen;
+  Child server(&*server_group_, &*server_, [&] {
+    UniqueFd fd = udp_socket(AF_INET, "10.9.0.2:7000");
+    seen->step = 1;
+    const Answer asked = receive(fd.get(), 30'000);
+    seen->connected = connect_udp(fd.get(), asked.from.to_string(), AF_INET);
+    (void)::send(fd.get(), "x", 1, 0);
+    seen->step = 2;
+    while (seen->step != 3) ::usleep(1000);
+    seen->kept = ::send(fd.get(), "x", 1, 0) < 0 ? errno : 0;
+    seen->step = 4;
+    while (seen->step != 5) ::usleep(1000);
+    seen->ended = ::send(fd.get(), "x", 1, 0) < 0 ? errno : 0;
+  });
+  while (seen->step != 1) ::usleep(1000);
+  Child asker(&*elsewhere_, &*app_, [&] {
+    UniqueFd fd = udp_socket(AF_INET, "10.9.0.1:4000");
+    (void)send_to(fd.get(), "10.9.0.2:7000", AF_INET);
+    ::pause();
+  });
+  while (seen->step != 2) ::usleep(1000);
+  EXPECT_EQ(seen->connected, 0);
+  must(datapath_->end_forbidden(state_));
+  seen->step = 3;
+  while (seen->step != 4) ::usleep(1000);
+  EXPECT_EQ(seen->kept, 0);
+  udp_verdict(kIn, 0, false, 51, 0);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  seen->step = 5;
+  server.wait();
+  EXPECT_NE(seen->ended, 0);
+}
+
+// ---- limits and deaths ---------------------------------------------------------------------
+
+// The oldest record goes; who asks again is answered again, and nobody else.
+TEST_F(UdpTest, MoreFlowsThanRecordsLetNobodyIn) {
+  datapath_.reset();
+  must(datapath::disable_all(options_.pin_dir));
+  options_.max_udp_flows = 256;
+  open();
+  must(datapath_->attach_mesh(mesh_group_->path()));
+  enrol_server();
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  udp_service(kVip, {"10.9.0.2:7000", "10.9.0.3:7000"});
+  app().ingress = 7;
+  has_set("10.9.0.1", 7);
+  udp_verdict(7, 0, false, 71, 0);
+  apply_all();
+  const int wrong = in_app([&] {
+    int failed = 0;
+    std::vector<UniqueFd> sockets;
+    for (int i = 0; i < 600; ++i) {
+      sockets.push_back(udp_socket(AF_INET));
+      if (ask(sockets.back().get(), kVip, AF_INET).from != at(kVip)) ++failed;
+    }
+    for (const UniqueFd& fd : sockets)
+      if (ask(fd.get(), kVip, AF_INET).from != at(kVip)) ++failed;
+    return failed;
+  });
+  EXPECT_EQ(wrong, 0);
+  EXPECT_LE(entries_of("um_udp_flows"), 256);
+  EXPECT_EQ(in_child(&*server_group_, &*server_,
+                     [] { return send_to(udp_socket(AF_INET).get(), "10.9.0.1:4000", AF_INET); }),
+            EPERM);
+}
+
+TEST_F(UdpTest, GoesOnWithoutItsOwner) {
+  udp_service(kVip, {"10.9.0.3:7000"});
+  has_set("10.9.0.2", 3);
+  udp_verdict(3, 0, false, 21);
+  apply_all();
+  datapath_.reset();  // and then the server's process: it must not inherit the lock
+  auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  EXPECT_EQ(ask_from_app("10.9.0.2:7000").err, EPERM);
+  EXPECT_EQ(ask_from_app(kVip).from, at(kVip));
+  server.reset();
+  open();
+  apply_all();
+  EXPECT_EQ(ask_from_app("10.9.0.2:7000").err, EPERM);
+}
+
+// ---- the mesh's own ------------------------------------------------------------------------
+
+TEST_F(UdpTest, TheMeshIsPolicedAsItsClientAndGoesToServicesBackends) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  has_set("10.9.0.2", 3);
+  udp_verdict(3, 0, false, 21);
+  udp_service(kVip, {"10.9.0.3:7000"});
+  apply_all();
+  const auto ask_as_mesh = [&](const char* to) {
+    UniqueFd fd = app_->run([&] { return udp_socket(AF_INET); });
+    if (const int err = connect_udp(fd.get(), to, AF_INET)) return err;
+    if (::send(fd.get(), "x", 1, 0) < 0) return errno;
+    return receive(fd.get()).err;
+  };
+  EXPECT_EQ(ask_as_mesh("10.9.0.2:7000"), kDenied);
+  EXPECT_EQ(ask_as_mesh("10.9.0.3:7000"), 0);
+  EXPECT_EQ(ask_as_mesh(kVip), 0) << "a resolver may be a service";
+  EXPECT_EQ(ask_as_mesh("127.0.0.1:7000"), kDenied);
+  UniqueFd open = app_->run([&] { return udp_socket(AF_INET); });
+  EXPECT_EQ(send_to(open.get(), "10.9.0.2:7000", AF_INET), kDenied);
+  EXPECT_EQ(send_to(open.get(), "127.0.0.1:7000", AF_INET), kDenied);
+  EXPECT_EQ(send_to(open.get(), "10.9.0.3:7000", AF_INET), 0);
 }
 
 }  // namespace

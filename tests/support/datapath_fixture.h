@@ -20,6 +20,7 @@
 
 #include "bpf/shared.h"
 #include "datapath/datapath.h"
+#include "datapath/object.h"
 #include "tests/support/netns.h"
 
 namespace mesh::test {
@@ -272,6 +273,9 @@ class DatapathTest : public testing::Test {
     EXPECT_EQ(::bpf_obj_get_info_by_fd(link.get(), &info, &size), 0) << pin;
     return info;
   }
+  // Links, and the one that judges arrivals.
+  static std::size_t pins_of_a_workload() { return datapath::workload_hooks().size() + 1; }
+  static std::size_t pins_of_the_mesh() { return datapath::mesh_hooks().size(); }
   std::size_t pins() const {
     std::size_t found = 0;
     for (const auto& entry :

@@ -1,0 +1,26 @@
+// Which backends unconnected UDP sockets have chosen: the programs keep a choice while it is used,
+// so what is no backend any more must be forgotten from here. One thread at a time.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+
+#include "base/address.h"
+#include "base/result.h"
+#include "datapath/datapath.h"
+
+namespace mesh::datapath {
+
+class UdpChoices {
+ public:
+  // Of services and backends that `state` has no more, in the map with this descriptor; looks only
+  // where some have gone since the last call. After the programs that chose by what was.
+  Result<> forget_choices(int map, const State& state);
+
+ private:
+  using Backends = std::map<SocketAddress, std::set<SocketAddress>>;
+  std::optional<Backends> known_;  // nullopt: what our predecessor left
+};
+
+}  // namespace mesh::datapath

@@ -1,0 +1,193 @@
+// What happens to a datagram at either end, and to a UDP socket that connects.
+//
+// Included after decide.h and dns.h; as there, whoever includes it provides the lookups first, and
+// what is remembered of a datagram:
+//   struct um_udp_flow*         um_find_udp_flow(const struct um_udp_flow_key*)
+//   void                        um_write_udp_flow(const struct um_udp_flow_key*,
+//                                                 const struct um_udp_flow*)
+//   struct um_udp_choice*       um_find_udp_choice(const struct um_udp_choice_key*)
+//   void                        um_write_udp_choice(const struct um_udp_choice_key*,
+//                                                   const struct um_udp_choice*)
+//   int                         um_is_service(const struct um_destination*)
+// Each direction is judged as TCP is: by the policies of who sends, and of who receives. What one
+// of them denies may still be an answer: then the direction that began is judged, by the policies
+// that hold now, so a revocation ends answers too. As long as anything passes, who began stays who
+// began: an answer never makes the one it answers a server.
+#ifndef UM_UDP_H
+#define UM_UDP_H
+
+// What a socket sends, or connects to.
+struct um_datagram {
+  struct um_connect to;
+  __u64 socket;   // cookie; 0: it connects
+  __u16 port;     // be16, its own; 0: none yet
+  __u8 own_peer;  // it is connected there: neither a service nor a resolver for it
+  __u8 zero[5];
+};
+
+static __always_inline int um_is_fresh(__u64 used, __u64 now) {
+  return now < used || now - used < UM_UDP_LASTS_NS;
+}
+
+// Most datagrams write nothing.
+static __always_inline void um_use(__u64* used, __u64 now) {
+  if (now > *used && now - *used >= UM_UDP_EXACT_NS) *used = now;
+}
+
+static __always_inline void um_flow_key_of(struct um_udp_flow_key* key, __u32 workload, __u16 port,
+                                           const struct um_destination* other) {
+  key->workload = workload;
+  key->port = port;
+  key->zero = 0;
+  key->other = *other;
+}
+
+// A datagram that its own direction's policy permits.
+UM_APART int um_note_flow(__u32 workload, __u16 port, const struct um_destination* other,
+                          __u32 began) {
+  if (!other) return 0;
+  struct um_udp_flow_key key;
+  um_flow_key_of(&key, workload, port, other);
+  __u64 now = um_now();
+  struct um_udp_flow* known = um_find_udp_flow(&key);
+  if (known && um_is_fresh(known->used, now)) {
+    um_use(&known->used, now);
+    return 0;
+  }
+  struct um_udp_flow flow = {.used = now, .began = began};
+  um_write_udp_flow(&key, &flow);
+  return 0;
+}
+
+// Whether it answers what the other side began; then it counts as use of that.
+UM_APART int um_answers(__u32 workload, __u16 port, const struct um_destination* other,
+                        __u32 began) {
+  if (!other) return 0;
+  struct um_udp_flow_key key;
+  um_flow_key_of(&key, workload, port, other);
+  __u64 now = um_now();
+  struct um_udp_flow* known = um_find_udp_flow(&key);
+  if (!known || known->began != began || !um_is_fresh(known->used, now)) return 0;
+  um_use(&known->used, now);
+  return 1;
+}
+
+static __always_inline int um_is_denied_by_policy(const struct um_decision* decision) {
+  if (decision->action != UM_REFUSE) return 0;
+  switch (decision->counter) {
+    case UM_CONNECTS_DENIED_POLICY:
+    case UM_CONNECTS_DENIED_NO_VERDICT:
+    case UM_ARRIVALS_DENIED_POLICY:
+    case UM_ARRIVALS_DENIED_NO_VERDICT:
+      return 1;
+  }
+  return 0;
+}
+
+// ---- sending -------------------------------------------------------------------------------
+
+// Where the socket's datagrams to this service went, while they go on.
+static __always_inline int um_stay(const struct um_datagram* in, struct um_decision* out) {
+  struct um_udp_choice_key key = {.socket = in->socket, .at = in->to.to, .way = UM_TO_BACKEND};
+  struct um_udp_choice* choice = um_find_udp_choice(&key);
+  __u64 now = um_now();
+  if (!choice || !um_is_fresh(choice->used, now)) return 0;
+  const struct um_workload* client = um_find_workload(in->to.netns_cookie);
+  if (!client) return 0;
+  um_use(&choice->used, now);
+  out->backend = choice->other;
+  if (um_is_own_address(client->id, &out->backend.address) ||
+      um_may_reach(client, &out->backend, 0, out))
+    um_decided(out, UM_BALANCE, UM_CONNECTS_BALANCED);
+  return 1;
+}
+
+UM_APART int um_note_choice(const struct um_datagram* in, const struct um_destination* backend) {
+  if (!in || !backend) return 0;
+  struct um_udp_choice_key key = {.socket = in->socket, .at = in->to.to, .way = UM_TO_BACKEND};
+  struct um_udp_choice choice = {.used = um_now(), .other = *backend};
+  um_write_udp_choice(&key, &choice);
+  key.at = *backend;
+  key.way = UM_FROM_BACKEND;
+  choice.other = in->to.to;
+  um_write_udp_choice(&key, &choice);
+  return 0;
+}
+
+// Denied as something of its own: the server's answer to what somebody else began?
+static __always_inline void um_send_answer(const struct um_workload* self,
+                                           const struct um_datagram* in, struct um_decision* out) {
+  if (!in->port || !um_answers(self->id, in->port, &in->to.to, UM_BEGAN_THERE)) return;
+  out->rulings = 0;
+  if (self->ingress) {
+    struct um_destination own = {.port = in->port, .protocol = UM_UDP};
+    const struct um_address* other = &in->to.to.address;
+    if (um_rule(self->ingress, um_class_of(um_find_peer(other), other), &own, out) != UM_ALLOWED)
+      return;
+  }
+  um_decided(out, UM_PASS, UM_DATAGRAMS_ANSWERED);
+}
+
+// A datagram, or a connect (of TCP too), of an enrolled workload's application. Beyond the decision
+// it remembers what the next datagram is judged by.
+static __always_inline void um_decide_datagram(const struct um_datagram* in,
+                                               struct um_decision* out) {
+  int stays = in->socket && !in->own_peer && um_stay(in, out);
+  if (!stays) um_decide_workload(&in->to, out);
+  if (!in->own_peer) um_decide_resolver(&in->to, out);
+  if (in->to.to.protocol != UM_UDP) return;
+  if (out->action == UM_RESOLVE || out->counter == UM_CONNECTS_LOCAL) return;
+  const struct um_workload* self = um_find_workload(in->to.netns_cookie);
+  if (!self) return;
+  if (um_is_denied_by_policy(out)) um_send_answer(self, in, out);
+  if (out->action == UM_REFUSE || out->counter == UM_DATAGRAMS_ANSWERED) return;
+  int is_balanced = out->action == UM_BALANCE;
+  if (is_balanced && in->socket && !stays) um_note_choice(in, &out->backend);
+  // What a connected socket gets, nobody judges: no answer of it needs to be known. And nothing is
+  // denied to a workload without ingress policy.
+  if (self->ingress && in->socket && in->port)
+    um_note_flow(self->id, in->port, is_balanced ? &out->backend : &in->to.to, UM_BEGAN_HERE);
+}
+
+// A UDP socket of the mesh connects, on behalf of a workload: services are translated as for the
+// workload itself, as a resolver may be one.
+static __always_inline void um_decide_mesh_udp(const struct um_connect* in,
+                                               struct um_decision* out) {
+  if (um_is_service(&in->to))
+    um_decide_workload(in, out);
+  else
+    um_decide_mesh(in, out);
+}
+
+// ---- arriving ------------------------------------------------------------------------------
+
+// Denied as something of its own: an answer to what the workload began?
+static __always_inline void um_arrive_answer(const struct um_workload* self,
+                                             const struct um_arrival* in, struct um_decision* out) {
+  if (!um_answers(self->id, in->to.port, &in->from, UM_BEGAN_HERE)) return;
+  __u32 denied = out->counter;
+  out->rulings = 0;
+  if (um_may_reach(self, &in->from, 0, out))
+    um_decided(out, UM_PASS, UM_ARRIVALS_ANSWERED);
+  else
+    um_decided(out, UM_REFUSE, denied);
+}
+
+// At an unconnected socket.
+static __always_inline void um_decide_datagram_arrival(const struct um_arrival* in,
+                                                       struct um_decision* out) {
+  um_decide_arrival(in, out);
+  const struct um_workload* self = um_find_workload(in->netns_cookie);
+  if (!self) return;
+  if (um_is_denied_by_policy(out)) um_arrive_answer(self, in, out);
+  if (out->action == UM_REFUSE || out->counter == UM_ARRIVALS_ANSWERED) return;
+  // Without policy, and from itself: only where its own answer would be judged.
+  if (out->counter == UM_NO_COUNTER && !self->egress) {
+    const struct um_peer* peer = um_find_peer(&in->from.address);
+    if (!peer || !peer->ingress) return;
+  }
+  if (um_is_loopback(&in->from.address)) return;
+  um_note_flow(self->id, in->to.port, &in->from, UM_BEGAN_THERE);
+}
+
+#endif
