@@ -11,6 +11,7 @@
 #include <iostream>
 #include <set>
 
+#include "api/messages.h"
 #include "base/log.h"
 #include "bpf_views.h"
 #include "cgroup.h"
@@ -44,6 +45,12 @@ constexpr const char* kMesh = "This machine's mesh";
 constexpr const char* kConfiguration = "Configuration";
 constexpr const char* kWorkloads = "Workloads";
 constexpr const char* kLooking = "Looking inside";
+
+// Of "namespace/name", or of a name alone.
+std::string namespace_of(const std::string& workload) {
+  const std::size_t slash = workload.find('/');
+  return slash == std::string::npos ? "default" : workload.substr(0, slash);
+}
 
 // Words that can never be right are wrong usage, whoever would notice them later.
 template <class Check>
@@ -235,6 +242,7 @@ class CommandLine {
   TapOptions tap_;
   std::vector<std::string> files_, labels_, annotations_, command_;
   std::string what_;
+  std::string from_;  // of dns lookup
   unsigned seconds_ = 0;
   bool purge_ = false, dry_run_ = false, all_ = false, takes_command_ = false, has_command_ = false;
 };
@@ -456,6 +464,23 @@ void CommandLine::add_looking_commands() {
       ->required()
       ->check(CLI::IsMember({"routes", "clusters", "endpoints", "policies"}).description(""));
   add_format(dump_command);
+
+  auto* dns_command = command(app_, "dns", "Say what names mean to a workload", kLooking, nullptr);
+  dns_command->require_subcommand(1);
+  auto* lookup_command =
+      command(*dns_command, "lookup", "What the mesh answers, or that it forwards the query",
+              "Commands", [this] {
+                return dump(environment_,
+                            "dns?name=" + api::encode_query(what_) +
+                                "&namespace=" + api::encode_query(namespace_of(from_)),
+                            format_);
+              });
+  lookup_command->add_option("NAME", what_, "As a program would ask for it: reviews, or whole")
+      ->type_name("")
+      ->required();
+  lookup_command->add_option("--from", from_, "The workload that asks: its namespace counts")
+      ->type_name("[NAMESPACE/]WORKLOAD");
+  add_format(lookup_command);
 
   add_bpf_commands();
 

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "dns/resolve.h"
 #include "netlink.h"
 
 namespace mesh::cli {
@@ -30,6 +31,7 @@ Result<> configure_links(const InsideOptions& options) {
   // The mesh answers for a service's address before any route is asked. Where it is not asked (a
   // workload that is disabled) a connect fails at once and does not leave by eth0.
   MESH_TRY(netlink.add_unreachable_route(options.services));
+  MESH_TRY(netlink.add_unreachable_route({dns::kMeshResolver, 32}));
   if (options.ipv6) {
     MESH_TRY(netlink.add_default_route("eth0", address_v6(kBridgeNumber)));
   }
@@ -62,10 +64,7 @@ Result<> configure_mounts(const InsideOptions& options) {
     return errno_error(errno, "cannot make the sandbox's mounts its own");
   if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0)
     return errno_error(errno, "cannot mount /proc");
-  MESH_TRY(mount_file(options.hosts_file, "/etc/hosts"));
-  if (::access("/etc/resolv.conf", F_OK) == 0) {
-    MESH_TRY(mount_file(options.resolv_file, "/etc/resolv.conf"));
-  }
+  MESH_TRY(mount_file(options.resolv_file, "/etc/resolv.conf"));
   return cover_the_mesh(options);  // last: these files are in the run directory
 }
 

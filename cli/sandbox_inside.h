@@ -46,10 +46,10 @@ Notice receive_notice(int fd);  // waits
 struct InsideOptions {
   AddressNumber number = 0;
   bool ipv6 = true;
-  IpBlock services;                     // their addresses lead nowhere but through the mesh
-  std::string hosts_file, resolv_file;  // for /etc/hosts and /etc/resolv.conf
-  std::vector<std::string> hidden;      // directories that are empty and read-only inside
-  std::string cgroup_mount;             // read-only inside
+  IpBlock services;                 // their addresses lead nowhere but through the mesh
+  std::string resolv_file;          // for /etc/resolv.conf
+  std::vector<std::string> hidden;  // directories that are empty and read-only inside
+  std::string cgroup_mount;         // read-only inside
   std::vector<std::string> command;
   std::vector<std::string> environment;
 };

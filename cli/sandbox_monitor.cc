@@ -18,6 +18,7 @@
 #include "api/messages.h"
 #include "base/unique_fd.h"
 #include "cgroup.h"
+#include "dns/resolve.h"
 #include "netlink.h"
 #include "output.h"
 #include "process.h"
@@ -55,21 +56,18 @@ Result<> ensure_bridge() {
   return success();
 }
 
-Result<> ensure_file(const std::string& path, std::string_view text) {
-  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
-  if (!fd) return errno == EEXIST ? Result<>(success()) : errno_error(errno, path);
-  if (::write(fd.get(), text.data(), text.size()) < 0) return errno_error(errno, path);
+// Mounted into every sandbox: the host's name servers cannot be reached from inside. Written anew
+// each time, in place: an earlier version may have left another.
+Result<> write_resolver_file(const Environment& environment) {
+  const std::string path = environment.run("resolv.conf");
+  const std::string text =
+      "# The mesh answers for its own names; there are no others.\nnameserver " +
+      dns::kMeshResolver.to_string() + "\noptions timeout:2 attempts:3\n";
+  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+  if (!fd || ::pwrite(fd.get(), text.data(), text.size(), 0) < 0 ||
+      ::ftruncate(fd.get(), static_cast<off_t>(text.size())) != 0)
+    return errno_error(errno, path);
   return success();
-}
-
-// What is mounted into every sandbox. The hosts file is meshd's, which writes it in place. Without
-// a resolv.conf of its own a sandbox would ask name servers that it cannot reach, and wait for
-// them.
-Result<> ensure_name_files(const Environment& environment) {
-  MESH_TRY(ensure_file(environment.run("hosts"), "127.0.0.1 localhost\n::1 localhost\n"));
-  return ensure_file(environment.run("resolv.conf"),
-                     "# No DNS in sandboxes yet: names come from /etc/hosts.\n"
-                     "options timeout:1 attempts:1\n");
 }
 
 Result<> delete_link(AddressNumber number) {
@@ -152,7 +150,7 @@ Result<> Sandbox::prepare() {
   MESH_TRY(end_cgroups({path}, milliseconds(0)));  // of a monitor that was killed just now
   MESH_TRY(make_cgroup(path));
   cgroup_ = path;
-  MESH_TRY(ensure_name_files(environment_));
+  MESH_TRY(write_resolver_file(environment_));
   MESH_TRY(ensure_bridge());
   MESH_TRY(claim_.allocate_address(record_));
   record_.addresses = {address_v4(record_.number).to_string()};
@@ -170,7 +168,6 @@ Result<> Sandbox::start_first_process() {
   InsideOptions options{record_.number,
                         has_ipv6(),
                         service_block(environment_),
-                        environment_.run("hosts"),
                         environment_.run("resolv.conf"),
                         {environment_.run_dir, "/sys/fs/bpf"},
                         cgroups_.mount,

@@ -155,7 +155,8 @@ asio::awaitable<json::value> proxy_view(Node& node, std::string what) {
   co_return answer ? *answer : json::value();
 }
 
-asio::awaitable<Response> dump(Node& node, const Request& request, std::string what) {
+asio::awaitable<Response> dump(Node& node, const Request& request, const api::Target& target) {
+  const std::string what = target.path.substr(std::string_view("/v1/dump/").size());
   api::Dump table;
   if (what == "routes") {
     table = dump_routes(*node.snapshot());
@@ -169,10 +170,12 @@ asio::awaitable<Response> dump(Node& node, const Request& request, std::string w
     merge_rows(table, body, {"cluster", "endpoint"});
   } else if (what == "policies") {
     table = dump_policies(*node.snapshot(), node.policy_counts());
+  } else if (what == "dns") {
+    table = dump_dns(*node.snapshot(), query_of(target, "namespace"), query_of(target, "name"));
   } else {
     co_return refuse(request, Error{Errc::not_found, "no dump '" + what +
                                                          "': one of routes, clusters, endpoints, "
-                                                         "policies"});
+                                                         "policies, dns"});
   }
   table.version = node.version();
   co_return respond(request, table);
@@ -198,7 +201,7 @@ asio::awaitable<Response> answer(Node& node, const Request& request, const api::
     co_return respond(request, node.objects(query_of(target, "kind"), query_of(target, "namespace"),
                                             query_of(target, "name")));
   if (path == "/v1/workloads") co_return co_await workloads(node, request, target);
-  if (path.starts_with("/v1/dump/")) co_return co_await dump(node, request, path.substr(9));
+  if (path.starts_with("/v1/dump/")) co_return co_await dump(node, request, target);
   co_return refuse(request, Error{Errc::not_found, "no such path: GET " + path});
 }
 

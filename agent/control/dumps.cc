@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <map>
 #include <string>
+#include <utility>
+#include <variant>
+
+#include "dns/resolve.h"
 
 namespace mesh::control {
 namespace {
@@ -226,6 +230,46 @@ api::Dump dump_policies(const Snapshot& snapshot,
                    policy->ingress_rules.size() + policy->egress_rules.size());
     row["action"] = !policy->egress ? "Ingress" : !policy->ingress ? "Egress" : "Ingress,Egress";
     dump.rows.push_back(std::move(row));
+  }
+  return dump;
+}
+
+namespace {
+
+std::string text_of(const dns::Record& record) {
+  if (const auto* ip = std::get_if<IpAddress>(&record.data)) return ip->to_string();
+  if (const auto* alias = std::get_if<std::string>(&record.data)) return "-> " + *alias;
+  const auto& service = std::get<dns::Service>(record.data);
+  return service.target + ":" + std::to_string(service.port);
+}
+
+std::string decision_of(const dns::Resolution& found) {
+  using Kind = dns::Resolution::Kind;
+  if (found.kind == Kind::kForeign) return "forwarded to the workload's resolver";
+  if (found.kind == Kind::kNoSuchName) return "no such name (NXDOMAIN)";
+  std::string text;
+  for (const dns::Record& record : found.answer.records)
+    text += (text.empty() ? "" : ", ") + text_of(record);
+  if (found.kind == Kind::kElsewhere) return text + ", which the workload's resolver resolves";
+  return text.empty() ? "nothing of this type" : text;
+}
+
+}  // namespace
+
+api::Dump dump_dns(const Snapshot& snapshot, std::string_view ns, std::string_view name) {
+  std::string wanted;
+  for (const char c : name) wanted += c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  if (wanted.ends_with('.')) wanted.pop_back();
+  api::Dump dump;
+  dump.what = "dns";
+  dump.columns = {"name", "type", "answer", "object"};
+  for (const auto& [type, number] :
+       {std::pair{"A", dns::type::kA}, {"AAAA", dns::type::kAaaa}, {"SRV", dns::type::kSrv}}) {
+    const dns::Resolution found = dns::resolve(snapshot, ns, wanted, number);
+    dump.rows.push_back({{"name", wanted},
+                         {"type", type},
+                         {"answer", decision_of(found)},
+                         {"object", found.object.empty() ? "-" : found.object}});
   }
   return dump;
 }

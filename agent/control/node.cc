@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "base/log.h"
-#include "control/hosts.h"
 #include "control/proxy_words.h"
 #include "feed/messages.h"
 
@@ -113,12 +112,6 @@ void Node::recompile(Clock::time_point now) {
   compilation_ = sources_.compile(publisher_.next_version(), before.get());
   workloads_.reconcile(compilation_.snapshot->workloads, gateway_);
   publish(now);
-  // A name is known only once the kernel knows its address.
-  const std::string hosts = hosts_text(*compilation_.snapshot);
-  if (options_.hosts_file.empty() || hosts == hosts_written_) return;
-  auto written = write_in_place(options_.hosts_file, hosts);
-  hosts_error_ = written ? std::string() : written.error().message;
-  if (written) hosts_written_ = hosts;
 }
 
 void Node::publish(Clock::time_point now) {
@@ -314,6 +307,11 @@ Result<> Node::on_proxy_frame(std::string_view payload) {
   const std::string type = text_of(message, "type");
   if (type == feed::kReady) {
     proxy_version_ = text_of(message, "version");
+    const json::value* dns = message.if_contains("dns");
+    proxy_answers_dns_ = dns != nullptr && dns->is_bool() && dns->get_bool();
+    if (!proxy_answers_dns_) publisher_.set_responders({});
+  } else if (type == feed::kDns) {
+    return on_dns(message);
   } else if (type == feed::kAck) {
     const auto version = number_of(message, "version");
     if (!version) return malformed("ack without a version");
@@ -348,6 +346,22 @@ void Node::on_ack(std::uint64_t version) {
   reconcile_host_listeners();
   sync_hold();
   tell_change();
+}
+
+Result<> Node::on_dns(const json::object& message) {
+  const json::value* list = message.if_contains("workloads");
+  if (!list || !list->is_array()) return malformed("dns without workloads");
+  std::set<std::uint32_t> workloads;
+  for (const json::value& id : list->get_array()) {
+    boost::system::error_code error;
+    const auto number = id.to_number<std::uint32_t>(error);
+    if (error) return malformed("dns.workloads");
+    workloads.insert(number);
+  }
+  publisher_.set_responders(std::move(workloads));
+  workloads_.set_kernel_errors(publisher_.kernel_errors());
+  tell_change();
+  return success();
 }
 
 std::uint64_t Node::add_change_sink(std::function<void()> sink) {

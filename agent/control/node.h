@@ -1,5 +1,5 @@
 // Node: what meshd knows and does, apart from waiting: it takes objects and events in, and keeps
-// the kernel, meshhold, meshproxy and the hosts file as they should be.
+// the kernel, meshhold and meshproxy as they should be.
 //
 // One thread. The loop (agent.h) brings events and time; what is asked over the admin socket is
 // answered from here. Nothing blocks but writes of small files.
@@ -30,7 +30,6 @@ namespace mesh::control {
 struct NodeOptions {
   std::string version;       // of this program
   std::string node_name;     // of this machine
-  std::string hosts_file;    // "" : none is written
   std::string sandbox_root;  // <cgroup>/workloads: empty groups below it are ours to remove
   std::string access_log;    // "" : none
 };
@@ -127,6 +126,7 @@ class Node {
   void on_proxy_lost();
   Result<> on_proxy_frame(std::string_view payload);
   void on_ack(std::uint64_t version);
+  Result<> on_dns(const boost::json::object& message);
 
   void tell_change() const;
   void recompile(Clock::time_point now);
@@ -160,14 +160,14 @@ class Node {
   Compilation compilation_;
   Clock::time_point started_{};
   Clock::time_point now_{};  // of the event that is being handled
-  std::string hosts_error_, access_log_error_, store_error_;
-  std::string hosts_written_;
+  std::string access_log_error_, store_error_;
   bool is_sync_due_ = false;
   Heartbeat heartbeat_;
   Clock::time_point proxy_connected_at_{};
   int stale_looks_ = 0;
   std::optional<bool> is_hold_told_of_hang_;
   std::string proxy_version_;
+  bool proxy_answers_dns_ = false;
   std::map<std::uint64_t, TapSink> taps_;
   std::map<std::uint64_t, std::optional<boost::json::value>> answers_;
   std::map<std::uint64_t, std::function<void()>> change_sinks_;

@@ -1,4 +1,5 @@
 // What Node answers over the admin socket.
+#include <string.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -230,6 +231,23 @@ api::ApplyReply Node::remove(const api::DeleteRequest& request, Clock::time_poin
 
 // --- status
 
+namespace {
+
+// What an enrolled workload does without.
+std::string shortcomings_of(const Enrolment& enrolment) {
+  if (enrolment.id == feed::kGatewayWorkload) return {};
+  std::string text;
+  if ((enrolment.families & feed::kHasFamily6) == 0)
+    text = "IPv4 only: its namespace has no IPv6 loopback";
+  if ((enrolment.families & feed::kHasDns) != 0) return text;
+  if (!text.empty()) text += "; ";
+  return text + "no names of the mesh: its sockets for DNS (port 15053) could not be made" +
+         (enrolment.dns_error != 0 ? std::string(": ") + ::strerror(enrolment.dns_error)
+                                   : "; meshhold is of an older version");
+}
+
+}  // namespace
+
 api::WorkloadStatus Node::status_of(const config::ObjectName& name,
                                     const Enrolment& enrolment) const {
   const config::Workload& workload = *enrolment.workload;
@@ -256,10 +274,12 @@ api::WorkloadStatus Node::status_of(const config::ObjectName& name,
   } else if (!publisher_.is_told(enrolment.id)) {
     status.reason = parts_.proxy.is_connected() ? "waiting for meshproxy to acknowledge it"
                                                 : "meshproxy is away; see its log";
+  } else if (proxy_answers_dns_ && (enrolment.families & feed::kHasDns) != 0 &&
+             !publisher_.has_responder(enrolment.id)) {
+    status.reason = "waiting for meshproxy to answer its DNS";
   } else {
     status.state = "enrolled";
-    if (enrolment.families == feed::kHasFamily4)
-      status.reason = "IPv4 only: its namespace has no IPv6 loopback";
+    status.reason = shortcomings_of(enrolment);
     const auto& uncovered = parts_.datapath.uncovered();
     if (const auto why = uncovered.find(enrolment.id); why != uncovered.end())
       status.reason += (status.reason.empty() ? "" : "; ") + why->second;
@@ -331,7 +351,7 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
   if (const auto errors = publisher_.kernel_errors().find(0);
       errors != publisher_.kernel_errors().end())
     reasons.push_back("the kernel: " + errors->second.message);
-  for (const std::string* error : {&store_error_, &hosts_error_, &access_log_error_})
+  for (const std::string* error : {&store_error_, &access_log_error_})
     if (!error->empty()) reasons.push_back(*error);
   for (const std::string& error : sources_.write_errors()) reasons.push_back(error);
   for (std::string& problem : host_listeners_.problems()) reasons.push_back(std::move(problem));

@@ -66,6 +66,18 @@ std::map<std::string, int> policy_sizes(const config::Snapshot& snapshot) {
 Publisher::Publisher(datapath::Datapath& datapath, Peer& proxy, Numbers& numbers)
     : datapath_(datapath), proxy_(proxy), numbers_(numbers) {}
 
+void Publisher::adopt(datapath::State state) {
+  for (const auto& [id, workload] : state.workloads)
+    if (workload.has_responder) responders_.insert(id);
+  current_ = std::move(state);
+}
+
+void Publisher::set_responders(std::set<std::uint32_t> workloads) {
+  if (workloads == responders_) return;
+  responders_ = std::move(workloads);
+  refresh_kernel();
+}
+
 void Publisher::publish(Publication publication, Clock::time_point now) {
   wanted_ = std::move(publication);
   ++version_;
@@ -81,6 +93,7 @@ void Publisher::apply_kernel() {
   numbers_.start_round();
   datapath::State state =
       kernel_state({*wanted_.snapshot, acked(), current_, wanted_.clients}, numbers_);
+  for (auto& [id, workload] : state.workloads) workload.has_responder = has_responder(id);
   if (auto saved = numbers_.save(); !saved) {
     kernel_error_ = saved.error().message;  // a number that is not kept must not be used
     return;

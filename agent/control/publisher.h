@@ -38,7 +38,7 @@ class Publisher {
   Publisher(datapath::Datapath& datapath, Peer& proxy, Numbers& numbers);
 
   // What the kernel has after a restart.
-  void adopt(datapath::State state) { current_ = std::move(state); }
+  void adopt(datapath::State state);
 
   std::uint64_t next_version() const { return version_ + 1; }
   void publish(Publication publication, Clock::time_point now);
@@ -59,6 +59,9 @@ class Publisher {
   bool is_told(std::uint32_t workload) const {
     return acked_version_ != 0 && told_.contains(workload);
   }
+  // Whose DNS the proxy answers; what the last one said holds until another says something else.
+  void set_responders(std::set<std::uint32_t> workloads);
+  bool has_responder(std::uint32_t workload) const { return responders_.contains(workload); }
   bool is_in_flight() const { return is_in_flight_; }
   const std::vector<config::Problem>& refused_by_proxy() const { return nacked_; }
   bool is_ack_late(Clock::time_point now) const;
@@ -79,7 +82,8 @@ class Publisher {
   std::optional<Publication> sent_;   // the last update of this connection
   std::optional<Publication> acked_;  // what the proxy uses; survives its absence
   std::set<std::uint32_t> told_;      // the workloads in it
-  bool proxy_knows_sent_ = false;     // else the next update starts from nothing
+  std::set<std::uint32_t> responders_;
+  bool proxy_knows_sent_ = false;  // else the next update starts from nothing
   bool is_in_flight_ = false;
   std::uint64_t version_ = 0, sent_version_ = 0, acked_version_ = 0;
   Clock::time_point sent_at_{};

@@ -165,6 +165,7 @@ Result<bool> Workloads::on_hold_message(const HoldMessage& message, feed::Fds fd
     enrolment.failures = 0;
     enrolment.cookie = message.netns_cookie;
     enrolment.families = message.families;
+    enrolment.dns_error = static_cast<int>(message.detail);
     enrolment.listeners = std::move(fds);
     enrolment.reason = "waiting for meshproxy";
     return changed;

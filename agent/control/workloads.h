@@ -51,6 +51,7 @@ struct Enrolment {
   UniqueFd netns;
   std::uint64_t cookie = 0;  // known once it is or was held
   std::uint8_t families = 0;
+  int dns_error = 0;    // errno of the listeners for DNS, where there are none
   feed::Fds listeners;  // duplicates, for the next meshhold
   std::string kernel_error;
   bool was_populated = false;

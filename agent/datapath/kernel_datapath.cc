@@ -346,6 +346,7 @@ class KernelDatapath final : public Datapath {
       EnrolledWorkload& workload = state.workloads[entry.id];
       workload.id = entry.id;
       workload.netns_cookie = cookie;
+      workload.has_responder = (entry.flags & UM_WORKLOAD_DNS) != 0;
     }
     for (const auto& [key, order] : maps_.own_addresses.entries()) adopt_address(key, order, state);
     for (const auto& [key, service] : maps_.services.entries())

@@ -260,7 +260,7 @@ std::vector<std::uint8_t> write_answer(const Query& query, Bytes query_bytes, co
   out.u16(query.id);
   const std::size_t flags_at = out.size();
   std::size_t flags = kQr | (query.flags & (kRd | kCd)) | kRa |
-                      (answer.is_authoritative ? kAa : 0) |
+                      (answer.is_authoritative ? kAa : 0) | (answer.is_cut ? kTc : 0) |
                       (static_cast<std::size_t>(answer.rcode) & 0xf);
   out.u16(flags);
   out.u16(1);

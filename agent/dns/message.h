@@ -76,6 +76,7 @@ struct Record {
 struct Answer {
   Rcode rcode = Rcode::kNoError;
   bool is_authoritative = true;
+  bool is_cut = false;  // there is more, over TCP
   std::vector<Record> records;
   // Of the zone that has nothing more to say; empty: no SOA record.
   std::string zone;

@@ -25,6 +25,10 @@ namespace mesh::dns {
 inline constexpr std::uint32_t kTtl = 30;         // seconds; as Istio and CoreDNS
 inline constexpr std::uint32_t kNegativeTtl = 5;  // a Service that is new is soon seen
 
+// The resolver of a sandbox, which has no other: at this address the mesh answers alone, and what
+// it does not know does not exist. (RFC 7600: an address that is nobody's)
+inline constexpr IpAddress kMeshResolver = IpAddress::v4(192, 0, 0, 8);
+
 struct Resolution {
   enum class Kind : std::uint8_t {
     kForeign,     // not the mesh's

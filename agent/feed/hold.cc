@@ -69,7 +69,7 @@ Result<HoldMessage> parse_hold_message(std::string_view payload) {
   if (names_family(message.type) && message.family != kFamily4 && message.family != kFamily6)
     return malformed("family");
   if (names_listener(message.type) &&
-      (message.kind < ListenerKind::kOutbound || message.kind > ListenerKind::kMetrics))
+      (message.kind < ListenerKind::kOutbound || message.kind > ListenerKind::kDnsTcp))
     return malformed("kind");
   if (message.count > kMaxSocketBatch) return malformed("count");
   return message;

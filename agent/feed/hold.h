@@ -5,9 +5,11 @@
 //   meshd -> meshhold
 //     kEnrol{workload}         + [netns] or [netns, listener...]: makes the listeners, or takes
 //                              those back (duplicates from an earlier kEnrolled) after checking
-//                              that they are of that namespace. Already held: answered from what is
-//                              held, then [] is enough. With kFlagHostNamespace and no descriptor:
-//                              the node's gateway, upstream sockets from meshhold's own namespace.
+//                              that they are of that namespace. Those for DNS (kDnsUdp, kDnsTcp)
+//                              are optional: without them names are not the mesh's business there.
+//                              Already held: answered from what is held, then [] is enough. With
+//                              kFlagHostNamespace and no descriptor: the node's gateway, upstream
+//                              sockets from meshhold's own namespace.
 //     kEnd{workload}           closes what is held and revokes it at the proxy
 //     kHostListener{workload, kind, family, ip, port} + [] or [listener]: a listener in the host's
 //                              namespace (kGateway: workload 1; kMetrics: workload 0). ip "::",
@@ -18,7 +20,8 @@
 //                              to it are refused until kOk, or until the next proxy
 //   meshhold -> meshd
 //     kEnrolled{workload, netns_cookie, status, families, detail} + a duplicate of each listener
-//                              (IPv4 first)
+//                              (outbound before DNS, IPv4 first). families without kHasDns: detail
+//                              is the errno that DNS listeners failed with
 //     kHostListening{as asked, status, detail} + the duplicate
 //
 // proxy.sock: meshproxy listens, meshhold dials and sends the JSON frame kHoldHello, then frames
@@ -28,18 +31,22 @@
 //                              every new connection. A second one for the same (workload, kind,
 //                              family, ip, port) is the same socket: keep either, close the other.
 //                              Accept only once meshd's `enrolled` list names the workload.
-//     kSockets{workload, family, count, status} + count unconnected non-blocking TCP sockets; fewer
-//                              than asked, or none with a status, when they could not be made.
-//                              Until the first kSync of a new meshhold, a request for a workload
-//                              that meshd has not named yet waits
+//     kSockets{workload, family, flags, count, status} + count unconnected non-blocking sockets,
+//     TCP
+//                              or (kFlagDatagram) UDP; fewer than asked, or none with a status,
+//                              when they could not be made. Until the first kSync of a new
+//                              meshhold, a request for a workload that meshd has not named yet
+//                              waits
 //     kRevoke{workload}        close its listeners and stock, end its connections
 //     kRevokeListener{workload, kind, family, ip, port}
-//     kGiveBack{workload, kind, ...}: the port of this listener (kOutbound: of the workload's) is
+//     kGiveBack{workload, kind, ...}: the port of this listener (kOutbound: any of the workload's)
+//     is
 //                              taken, and meshd has no duplicate: has the proxy?
 //     kSync                    what was not named on this connection is revoked
 //   meshproxy -> meshhold
-//     kWantSockets{workload, family, count}: at most kMaxSocketBatch are made for one request.
-//     kGivenBack{as asked} + a duplicate of each listener that kGiveBack asked for; none: it has
+//     kWantSockets{workload, family, flags, count}: at most kMaxSocketBatch are made for one
+//     request. kGivenBack{as asked} + a duplicate of each listener that kGiveBack asked for; none:
+//     it has
 //                              none. meshhold checks each against the namespace (decisions/0006)
 //   The proxy keeps listeners and stock when this channel ends: the next meshhold sends them again.
 //   A peer that breaks these rules is dropped. Nothing the proxy sends names a descriptor or a
@@ -60,6 +67,7 @@ namespace mesh::feed {
 
 inline constexpr std::string_view kHoldHello = R"({"type":"hello","role":"meshhold"})";
 inline constexpr std::uint16_t kOutboundPort = 15001;
+inline constexpr std::uint16_t kDnsPort = 15053;
 inline constexpr std::uint32_t kMaxSocketBatch = 64;
 inline constexpr std::uint32_t kGatewayWorkload = 1;
 // So long connections wait for a proxy that is away or hangs; then they are refused.
@@ -98,13 +106,16 @@ enum class HoldStatus : std::uint8_t {
 // What a person reads; names the remedy.
 std::string_view to_string(HoldStatus status);
 
-enum class ListenerKind : std::uint8_t { kOutbound = 1, kGateway = 2, kMetrics = 3 };
+enum class ListenerKind : std::uint8_t { kOutbound = 1, kGateway, kMetrics, kDnsUdp, kDnsTcp };
+inline constexpr bool is_dns(ListenerKind kind) { return kind >= ListenerKind::kDnsUdp; }
 
 inline constexpr std::uint8_t kFamily4 = 4;  // HoldMessage::family
 inline constexpr std::uint8_t kFamily6 = 6;
 inline constexpr std::uint8_t kHasFamily4 = 1;  // HoldMessage::families, bits
 inline constexpr std::uint8_t kHasFamily6 = 2;
-inline constexpr std::uint8_t kFlagHostNamespace = 1;
+inline constexpr std::uint8_t kHasDns = 4;
+inline constexpr std::uint8_t kFlagHostNamespace = 1;  // HoldMessage::flags, bits
+inline constexpr std::uint8_t kFlagDatagram = 2;
 
 struct HoldMessage {
   HoldType type{};

@@ -51,15 +51,32 @@ bool is_listener_of(const ListenerIdentity& identity, const SocketAddress& addre
   return identity.v6 == v6 && identity.address == address;
 }
 
-// Of a listener as make_outbound_listeners() makes it.
-std::optional<std::uint8_t> outbound_family(const ListenerIdentity& identity) {
-  if (identity.address.port != kOutboundPort) return std::nullopt;
-  if (!identity.v6 && identity.on_loopback && identity.address.ip == IpAddress::v4(127, 0, 0, 1))
-    return kFamily4;
+// Which of the listeners of a workload it is; nullopt: none that NamespaceSockets made.
+std::optional<ListenerKind> kind_of(const ListenerIdentity& identity) {
+  const SocketAddress& at = identity.address;
+  const bool on_lo = !identity.v6 && identity.on_loopback;
+  if (at.port == kDnsPort && on_lo && at.ip.is_unspecified())
+    return identity.datagram ? ListenerKind::kDnsUdp : ListenerKind::kDnsTcp;
+  if (at.port != kOutboundPort || identity.datagram) return std::nullopt;
+  if (on_lo && at.ip == IpAddress::v4(127, 0, 0, 1)) return ListenerKind::kOutbound;
   IpAddress::Bytes loopback{};
   loopback[15] = 1;
-  if (identity.v6 && identity.address.ip == IpAddress(loopback)) return kFamily6;
+  if (identity.v6 && at.ip == IpAddress(loopback)) return ListenerKind::kOutbound;
   return std::nullopt;
+}
+
+// Those of a workload that has such listeners.
+std::uint8_t families_of(const Fds& listeners) {
+  std::uint8_t families = 0;
+  for (const UniqueFd& listener : listeners) {
+    const auto identity = identify_listener(listener.get());
+    if (!identity) continue;
+    if (is_dns(kind_of(*identity).value_or(ListenerKind::kOutbound)))
+      families |= kHasDns;
+    else
+      families |= identity->v6 ? kHasFamily6 : kHasFamily4;
+  }
+  return families;
 }
 
 }  // namespace
@@ -278,19 +295,29 @@ Refusal Holder::hold(const HoldMessage& message, Fds& fds) {
     if (theirs.cookie == workload.cookie) return {HoldStatus::kShared, 0};
   if (const Refusal refusal = take_back(workload, fds); refusal.status != HoldStatus::kOk)
     return refusal;
-  if (workload.listeners.empty()) {
-    const Refusal refusal = sockets_.make_outbound_listeners(fds[0].get(), workload.listeners);
-    if (refusal.status != HoldStatus::kOk) return refusal;
-  }
+  if (const Refusal refusal = make_listeners(workload, fds[0].get());
+      refusal.status != HoldStatus::kOk)
+    return refusal;
   workload.netns = std::move(fds[0]);
   workloads_.emplace(id, std::move(workload));
+  return {};
+}
+
+// Those that it did not bring back. Without DNS's a workload is still a workload.
+Refusal Holder::make_listeners(Workload& workload, int netns) const {
+  if (workload.listeners.empty()) {
+    const Refusal refusal = sockets_.make_outbound_listeners(netns, workload.listeners);
+    if (refusal.status != HoldStatus::kOk) return refusal;
+  }
+  if ((families_of(workload.listeners) & kHasDns) == 0)
+    workload.dns = sockets_.make_dns_listeners(netns, workload.listeners);
   return {};
 }
 
 Refusal Holder::take_back(Workload& workload, Fds& fds) const {
   for (std::size_t i = 1; i < fds.size(); ++i) {
     const auto identity = identify_listener(fds[i].get());
-    if (!identity || identity->netns_cookie != workload.cookie || !outbound_family(*identity))
+    if (!identity || identity->netns_cookie != workload.cookie || !kind_of(*identity))
       return {HoldStatus::kForeign, 0};
   }
   for (std::size_t i = 1; i < fds.size(); ++i) {
@@ -430,10 +457,9 @@ void Holder::answer_enrolled(std::uint32_t id, const Refusal& refusal) {
   }
   const Workload& workload = workloads_.at(id);
   answer.netns_cookie = workload.cookie;
-  answer.families = workload.netns ? static_cast<std::uint8_t>(workload.listeners.size() > 1
-                                                                   ? kHasFamily4 | kHasFamily6
-                                                                   : kHasFamily4)
-                                   : std::uint8_t{kHasFamily4 | kHasFamily6};
+  answer.families =
+      workload.netns ? families_of(workload.listeners) : std::uint8_t{kHasFamily4 | kHasFamily6};
+  answer.detail = static_cast<std::uint32_t>(workload.dns.error);
   to_meshd(answer, duplicates(workload.listeners));
 }
 
@@ -455,9 +481,10 @@ void Holder::offer_all() {
 void Holder::offer(std::uint32_t id, const Workload& workload) {
   for (const UniqueFd& listener : workload.listeners) {
     const auto identity = identify_listener(listener.get());
-    if (!identity) continue;
+    const auto kind = identity ? kind_of(*identity) : std::nullopt;
+    if (!kind) continue;
     HoldMessage message = message_of(HoldType::kListener, id);
-    message.kind = ListenerKind::kOutbound;
+    message.kind = *kind;
     message.family = identity->v6 ? kFamily6 : kFamily4;
     message.ip = identity->address.ip.bytes();
     message.port = identity->address.port;
@@ -496,7 +523,8 @@ void Holder::serve_wants() {
       answer.status = HoldStatus::kUnknown;
     } else {
       const Refusal refusal =
-          sockets_.make_sockets(held->second.netns.get(), answer.family, answer.count, fds);
+          sockets_.make_sockets(held->second.netns.get(), answer.family,
+                                (answer.flags & kFlagDatagram) != 0, answer.count, fds);
       answer.status = refusal.status;
       answer.detail = static_cast<std::uint32_t>(refusal.error);
     }

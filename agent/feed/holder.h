@@ -41,7 +41,8 @@ class Holder {
   struct Workload {
     UniqueFd netns;  // none: our own namespace
     std::uint64_t cookie = 0;
-    Fds listeners;  // IPv4 first
+    Fds listeners;  // outbound before DNS, IPv4 first
+    Refusal dns;    // why there are none for DNS
     bool named = false;
   };
   struct HostListener {
@@ -83,6 +84,7 @@ class Holder {
   void enrol(Request request);
   Refusal hold(const HoldMessage& message, Fds& fds);
   Refusal take_back(Workload& workload, Fds& fds) const;
+  Refusal make_listeners(Workload& workload, int netns) const;
   void listen_on_host(Request request);
   bool try_again_later(Request& request);
   void end(std::uint32_t id);

@@ -31,7 +31,10 @@
 //   dump       {type, id: u64, what: "routes"|"clusters"|"endpoints"|"policies"|"stats"}
 //
 // meshproxy -> meshd
-//   ready      {type, version: string, workers: n}       after the hello: the proxy's own version
+//   ready      {type, version: string, workers: n, dns: bool}
+//              After the hello: the proxy's own version, and whether it will send `dns`.
+//   dns        {type, workloads: [id]}
+//              After ready, and when it changes: whose DNS it has the sockets for and answers.
 //   ack        {type, version}                           the workers use this version now
 //   nack       {type, version, problems: [{kind, namespace, name, field, message}]}
 //              the version before stays in use
@@ -53,6 +56,7 @@ inline constexpr std::string_view kKernelCounters = "kernel_counters";
 inline constexpr std::string_view kTap = "tap";
 inline constexpr std::string_view kDump = "dump";
 inline constexpr std::string_view kReady = "ready";
+inline constexpr std::string_view kDns = "dns";
 inline constexpr std::string_view kAck = "ack";
 inline constexpr std::string_view kNack = "nack";
 inline constexpr std::string_view kTapEvent = "tap_event";

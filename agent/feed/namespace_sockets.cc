@@ -23,13 +23,15 @@ namespace mesh::feed {
 namespace {
 
 constexpr int kBacklog = 4096;  // the namespace's net.core.somaxconn is the other bound
+constexpr int kDatagramBuffer = 1 << 20;
 constexpr Refusal kFine{};
 
 Refusal failed(int error) { return {HoldStatus::kUnavailable, error}; }
 
-UniqueFd tcp_socket(bool v6) {
-  return UniqueFd(::socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+UniqueFd new_socket(bool v6, int type) {
+  return UniqueFd(::socket(v6 ? AF_INET6 : AF_INET, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 }
+UniqueFd tcp_socket(bool v6) { return new_socket(v6, SOCK_STREAM); }
 
 std::uint64_t netns_cookie(int socket) {
   std::uint64_t cookie = 0;
@@ -39,6 +41,12 @@ std::uint64_t netns_cookie(int socket) {
 
 bool set_option(int fd, int level, int name, int value) {
   return ::setsockopt(fd, level, name, &value, sizeof value) == 0;
+}
+
+bool is_datagram(int fd) {
+  int type = 0;
+  socklen_t size = sizeof type;
+  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_DGRAM;
 }
 
 bool is_loopback_up() {
@@ -72,16 +80,18 @@ RawAddress to_raw(const SocketAddress& address, bool v6) {
   return raw;
 }
 
+// Binding to lo: with route_localnet=1 a neighbour reaches 127.0.0.1 and would be taken for the
+// workload. The first SO_BINDTODEVICE of a socket needs no CAP_NET_RAW (since 5.7).
+bool bind_to_loopback(int fd) {
+  return ::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "lo", sizeof "lo") == 0;
+}
+
 Refusal make_listener(const SocketAddress& address, bool v6, bool only_loopback_device,
                       UniqueFd& made) {
   const bool both_families = v6 && address.ip.is_unspecified();
   UniqueFd fd = tcp_socket(v6);
   if (!fd) return failed(errno);
-  // Binding to lo: with route_localnet=1 a neighbour reaches 127.0.0.1 and would be taken for the
-  // workload. The first SO_BINDTODEVICE of a socket needs no CAP_NET_RAW (since 5.7).
-  if (only_loopback_device &&
-      ::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, "lo", sizeof "lo") != 0)
-    return failed(errno);
+  if (only_loopback_device && !bind_to_loopback(fd.get())) return failed(errno);
   if (v6 && !set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, both_families ? 0 : 1))
     return failed(errno);
   if (!set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1)) return failed(errno);
@@ -93,11 +103,24 @@ Refusal make_listener(const SocketAddress& address, bool v6, bool only_loopback_
   return kFine;
 }
 
-SocketAddress loopback(bool v6) {
-  if (!v6) return {IpAddress::v4(127, 0, 0, 1), kOutboundPort};
+// A UDP socket on lo that says with each datagram which of its addresses it was sent to.
+Refusal make_receiver(const SocketAddress& address, UniqueFd& made) {
+  UniqueFd fd = new_socket(false, SOCK_DGRAM);
+  if (!fd || !bind_to_loopback(fd.get()) || !set_option(fd.get(), IPPROTO_IP, IP_PKTINFO, 1))
+    return failed(errno);
+  set_option(fd.get(), SOL_SOCKET, SO_RCVBUF, kDatagramBuffer);  // as much of it as we may have
+  const RawAddress raw = to_raw(address, false);
+  if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&raw.storage), raw.size) != 0)
+    return errno == EADDRINUSE ? Refusal{HoldStatus::kPortTaken, errno} : failed(errno);
+  made = std::move(fd);
+  return kFine;
+}
+
+IpAddress loopback(bool v6) {
+  if (!v6) return IpAddress::v4(127, 0, 0, 1);
   IpAddress::Bytes bytes{};
   bytes[15] = 1;
-  return {IpAddress(bytes), kOutboundPort};
+  return IpAddress(bytes);
 }
 
 }  // namespace
@@ -144,17 +167,30 @@ Refusal NamespaceSockets::make_outbound_listeners(int netns, Fds& listeners) con
   return within(netns, [&listeners]() -> Refusal {
     if (!is_loopback_up()) return {HoldStatus::kLoopbackDown, 0};
     UniqueFd v4;
-    if (const Refusal refusal = make_listener(loopback(false), false, true, v4);
+    if (const Refusal refusal = make_listener({loopback(false), kOutboundPort}, false, true, v4);
         refusal.status != HoldStatus::kOk)
       return refusal;
     UniqueFd v6;
     // Not bound to lo (decisions/0002): it could not answer a client that bound another address of
     // its own, and Linux drops by itself what arrives for ::1 from elsewhere.
-    const Refusal refusal = make_listener(loopback(true), true, false, v6);
+    const Refusal refusal = make_listener({loopback(true), kOutboundPort}, true, false, v6);
     const bool has_no_v6 = refusal.error == EADDRNOTAVAIL || refusal.error == EAFNOSUPPORT;
     if (refusal.status != HoldStatus::kOk && !has_no_v6) return refusal;
     listeners.push_back(std::move(v4));
     if (v6) listeners.push_back(std::move(v6));
+    return kFine;
+  });
+}
+
+Refusal NamespaceSockets::make_dns_listeners(int netns, Fds& listeners) const {
+  return within(netns, [&listeners]() -> Refusal {
+    const SocketAddress address{IpAddress::v4(0, 0, 0, 0), kDnsPort};
+    UniqueFd udp, tcp;
+    Refusal refusal = make_receiver(address, udp);
+    if (refusal.status == HoldStatus::kOk) refusal = make_listener(address, false, true, tcp);
+    if (refusal.status != HoldStatus::kOk) return refusal;
+    listeners.push_back(std::move(udp));
+    listeners.push_back(std::move(tcp));
     return kFine;
   });
 }
@@ -167,11 +203,11 @@ Refusal NamespaceSockets::make_host_listener(const SocketAddress& address, bool 
   return make_listener({IpAddress::v4(0, 0, 0, 0), address.port}, false, false, listener);
 }
 
-Refusal NamespaceSockets::make_sockets(int netns, std::uint8_t family, std::uint32_t count,
-                                       Fds& sockets) const {
+Refusal NamespaceSockets::make_sockets(int netns, std::uint8_t family, bool datagram,
+                                       std::uint32_t count, Fds& sockets) const {
   return within(netns, [&]() -> Refusal {
     while (sockets.size() < count) {
-      UniqueFd fd = tcp_socket(family == kFamily6);
+      UniqueFd fd = new_socket(family == kFamily6, datagram ? SOCK_DGRAM : SOCK_STREAM);
       if (!fd) return failed(errno);
       sockets.push_back(std::move(fd));
     }
@@ -182,7 +218,8 @@ Refusal NamespaceSockets::make_sockets(int netns, std::uint8_t family, std::uint
 std::optional<ListenerIdentity> identify_listener(int fd) {
   int type = 0;
   socklen_t size = sizeof type;
-  if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM)
+  if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 ||
+      (type != SOCK_STREAM && type != SOCK_DGRAM))
     return std::nullopt;
   sockaddr_storage storage{};
   socklen_t length = sizeof storage;
@@ -191,6 +228,7 @@ std::optional<ListenerIdentity> identify_listener(int fd) {
   socklen_t device_size = sizeof device;
   ListenerIdentity identity;
   identity.netns_cookie = netns_cookie(fd);
+  identity.datagram = type == SOCK_DGRAM;
   identity.on_loopback = ::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, &device_size) == 0 &&
                          std::strcmp(device, "lo") == 0;
   if (storage.ss_family == AF_INET) {
@@ -214,12 +252,14 @@ std::optional<ListenerIdentity> identify_listener(int fd) {
 // keep the next listener from the port. It is off while connections are refused: nobody else may
 // bind there then.
 Result<> accept_connections(int listener) {
+  if (is_datagram(listener)) return success();
   if (!set_option(listener, SOL_SOCKET, SO_REUSEADDR, 1) || ::listen(listener, kBacklog) != 0)
     return errno_error(errno, "listen");
   return success();
 }
 
 void refuse_connections(int listener) {
+  if (is_datagram(listener)) return;
   set_option(listener, SOL_SOCKET, SO_REUSEADDR, 0);
   ::shutdown(listener, SHUT_RDWR);
 }

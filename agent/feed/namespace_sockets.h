@@ -33,10 +33,14 @@ class NamespaceSockets {
   // 127.0.0.1 (bound to lo) and [::1], port 15001, listening; without the second where the
   // namespace has no IPv6 loopback.
   Refusal make_outbound_listeners(int netns, Fds& listeners) const;
+  // For DNS: UDP and TCP at port 15053 of every IPv4 loopback address, bound to lo. Which of these
+  // addresses was reached tells which resolver was meant.
+  Refusal make_dns_listeners(int netns, Fds& listeners) const;
   // A listener at `address` in our own namespace; "::" is every address of both families.
   Refusal make_host_listener(const SocketAddress& address, bool v6, UniqueFd& listener) const;
-  // Unconnected TCP sockets; netns -1: our own namespace.
-  Refusal make_sockets(int netns, std::uint8_t family, std::uint32_t count, Fds& sockets) const;
+  // Unconnected TCP or UDP sockets; netns -1: our own namespace.
+  Refusal make_sockets(int netns, std::uint8_t family, bool datagram, std::uint32_t count,
+                       Fds& sockets) const;
 
  private:
   template <class Make>
@@ -46,16 +50,17 @@ class NamespaceSockets {
   std::uint64_t own_cookie_ = 0;
 };
 
-// What a TCP listener is: its namespace and address; nullopt when it is none of that.
+// What a TCP listener or a bound UDP socket is; nullopt when it is none of that.
 struct ListenerIdentity {
   std::uint64_t netns_cookie = 0;
   SocketAddress address;
   bool v6 = false;
   bool on_loopback = false;  // bound to the device
+  bool datagram = false;     // UDP
 };
 std::optional<ListenerIdentity> identify_listener(int fd);
 
-// listen(): also opens a listener again that refuse_connections() closed.
+// listen(): also opens a listener again that refuse_connections() closed. Nothing to do for UDP.
 Result<> accept_connections(int listener);
 // Resets what waits in the backlog and refuses what comes, until accept_connections().
 void refuse_connections(int listener);

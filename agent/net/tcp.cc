@@ -10,6 +10,8 @@
 #include <cstring>
 #include <utility>
 
+#include "net/raw_address.h"
+
 namespace mesh::net {
 
 namespace {
@@ -17,46 +19,6 @@ namespace {
 constexpr int kResolver = 0x554d0000;  // UM_SO_RESOLVER of bpf/shared.h
 constexpr int kResolvers = 64;         // UM_DNS_SLOTS
 constexpr int kOriginalDst = 80;       // SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST
-
-struct RawAddress {
-  sockaddr_storage storage{};
-  socklen_t size = sizeof(sockaddr_storage);
-  sockaddr* get() { return reinterpret_cast<sockaddr*>(&storage); }
-};
-
-RawAddress to_raw(const SocketAddress& address) {
-  RawAddress raw;
-  const auto& bytes = address.ip.bytes();
-  if (address.ip.is_v4()) {
-    auto* v4 = reinterpret_cast<sockaddr_in*>(&raw.storage);
-    v4->sin_family = AF_INET;
-    v4->sin_port = htons(address.port);
-    std::memcpy(&v4->sin_addr, bytes.data() + 12, 4);
-    raw.size = sizeof(sockaddr_in);
-  } else {
-    auto* v6 = reinterpret_cast<sockaddr_in6*>(&raw.storage);
-    v6->sin6_family = AF_INET6;
-    v6->sin6_port = htons(address.port);
-    std::memcpy(&v6->sin6_addr, bytes.data(), 16);
-    raw.size = sizeof(sockaddr_in6);
-  }
-  return raw;
-}
-
-Result<SocketAddress> from_raw(const RawAddress& raw) {
-  if (raw.storage.ss_family == AF_INET) {
-    const auto* v4 = reinterpret_cast<const sockaddr_in*>(&raw.storage);
-    const auto* b = reinterpret_cast<const std::uint8_t*>(&v4->sin_addr);
-    return SocketAddress{IpAddress::v4(b[0], b[1], b[2], b[3]), ntohs(v4->sin_port)};
-  }
-  if (raw.storage.ss_family == AF_INET6) {
-    const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&raw.storage);
-    IpAddress::Bytes bytes;
-    std::memcpy(bytes.data(), &v6->sin6_addr, 16);
-    return SocketAddress{IpAddress(bytes), ntohs(v6->sin6_port)};
-  }
-  return Error{Errc::invalid_argument, "socket address is neither IPv4 nor IPv6"};
-}
 
 }  // namespace
 

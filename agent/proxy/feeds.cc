@@ -71,6 +71,12 @@ std::string rfc3339(std::chrono::system_clock::time_point at) {
   return result + "." + std::string(3 - ms.size(), '0') + ms + "Z";
 }
 
+SocketKind kind_of(const HoldMessage& message) {
+  if ((message.flags & feed::kFlagDatagram) != 0)
+    return message.family == feed::kFamily4 ? SocketKind::kUdp4 : SocketKind::kUdp6;
+  return message.family == feed::kFamily4 ? SocketKind::kTcp4 : SocketKind::kTcp6;
+}
+
 ListenerId listener_id(const HoldMessage& message) {
   return {message.workload, message.kind, message.family, {IpAddress(message.ip), message.port}};
 }
@@ -124,8 +130,8 @@ Feeds::Feeds(net::Reactor& reactor, unsigned workers, const WorkerOptions& worke
       heartbeat_(this) {
   Proxy::Callbacks callbacks;
   callbacks.tap = [this](const TapEvent& event) { send_tap(event); };
-  callbacks.want_sockets = [this](WorkloadId workload, Family family, std::uint32_t count) {
-    want_sockets(workload, family, count);
+  callbacks.want_sockets = [this](WorkloadId workload, SocketKind kind, std::uint32_t count) {
+    want_sockets(workload, kind, count);
   };
   proxy_ = std::make_unique<Proxy>(reactor, workers, worker_options, std::move(callbacks));
 }
@@ -189,6 +195,7 @@ net::Task<> Feeds::serve(UniqueFd fd) {
       why = received.error().message;
       break;
     }
+    if (responders_changed_) tell_responders();
     if (received.value()) {
       peer.io.readable = true;
       (void)co_await net::yield(peer.scope);
@@ -219,8 +226,11 @@ Result<> Feeds::on_hello(Peer& peer, std::string_view payload) {
   place = &peer;
   log()->info("peer connected peer={}", role);
   if (role == "meshd") {
-    to_meshd(
-        {{"type", feed::kReady}, {"version", options_.version}, {"workers", options_.workers}});
+    to_meshd({{"type", feed::kReady},
+              {"version", options_.version},
+              {"workers", options_.workers},
+              {"dns", true}});
+    responders_changed_ = true;
   } else {
     named_.clear();
     proxy_->ask_again_for_sockets();
@@ -415,12 +425,14 @@ void Feeds::stamp() {
 
 // meshhold
 
-void Feeds::want_sockets(WorkloadId workload, Family family, std::uint32_t count) {
+void Feeds::want_sockets(WorkloadId workload, SocketKind kind, std::uint32_t count) {
   if (hold_ == nullptr) return;  // asked again when it comes
   HoldMessage message;
   message.type = HoldType::kWantSockets;
   message.workload = workload;
-  message.family = family == Family::kV4 ? feed::kFamily4 : feed::kFamily6;
+  message.family =
+      kind == SocketKind::kTcp4 || kind == SocketKind::kUdp4 ? feed::kFamily4 : feed::kFamily6;
+  if (kind == SocketKind::kUdp4 || kind == SocketKind::kUdp6) message.flags = feed::kFlagDatagram;
   message.count = std::min(count, feed::kMaxSocketBatch);
   hold_->send(feed::as_bytes(message));
 }
@@ -437,15 +449,15 @@ Result<> Feeds::on_hold(std::string_view payload, feed::Fds fds) {
                       feed::to_string(message.status), *times);
         }
       }
-      proxy_->add_sockets(message.workload,
-                          message.family == feed::kFamily4 ? Family::kV4 : Family::kV6,
-                          std::move(fds));
+      proxy_->add_sockets(message.workload, kind_of(message), std::move(fds));
       return success();
     case HoldType::kRevoke:
+      responders_changed_ = true;
       std::erase_if(named_, [&](const ListenerId& id) { return id.workload == message.workload; });
       proxy_->revoke(message.workload);
       return success();
     case HoldType::kRevokeListener:
+      responders_changed_ = true;
       named_.erase(listener_id(message));
       proxy_->remove_listener(listener_id(message));
       metrics_.remove_listener(listener_id(message));
@@ -469,6 +481,7 @@ Result<> Feeds::on_listener(const HoldMessage& message, feed::Fds fds) {
     metrics_.add_listener(id, std::move(fds.front()));
   } else {
     proxy_->add_listener(id, std::move(fds.front()));
+    responders_changed_ = responders_changed_ || feed::is_dns(id.kind);
   }
   return success();
 }
@@ -477,8 +490,8 @@ Result<> Feeds::on_listener(const HoldMessage& message, feed::Fds fds) {
 void Feeds::give_back(HoldMessage message) {
   feed::Fds fds;
   for (const auto& id : proxy_->listeners())
-    if (id.workload == message.workload && id.kind == message.kind &&
-        (id.kind == feed::ListenerKind::kOutbound || id == listener_id(message)))
+    if (id.workload == message.workload &&
+        (message.kind == feed::ListenerKind::kOutbound || id == listener_id(message)))
       fds.push_back(proxy_->duplicate_listener(id));
   if (message.kind == feed::ListenerKind::kMetrics)
     if (UniqueFd fd = metrics_.duplicate_listener(listener_id(message)))
@@ -489,7 +502,21 @@ void Feeds::give_back(HoldMessage message) {
   hold_->send(feed::as_bytes(message), std::move(fds));
 }
 
+// A workload's datagrams and connections, both.
+void Feeds::tell_responders() {
+  responders_changed_ = false;
+  std::set<WorkloadId> datagrams;
+  json::array workloads;
+  for (const auto& id : proxy_->listeners()) {  // UDP before TCP
+    if (id.kind == feed::ListenerKind::kDnsUdp) datagrams.insert(id.workload);
+    if (id.kind == feed::ListenerKind::kDnsTcp && datagrams.contains(id.workload))
+      workloads.push_back(id.workload);
+  }
+  to_meshd({{"type", feed::kDns}, {"workloads", std::move(workloads)}});
+}
+
 void Feeds::on_sync() {
+  responders_changed_ = true;
   std::set<WorkloadId> workloads;
   for (const auto& id : named_) workloads.insert(id.workload);
   for (const auto& id : proxy_->listeners()) {

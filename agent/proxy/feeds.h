@@ -64,10 +64,11 @@ class Feeds {
   Result<> on_listener(const feed::HoldMessage& message, feed::Fds fds);
   void give_back(feed::HoldMessage message);
   void on_sync();
+  void tell_responders();
   void compile_and_publish(std::uint64_t version);
   void to_meshd(const boost::json::object& message);
   void send_tap(const TapEvent& event);
-  void want_sockets(WorkloadId workload, Family family, std::uint32_t count);
+  void want_sockets(WorkloadId workload, SocketKind kind, std::uint32_t count);
   void write_metrics(std::string& out) const;
   void write_kernel_counters(std::string& out) const;
   void use_heartbeat(UniqueFd map);
@@ -92,6 +93,7 @@ class Feeds {
   net::Clock::time_point kernel_counters_at_{};
   // What meshhold named on this connection.
   std::set<ListenerId> named_;
+  bool responders_changed_ = false;  // meshd is told after the frames that are there
   Throttle socket_failures_;
 
   volatile std::uint64_t* heartbeat_map_ = nullptr;

@@ -31,10 +31,18 @@ struct Limits {
   // body, 1xx. Then the others of the worker have their turn.
   static constexpr std::uint32_t kTurns = 16;
 
-  // Unconnected sockets kept for each workload and family: from `stock_first` up to `stock_most`
-  // as they are used up.
+  // Unconnected sockets kept for each workload, family and protocol: from `stock_first` up to
+  // `stock_most` as they are used up.
   std::uint32_t stock_first = 8;
   std::uint32_t stock_most = 64;
+
+  // DNS, of one client workload: queries forwarded and not answered, connections, answers kept.
+  std::uint32_t dns_in_flight = 1'024;
+  std::uint32_t dns_connections = 128;
+  std::size_t dns_cache_entries = 2'048;
+  std::size_t dns_cache_bytes = 1UL << 20;
+  std::chrono::milliseconds dns_deadline{10'000};  // for the resolver's answer
+  std::chrono::milliseconds dns_idle{10'000};      // of a connection of the client
 
   std::uint32_t trace_permille = 10;  // of traces that begin here: sampled
 

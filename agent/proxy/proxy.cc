@@ -154,15 +154,14 @@ void Proxy::remove_listener(const ListenerId& id) {
     worker->post([worker, id] { worker->remove_listener(id); });
 }
 
-void Proxy::add_sockets(WorkloadId workload, Family family, std::vector<UniqueFd> sockets) {
-  auto& askers = askers_[{workload, family}];
+void Proxy::add_sockets(WorkloadId workload, SocketKind kind, std::vector<UniqueFd> sockets) {
+  auto& askers = askers_[{workload, kind}];
   if (askers.empty()) return;  // an answer to a question of somebody before us
   Worker* worker = workers_[askers.front()].get();
   askers.pop_front();
   auto list = std::make_shared<std::vector<UniqueFd>>(std::move(sockets));
-  worker->post([worker, workload, family, list] {
-    worker->add_sockets(workload, family, std::move(*list));
-  });
+  worker->post(
+      [worker, workload, kind, list] { worker->add_sockets(workload, kind, std::move(*list)); });
 }
 
 void Proxy::ask_again_for_sockets() {
@@ -219,10 +218,11 @@ void Proxy::tap(TapEvent event) {
 }
 
 // On a worker.
-void Proxy::want_sockets(unsigned worker, WorkloadId workload, Family family, std::uint32_t count) {
-  main_.post([this, worker, workload, family, count] {
-    askers_[{workload, family}].push_back(worker);
-    if (callbacks_.want_sockets) callbacks_.want_sockets(workload, family, count);
+void Proxy::want_sockets(unsigned worker, WorkloadId workload, SocketKind kind,
+                         std::uint32_t count) {
+  main_.post([this, worker, workload, kind, count] {
+    askers_[{workload, kind}].push_back(worker);
+    if (callbacks_.want_sockets) callbacks_.want_sockets(workload, kind, count);
   });
 }
 
@@ -294,6 +294,7 @@ void Proxy::write_metrics(std::string& out) const {
       &WorkerCounters::bad_requests);
   own("undermesh_requests_retried_total",
       "Requests sent again because a reused connection had ended", false, &WorkerCounters::retries);
+  write_dns_metrics(writer);
   std::size_t buffers = 0;
   for (const auto& worker : workers_) buffers += worker->buffers_in_use();
   writer.family("undermesh_buffers_in_use", "80 KiB buffers that heads and bodies are held in",
@@ -305,6 +306,29 @@ void Proxy::write_metrics(std::string& out) const {
   writer.family("undermesh_access_log_lost_bytes_total", "Access log lines that were not written",
                 PrometheusWriter::Type::kCounter);
   writer.sample({}, static_cast<double>(access_log_.lost_bytes()));
+}
+
+void Proxy::write_dns_metrics(PrometheusWriter& writer) const {
+  const auto sum = [this](const auto& counter_of) {
+    std::uint64_t total = 0;
+    for (const auto& worker : workers_)
+      total += counter_of(std::as_const(*worker).counters().dns).value();
+    return static_cast<double>(total);
+  };
+  using Type = PrometheusWriter::Type;
+  writer.family("undermesh_dns_queries_total", "DNS queries of workloads, by what became of them",
+                Type::kCounter);
+  for (std::size_t i = 0; i < kDnsResults; ++i)
+    writer.sample({{"result", to_string(static_cast<DnsResult>(i))}},
+                  sum([i](const DnsCounters& dns) -> const Counter& { return dns.results[i]; }));
+  writer.family("undermesh_dns_queries_in_flight", "DNS queries that a resolver has not answered",
+                Type::kGauge);
+  writer.sample({}, sum([](const DnsCounters& dns) -> const Counter& { return dns.in_flight; }));
+  writer.family("undermesh_dns_responses_ignored_total",
+                "Datagrams of resolvers that answered something else than was asked",
+                Type::kCounter);
+  writer.sample(
+      {}, sum([](const DnsCounters& dns) -> const Counter& { return dns.responses_ignored; }));
 }
 
 boost::json::array Proxy::dump_endpoints() const {

@@ -20,13 +20,14 @@
 #include "proxy/log_writer.h"
 #include "proxy/worker.h"
 #include "telemetry/metrics.h"
+#include "telemetry/prometheus.h"
 
 namespace mesh::proxy {
 
 class Proxy final : private Sinks {
  public:
   struct Callbacks {  // on the main thread
-    std::function<void(WorkloadId, Family, std::uint32_t count)> want_sockets;
+    std::function<void(WorkloadId, SocketKind, std::uint32_t count)> want_sockets;
     std::function<void(const TapEvent&)> tap;
   };
 
@@ -38,7 +39,7 @@ class Proxy final : private Sinks {
   // A workload's connections go to its home worker, the gateway's to all. Again the same: nothing.
   void add_listener(const ListenerId& id, UniqueFd fd);
   void remove_listener(const ListenerId& id);
-  void add_sockets(WorkloadId workload, Family family, std::vector<UniqueFd> sockets);
+  void add_sockets(WorkloadId workload, SocketKind kind, std::vector<UniqueFd> sockets);
   void ask_again_for_sockets();
   // Its listeners, connections and sockets end.
   void revoke(WorkloadId workload);
@@ -68,12 +69,13 @@ class Proxy final : private Sinks {
   };
   void log_lines(std::string lines) override;
   void tap(TapEvent event) override;
-  void want_sockets(unsigned worker, WorkloadId workload, Family family,
+  void want_sockets(unsigned worker, WorkloadId workload, SocketKind kind,
                     std::uint32_t count) override;
   std::vector<Worker*> homes(WorkloadId workload);
   Worker& least_loaded();
   void begin_stop();
   void housekeeping();
+  void write_dns_metrics(telemetry::PrometheusWriter& writer) const;
 
   net::Reactor& main_;
   Callbacks callbacks_;
@@ -84,7 +86,7 @@ class Proxy final : private Sinks {
   std::map<ListenerId, UniqueFd> listeners_;  // kept for a meshhold that asks for it
   LogWriter access_log_;
   // Who asked for sockets, in the order asked: answers come in that order.
-  std::map<std::pair<WorkloadId, Family>, std::deque<unsigned>> askers_;
+  std::map<std::pair<WorkloadId, SocketKind>, std::deque<unsigned>> askers_;
   Housekeeping housekeeping_;
   std::atomic<std::uint32_t> taps_waiting_{0};
   bool stopping_ = false;

@@ -25,9 +25,9 @@
 
 namespace mesh::proxy {
 
-enum class Family : std::uint8_t { kV4 = 4, kV6 = 6 };
+enum class SocketKind : std::uint8_t { kTcp4, kTcp6, kUdp4, kUdp6 };
 
-// Unconnected sockets of one workload's namespace and one family. Asks for more before it is empty.
+// Unconnected sockets of one workload's namespace and one kind. Asks for more before it is empty.
 class SocketStock {
  public:
   using Want = std::function<void(std::uint32_t count)>;  // asks meshhold; the answer is add()

@@ -45,14 +45,16 @@ Client::Client(Worker& worker, WorkloadId id, bool shared)
       shared_(shared),
       scope_(worker.reactor()),
       connections_(worker.reactor()),
-      v4_(worker.reactor(), worker.limits(),
-          [this](std::uint32_t n) {
-            worker_.sinks().want_sockets(worker_.number(), id_, Family::kV4, n);
-          }),
-      v6_(worker.reactor(), worker.limits(), [this](std::uint32_t n) {
-        worker_.sinks().want_sockets(worker_.number(), id_, Family::kV6, n);
-      }) {
-  v4_.refill();
+      stocks_{stock_of(SocketKind::kTcp4), stock_of(SocketKind::kTcp6), stock_of(SocketKind::kUdp4),
+              stock_of(SocketKind::kUdp6)},
+      dns_(worker, *this) {
+  stock(SocketKind::kTcp4).refill();
+}
+
+SocketStock Client::stock_of(SocketKind kind) {
+  return {worker_.reactor(), worker_.limits(), [this, kind](std::uint32_t n) {
+            worker_.sinks().want_sockets(worker_.number(), id_, kind, n);
+          }};
 }
 
 bool Client::has_room() const { return requests < worker_.limits().requests && has_buffers(); }
@@ -66,7 +68,8 @@ UpstreamPool::User Client::use_pool(const cluster::ClusterPtr& cluster) {
   if (!pool) {
     const auto sharing = shared_ ? cluster::Sharing::kMany : cluster::Sharing::kOne;
     pool = std::make_unique<UpstreamPool>(worker_.reactor(), worker_.limits(), scope_, cluster,
-                                          cluster->limits(id_, sharing), v4_, v6_, shared_);
+                                          cluster->limits(id_, sharing), stock(SocketKind::kTcp4),
+                                          stock(SocketKind::kTcp6), shared_);
   }
   return UpstreamPool::User(*pool);
 }
@@ -126,10 +129,10 @@ void Client::housekeeping() {
 net::Task<> Client::close() {
   scope_.cancel();
   co_await connections_.wait();
+  co_await dns_.close();
   for (auto& [key, pool] : pools_) co_await pool->close();
   pools_.clear();
-  v4_.clear();
-  v6_.clear();
+  for (SocketStock& stock : stocks_) stock.clear();
 }
 
 std::vector<Client::PoolInfo> Client::pools() const {
@@ -257,16 +260,37 @@ Client& Worker::client(WorkloadId id, bool shared) {
 void Worker::add_listener(const ListenerId& id, UniqueFd fd, bool shared) {
   if (draining_ || sources_.contains(id)) return;  // the same socket again: the first is kept
   auto source = std::make_unique<Source>(client(id.workload, shared), id, scope_);
-  auto listener = net::Listener::adopt(reactor_, std::move(fd));
-  if (!listener) {
+  auto opened = open_source(*source, std::move(fd));
+  if (!opened) {
     log()->error("listener not served workload={} address={} error={}", id.workload,
-                 id.address.to_string(), listener.error().message);
+                 id.address.to_string(), opened.error().message);
     return;
   }
-  source->listener = std::move(listener).value();
   Source& added = *source;
   sources_.emplace(id, std::move(source));
-  tasks_.spawn(accept_all(added));
+  tasks_.spawn(serve(added));
+}
+
+Result<> Worker::open_source(Source& source, UniqueFd fd) {
+  if (source.id.kind == feed::ListenerKind::kDnsUdp) {
+    MESH_TRY(source.datagrams, net::UdpSocket::adopt(reactor_, std::move(fd)));
+  } else {
+    MESH_TRY(source.listener, net::Listener::adopt(reactor_, std::move(fd)));
+  }
+  return success();
+}
+
+net::Task<> Worker::serve(Source& source) {
+  const ListenerId id = source.id;
+  if (source.datagrams)
+    co_await source.client.dns().serve_datagrams(source.datagrams, source.scope);
+  else
+    co_await accept_all(source);
+  if (const auto found = sources_.find(id);
+      found != sources_.end() && found->second.get() == &source) {
+    end_source(found);  // its workload's, or the worker's end
+  }
+  std::erase_if(ending_sources_, [&](auto& ending) { return ending.get() == &source; });
 }
 
 net::Task<> Worker::accept_all(Source& source) {
@@ -292,14 +316,11 @@ net::Task<> Worker::accept_all(Source& source) {
       reset_connection(fd.value().get());
       continue;
     }
-    client.connections().spawn(serve_connection(*this, client, id, std::move(fd).value()));
+    client.connections().spawn(id.kind == feed::ListenerKind::kDnsTcp
+                                   ? client.dns().serve_connection(std::move(fd).value())
+                                   : serve_connection(*this, client, id, std::move(fd).value()));
     if (++accepted % Limits::kTurns == 0) (void)co_await net::yield(source.scope);
   }
-  if (const auto found = sources_.find(id);
-      found != sources_.end() && found->second.get() == &source) {
-    end_source(found);  // its workload's, or the worker's end
-  }
-  std::erase_if(ending_sources_, [&](auto& ending) { return ending.get() == &source; });
 }
 
 void Worker::end_source(std::map<ListenerId, std::unique_ptr<Source>>::iterator source) {
@@ -312,17 +333,18 @@ void Worker::remove_listener(const ListenerId& id) {
   if (const auto found = sources_.find(id); found != sources_.end()) end_source(found);
 }
 
-void Worker::add_sockets(WorkloadId workload, Family family, std::vector<UniqueFd> sockets) {
+void Worker::add_sockets(WorkloadId workload, SocketKind kind, std::vector<UniqueFd> sockets) {
   // A workload that ended meanwhile: its sockets are closed here.
   if (const auto found = clients_.find(workload); found != clients_.end()) {
-    found->second->stock(family).add(std::move(sockets));
+    found->second->stock(kind).add(std::move(sockets));
   }
 }
 
 void Worker::ask_again() {
   for (auto& [id, client] : clients_) {
-    client->stock(Family::kV4).ask_again();
-    client->stock(Family::kV6).ask_again();
+    for (const auto kind :
+         {SocketKind::kTcp4, SocketKind::kTcp6, SocketKind::kUdp4, SocketKind::kUdp6})
+      client->stock(kind).ask_again();
   }
 }
 

@@ -4,6 +4,7 @@
 // Methods that say so are called on the worker's thread only (post() brings you there).
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <boost/smart_ptr/local_shared_ptr.hpp>
 #include <boost/smart_ptr/make_local_shared.hpp>
@@ -12,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -26,6 +28,7 @@
 #include "net/buffer_pool.h"
 #include "net/reactor.h"
 #include "net/tcp.h"
+#include "proxy/dns_responder.h"
 #include "proxy/limits.h"
 #include "proxy/upstream.h"
 #include "telemetry/metrics.h"
@@ -72,7 +75,7 @@ class Sinks {
   virtual ~Sinks() = default;
   virtual void log_lines(std::string lines) = 0;
   virtual void tap(TapEvent event) = 0;
-  virtual void want_sockets(unsigned worker, WorkloadId workload, Family family,
+  virtual void want_sockets(unsigned worker, WorkloadId workload, SocketKind kind,
                             std::uint32_t count) = 0;
 };
 
@@ -83,6 +86,7 @@ struct WorkerCounters {  // of one worker; any thread reads
   Counter requests_refused;                 // over the workload's limits
   Counter bad_requests;
   Counter retries;
+  DnsCounters dns;
 };
 
 class Worker;
@@ -97,7 +101,8 @@ class Client {
   const config::Workload* workload() const { return workload_.get(); }
   net::WaitQueue& known() { return known_; }  // notified when the configuration changed
   UpstreamPool::User use_pool(const cluster::ClusterPtr& cluster);
-  SocketStock& stock(Family family) { return family == Family::kV4 ? v4_ : v6_; }
+  SocketStock& stock(SocketKind kind) { return stocks_[static_cast<std::size_t>(kind)]; }
+  DnsResponder& dns() { return dns_; }
   net::Scope& scope() { return scope_; }
   net::Group& connections() { return connections_; }
   // A request may begin: its slot, unless a limit of the workload is reached.
@@ -121,6 +126,7 @@ class Client {
 
  private:
   bool is_current(const View& view, const cluster::Cluster& cluster) const;
+  SocketStock stock_of(SocketKind kind);
 
   Worker& worker_;
   const WorkloadId id_;
@@ -130,7 +136,8 @@ class Client {
   net::Scope scope_;
   net::Group connections_;
   net::WaitQueue known_;
-  SocketStock v4_, v6_;
+  std::array<SocketStock, 4> stocks_;  // by SocketKind
+  DnsResponder dns_;
   std::unordered_map<const cluster::Cluster*, std::unique_ptr<UpstreamPool>> pools_;
 };
 
@@ -149,6 +156,7 @@ struct Source {
   Client& client;
   const ListenerId id;
   std::unique_ptr<net::Listener> listener;
+  std::shared_ptr<net::UdpSocket> datagrams;  // of a kDnsUdp, instead
   net::Scope scope;
 };
 
@@ -156,6 +164,8 @@ struct WorkerOptions {
   Limits limits;
   // How an accepted connection's original destination is found.
   Result<SocketAddress> (*original_destination)(int fd) = &net::original_destination;
+  // And which resolver a query was for that came to this address of ours.
+  Result<SocketAddress> (*original_resolver)(int fd, const IpAddress& at) = &net::original_resolver;
 };
 
 class Worker {
@@ -183,7 +193,7 @@ class Worker {
   void adopt(ConfigurationPtr configuration);
   void add_listener(const ListenerId& id, UniqueFd fd, bool shared);
   void remove_listener(const ListenerId& id);
-  void add_sockets(WorkloadId workload, Family family, std::vector<UniqueFd> sockets);
+  void add_sockets(WorkloadId workload, SocketKind kind, std::vector<UniqueFd> sockets);
   void ask_again();  // meshhold was replaced
   void revoke(WorkloadId workload);
   void set_access_log(bool on) { access_log_ = on; }
@@ -197,6 +207,8 @@ class Worker {
   const ViewPtr& view() const { return view_; }
   Random& random() { return random_; }
   net::BufferPool& buffers() { return buffers_; }
+  // Large enough for any datagram; whoever receives one is done with it before it waits again.
+  std::span<std::uint8_t> datagram() { return datagram_; }
   cluster::Clusters& clusters() { return clusters_; }
   telemetry::WorkerMetrics& metrics() { return metrics_; }
   WorkerCounters& counters() { return counters_; }
@@ -206,6 +218,9 @@ class Worker {
   bool is_draining() const { return draining_; }
   Result<SocketAddress> original_destination(int fd) const {
     return options_.original_destination(fd);
+  }
+  Result<SocketAddress> original_resolver(int fd, const IpAddress& at) const {
+    return options_.original_resolver(fd, at);
   }
   void log_line(const std::string& line);
   // The wall clock, as IMF-fixdate for answers made here; one formatting a second.
@@ -223,6 +238,8 @@ class Worker {
     Worker* worker;
   };
   void run();
+  Result<> open_source(Source& source, UniqueFd fd);
+  net::Task<> serve(Source& source);
   net::Task<> accept_all(Source& source);
   void end_source(std::map<ListenerId, std::unique_ptr<Source>>::iterator source);
   net::Task<> end_client(std::unique_ptr<Client> client);
@@ -237,6 +254,7 @@ class Worker {
   net::Reactor reactor_;
   Random random_;
   net::BufferPool buffers_;
+  std::vector<std::uint8_t> datagram_ = std::vector<std::uint8_t>(64 * 1024);
   cluster::Clusters clusters_;
   telemetry::WorkerMetrics& metrics_;
   Sinks& sinks_;

@@ -309,10 +309,6 @@ class Meshd : public testing::Test {
       if (workload.name == name) return workload.reason;
     return "absent";
   }
-  std::string hosts() {
-    std::ifstream file(dir_ + "/hosts");
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
 
   std::string dir_, root_;
   std::unique_ptr<FakeProxy> proxy_;
@@ -384,11 +380,9 @@ struct Sandbox {
   }
 };
 
-TEST_F(Meshd, PublishesObjectsAndWritesTheHostsFile) {
+TEST_F(Meshd, PublishesObjects) {
   EXPECT_EQ(outcome_of(service("reviews")), "created");
   EXPECT_TRUE(proxy_->objects.contains("Service default/reviews"));
-  EXPECT_THAT(hosts(), testing::HasSubstr("10.78.0.1 reviews reviews.default reviews.default.svc "
-                                          "reviews.default.svc.cluster.local"));
   EXPECT_EQ(outcome_of(service("reviews")), "unchanged");
   EXPECT_EQ(outcome_of(service("reviews", 9081)), "configured");
   EXPECT_EQ(status().state, "ready") << testing::PrintToString(status().reasons);

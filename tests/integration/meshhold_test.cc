@@ -1,7 +1,9 @@
 // The real meshhold against a scripted meshd and meshproxy, in real namespaces (root).
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -10,9 +12,11 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -202,8 +206,8 @@ TEST_F(MeshHold, MakesListenersInTheNamespaceAndGivesThemToTheProxy) {
   const Received answer = enrolled(meshd, 7, ns.fd());
   EXPECT_EQ(answer.message.status, HoldStatus::kOk);
   EXPECT_EQ(answer.message.netns_cookie, ns.cookie());
-  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6);
-  EXPECT_EQ(answer.fds.size(), 2U);
+  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6 | kHasDns);
+  EXPECT_EQ(answer.fds.size(), 4U);
 
   auto v4 = proxy.next(HoldType::kListener);
   auto v6 = proxy.next(HoldType::kListener);
@@ -218,6 +222,96 @@ TEST_F(MeshHold, MakesListenersInTheNamespaceAndGivesThemToTheProxy) {
   EXPECT_EQ(connect_in(ns, "[::1]:15001"), 0);
   EXPECT_TRUE(test::accept_within(v4->fds.at(0).get()));
   EXPECT_TRUE(test::accept_within(v6->fds.at(0).get()));
+}
+
+// What arrives at `receiver`: its text and the address that it was sent to.
+std::string datagram_at(int receiver) {
+  pollfd waiting{receiver, POLLIN, 0};
+  if (::poll(&waiting, 1, 1000) != 1) return "nothing";
+  char text[64], control[128];
+  iovec part{text, sizeof text};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  const ssize_t size = ::recvmsg(receiver, &message, 0);
+  const cmsghdr* info = CMSG_FIRSTHDR(&message);
+  if (size < 0 || !info || info->cmsg_type != IP_PKTINFO) return "no address";
+  in_pktinfo to{};
+  std::memcpy(&to, CMSG_DATA(info), sizeof to);
+  char address[INET_ADDRSTRLEN];
+  ::inet_ntop(AF_INET, &to.ipi_addr, address, sizeof address);
+  return std::string(text, static_cast<std::size_t>(size)) + " to " + address;
+}
+
+void send_datagram(const NetNs& ns, const char* to) {
+  ns.run([to] {
+    const auto address = test::raw_address(test::endpoint(to), AF_INET);
+    const UniqueFd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(::sendto(fd.get(), "hello", 5, 0, address.get(), address.size), 5);
+    return 0;
+  });
+}
+
+TEST_F(MeshHold, MakesSocketsForDnsOnEveryLoopbackAddressAndOnNoOtherDevice) {
+  const NetNs ns = NetNs::create();
+  const NetNs neighbour = NetNs::create();
+  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  std::map<ListenerKind, Received> listeners;
+  for (int i = 0; i < 4; ++i) {
+    auto listener = proxy.next(HoldType::kListener);
+    ASSERT_TRUE(listener);
+    listeners[listener->message.kind] = std::move(*listener);
+  }
+  ASSERT_TRUE(listeners.contains(ListenerKind::kDnsUdp));
+  ASSERT_TRUE(listeners.contains(ListenerKind::kDnsTcp));
+  const Received& udp = listeners[ListenerKind::kDnsUdp];
+  EXPECT_EQ(udp.message.port, kDnsPort);
+  EXPECT_EQ(udp.message.family, kFamily4);
+  send_datagram(ns, "127.53.0.9:15053");
+  EXPECT_EQ(datagram_at(udp.fds.at(0).get()), "hello to 127.53.0.9");
+  EXPECT_EQ(connect_in(ns, "127.53.0.9:15053"), 0);
+  EXPECT_TRUE(test::accept_within(listeners[ListenerKind::kDnsTcp].fds.at(0).get()));
+  // From elsewhere, neither.
+  send_datagram(neighbour, "10.1.0.1:15053");
+  EXPECT_NE(connect_in(neighbour, "10.1.0.1:15053"), 0);
+  send_datagram(ns, "127.53.0.10:15053");
+  EXPECT_EQ(datagram_at(udp.fds.at(0).get()), "hello to 127.53.0.10");
+}
+
+TEST_F(MeshHold, AWorkloadWhoseDnsPortIsTakenIsHeldWithoutDns) {
+  const NetNs ns = NetNs::create();
+  const UniqueFd squatter = ns.listen("127.0.0.1:15053");
+  Peer meshd = connect_meshd();
+  const Received answer = enrolled(meshd, 7, ns.fd());
+  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6);
+  EXPECT_EQ(answer.message.detail, static_cast<std::uint32_t>(EADDRINUSE));
+  EXPECT_EQ(answer.fds.size(), 2U);
+}
+
+TEST_F(MeshHold, HandsOutSocketsForDatagramsWhereTheseAreAskedFor) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  for (const std::uint8_t flags : {std::uint8_t{0}, kFlagDatagram}) {
+    HoldMessage wanted = want(7, kFamily4, 2);
+    wanted.flags = flags;
+    proxy.send(wanted);
+    auto batch = proxy.next(HoldType::kSockets);
+    ASSERT_TRUE(batch);
+    EXPECT_EQ(batch->message.flags, flags);
+    ASSERT_EQ(batch->fds.size(), 2U);
+    int type = 0;
+    socklen_t size = sizeof type;
+    ASSERT_EQ(::getsockopt(batch->fds[0].get(), SOL_SOCKET, SO_TYPE, &type, &size), 0);
+    EXPECT_EQ(type, flags == 0 ? SOCK_STREAM : SOCK_DGRAM);
+  }
 }
 
 TEST_F(MeshHold, TheListenerIsNotReachedThroughAnotherDevice) {
@@ -350,8 +444,8 @@ TEST_F(MeshHold, WithoutIpv6LoopbackItIsIpv4Only) {
   Peer meshd = connect_meshd();
   const Received answer = enrolled(meshd, 7, ns.fd());
   EXPECT_EQ(answer.message.status, HoldStatus::kOk);
-  EXPECT_EQ(answer.message.families, kHasFamily4);
-  EXPECT_EQ(answer.fds.size(), 1U);
+  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasDns);
+  EXPECT_EQ(answer.fds.size(), 3U);
 }
 
 TEST_F(MeshHold, EndClosesEverythingAndRevokesAtTheProxy) {
@@ -434,7 +528,7 @@ TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsTakenBackAndNoConnectionIsLost) {
     Peer meshd = connect_meshd();
     Peer proxy = accept_proxy();
     (void)enrolled(meshd, 7, ns.fd());
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 4; ++i) {
       auto listener = proxy.next(HoldType::kListener);
       ASSERT_TRUE(listener);
       held_by_proxy.push_back(std::move(listener->fds.at(0)));
@@ -460,7 +554,8 @@ TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsTakenBackAndNoConnectionIsLost) {
   auto answer = meshd.next(HoldType::kEnrolled);
   ASSERT_TRUE(answer);
   EXPECT_EQ(answer->message.status, HoldStatus::kOk);
-  ASSERT_EQ(answer->fds.size(), 2U);
+  EXPECT_EQ(answer->message.families, kHasFamily4 | kHasFamily6 | kHasDns);
+  ASSERT_EQ(answer->fds.size(), 4U);
   EXPECT_TRUE(proxy.next(HoldType::kListener));
   EXPECT_TRUE(proxy.next(HoldType::kSync));
   EXPECT_FALSE(proxy.next(HoldType::kRevoke, std::chrono::milliseconds(0)));
@@ -515,7 +610,7 @@ TEST_F(MeshHold, ARestartedMeshdGetsTheSameListenersAndSyncEndsTheRest) {
   const Received answer = enrolled(meshd, 7, -1);
   EXPECT_EQ(answer.message.status, HoldStatus::kOk);
   EXPECT_EQ(answer.message.netns_cookie, ns.cookie());
-  EXPECT_EQ(answer.fds.size(), 2U);
+  EXPECT_EQ(answer.fds.size(), 4U);
   meshd.send(of_type(HoldType::kSync));
   auto revoke = proxy.next(HoldType::kRevoke);
   ASSERT_TRUE(revoke);

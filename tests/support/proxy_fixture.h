@@ -30,6 +30,8 @@ class ProxyFixture : public testing::Test {
  protected:
   ProxyFixture() {
     destinations().clear();
+    resolvers().clear();
+    options_.original_resolver = &find_resolver;
     options_.original_destination = &find_destination;
     options_.limits.allow_loopback_endpoints = true;
   }
@@ -83,6 +85,35 @@ class ProxyFixture : public testing::Test {
     add_listener({id, feed::ListenerKind::kOutbound, 4, {IpAddress::v4(127, 0, 0, 1), port}},
                  std::move(fd));
     return port;
+  }
+  // The same for its DNS: the port of every loopback address. resolvers() says what they stand for.
+  std::uint16_t dns_client(const std::string& name) {
+    start();
+    auto& id = ids_[name];
+    if (id == 0) id = ++last_id_;
+    enrolled_[id] = {"default", name};
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    socklen_t size = sizeof at;
+    UniqueFd udp(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    UniqueFd tcp(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    const int on = 1, buffer = 1 << 20;
+    ::setsockopt(udp.get(), IPPROTO_IP, IP_PKTINFO, &on, sizeof on);
+    ::setsockopt(udp.get(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
+    EXPECT_EQ(::bind(udp.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+    ::getsockname(udp.get(), reinterpret_cast<sockaddr*>(&at), &size);
+    EXPECT_EQ(::bind(tcp.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+    EXPECT_EQ(::listen(tcp.get(), 128), 0);
+    const SocketAddress address{IpAddress::v4(0, 0, 0, 0), ntohs(at.sin_port)};
+    add_listener({id, feed::ListenerKind::kDnsUdp, 4, address}, std::move(udp));
+    add_listener({id, feed::ListenerKind::kDnsTcp, 4, address}, std::move(tcp));
+    return address.port;
+  }
+  proxy::WorkloadId workload_id(const std::string& name) { return ids_.at(name); }
+  // Under mutex().
+  static std::map<IpAddress, SocketAddress>& resolvers() {
+    static std::map<IpAddress, SocketAddress> instance;
+    return instance;
   }
   // Removes the client's listener and adds it anew, before the proxy's worker can look.
   void listen_again(const std::string& name, std::uint16_t port) {
@@ -163,8 +194,8 @@ class ProxyFixture : public testing::Test {
       net::Reactor reactor;
       main_ = &reactor;
       proxy::Proxy::Callbacks callbacks;
-      callbacks.want_sockets = [this](proxy::WorkloadId id, proxy::Family family,
-                                      std::uint32_t count) { give_sockets(id, family, count); };
+      callbacks.want_sockets = [this](proxy::WorkloadId id, proxy::SocketKind kind,
+                                      std::uint32_t count) { give_sockets(id, kind, count); };
       callbacks.tap = [this](const proxy::TapEvent& event) {
         std::lock_guard lock(mutex());
         taps_.push_back(event);
@@ -249,19 +280,28 @@ class ProxyFixture : public testing::Test {
     }
     return found->second;
   }
-  void give_sockets(proxy::WorkloadId id, proxy::Family family, std::uint32_t count) {
-    if (family == proxy::Family::kV6) v6_sockets_wanted_ += static_cast<int>(count);
+  static Result<SocketAddress> find_resolver(int, const IpAddress& at) {
+    std::lock_guard lock(mutex());
+    const auto found = resolvers().find(at);
+    if (found == resolvers().end()) return Error{Errc::not_found, "no resolver"};
+    return found->second;
+  }
+  void give_sockets(proxy::WorkloadId id, proxy::SocketKind kind, std::uint32_t count) {
+    if (kind == proxy::SocketKind::kTcp6) v6_sockets_wanted_ += static_cast<int>(count);
     if (sockets_stopped_) return;
     std::vector<UniqueFd> sockets;
-    const int domain = family == proxy::Family::kV4 ? AF_INET : AF_INET6;
+    const bool v4 = kind == proxy::SocketKind::kTcp4 || kind == proxy::SocketKind::kUdp4;
+    const bool udp = kind == proxy::SocketKind::kUdp4 || kind == proxy::SocketKind::kUdp6;
+    const int domain = v4 ? AF_INET : AF_INET6;
+    const int type = (udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC;
     for (std::uint32_t i = 0; i < count; ++i) {
-      sockets.emplace_back(::socket(domain, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      sockets.emplace_back(::socket(domain, type, 0));
       if (!keep_sockets_) continue;
       std::lock_guard lock(mutex());
       kept_sockets_.emplace_back(::dup(sockets.back().get()));
     }
     sockets_given_ += static_cast<int>(count);
-    proxy_->add_sockets(id, family, std::move(sockets));
+    proxy_->add_sockets(id, kind, std::move(sockets));
   }
   void add_listener(const proxy::ListenerId& id, UniqueFd fd) {
     auto shared = std::make_shared<UniqueFd>(std::move(fd));

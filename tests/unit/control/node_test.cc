@@ -113,7 +113,7 @@ class NodeTest : public testing::Test {
     numbers_ =
         std::make_unique<Numbers>(files_, "/s/ids.json", IpBlock::parse("10.78.0.0/16").value());
     node_ = std::make_unique<Node>(
-        NodeOptions{"1.2.3", "node", "", "/cg", access_log_},
+        NodeOptions{"1.2.3", "node", "/cg", access_log_},
         NodeParts{*store_, *numbers_, datapath_, machine_, hold_, proxy_}, options);
     const auto started = node_->start(now_);
     ASSERT_TRUE(started) << started.error().message;
@@ -167,13 +167,16 @@ class NodeTest : public testing::Test {
         found.push_back(message.value());
     return found;
   }
-  void answer_enrol(std::uint32_t id, feed::HoldStatus status = feed::HoldStatus::kOk) {
+  void answer_enrol(std::uint32_t id, feed::HoldStatus status = feed::HoldStatus::kOk,
+                    int dns_error = 0) {
     feed::HoldMessage message;
     message.type = feed::HoldType::kEnrolled;
     message.workload = id;
     message.netns_cookie = 1000 + id;
     message.status = status;
     message.families = feed::kHasFamily4 | feed::kHasFamily6;
+    if (dns_error == 0) message.families |= feed::kHasDns;
+    message.detail = static_cast<std::uint32_t>(dns_error);
     ASSERT_TRUE(node_->hold_events().on_frame(feed::as_bytes(message), {}));
   }
   std::string outcome(json::object tree) {
@@ -239,6 +242,50 @@ TEST_F(NodeTest, TheKernelPointsAtTheProxyAfterItsAcknowledgement) {
   EXPECT_FALSE(is_proxied());
   acknowledge();
   EXPECT_TRUE(is_proxied());
+}
+
+TEST_F(NodeTest, TheKernelRedirectsDnsOnceTheProxyAnswersIt) {
+  connect();
+  from_proxy({{"type", "ready"}, {"version", "1"}, {"dns", true}});
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t id = id_of("a");
+  answer_enrol(id);
+  acknowledge();
+  const auto is_redirected = [&] { return datapath_.state.workloads.at(id).has_responder; };
+  EXPECT_EQ(state_of("a"), "pending: waiting for meshproxy to answer its DNS");
+  EXPECT_FALSE(is_redirected());
+  from_proxy({{"type", "dns"}, {"workloads", {id}}});
+  EXPECT_EQ(state_of("a"), "enrolled");
+  EXPECT_TRUE(is_redirected());
+  // Without the proxy the kernel sees by itself that it is away; a new meshd changes nothing.
+  proxy_.connected = false;
+  node_->proxy_events().on_lost(Error{});
+  outcome(service("reviews"));
+  EXPECT_TRUE(is_redirected());
+  restart();
+  EXPECT_TRUE(is_redirected());
+  connect_proxy();
+  from_proxy({{"type", "ready"}, {"version", "1"}, {"dns", true}});
+  EXPECT_TRUE(is_redirected());
+  from_proxy({{"type", "dns"}, {"workloads", json::array()}});
+  EXPECT_FALSE(is_redirected());
+  from_proxy({{"type", "dns"}, {"workloads", {id}}});
+  EXPECT_TRUE(is_redirected());
+  from_proxy({{"type", "ready"}, {"version", "0"}});  // an older one, which answers none
+  EXPECT_FALSE(is_redirected());
+}
+
+TEST_F(NodeTest, AWorkloadWithoutSocketsForDnsIsEnrolledAndSaysSo) {
+  connect();
+  from_proxy({{"type", "ready"}, {"version", "1"}, {"dns", true}});
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  answer_enrol(id_of("a"), feed::HoldStatus::kOk, EADDRINUSE);
+  acknowledge();
+  EXPECT_EQ(state_of("a"),
+            "enrolled: no names of the mesh: its sockets for DNS (port 15053) could not be made: "
+            "Address already in use");
 }
 
 TEST_F(NodeTest, RemovalGoesTheOtherWayRound) {

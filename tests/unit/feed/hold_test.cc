@@ -40,7 +40,7 @@ TEST(HoldMessage, RefusesWhatIsMalformed) {
   EXPECT_TRUE(refused([](HoldMessage& m) { m.type = HoldType{99}; }));
   EXPECT_TRUE(refused([](HoldMessage& m) { m.family = 5; }));
   EXPECT_TRUE(refused([](HoldMessage& m) { m.kind = ListenerKind{0}; }));
-  EXPECT_TRUE(refused([](HoldMessage& m) { m.kind = ListenerKind{4}; }));
+  EXPECT_TRUE(refused([](HoldMessage& m) { m.kind = ListenerKind{6}; }));
   EXPECT_TRUE(refused([](HoldMessage& m) { m.status = HoldStatus{99}; }));
   EXPECT_TRUE(refused([](HoldMessage& m) { m.count = kMaxSocketBatch + 1; }));
 }

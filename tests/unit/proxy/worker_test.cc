@@ -15,7 +15,7 @@ using namespace std::chrono_literals;
 struct NoSinks : Sinks {
   void log_lines(std::string) override {}
   void tap(TapEvent) override {}
-  void want_sockets(unsigned, WorkloadId, Family, std::uint32_t) override {}
+  void want_sockets(unsigned, WorkloadId, SocketKind, std::uint32_t) override {}
 };
 
 // A worker whose thread is the test's.
