@@ -187,7 +187,9 @@ static __always_inline int um_is_allowed(__u32 ruling, __u32 mesh, struct um_dec
 UM_APART int um_may_reach(const struct um_workload* client, const struct um_destination* to,
                           __u32 mesh, struct um_decision* out) {
   if (!client || !to || !out) return 0;
-  const struct um_peer* peer = um_find_peer(&to->address);
+  // Kernel 6.1 takes no key from behind a pointer that a function was given.
+  struct um_address address = to->address;
+  const struct um_peer* peer = um_find_peer(&address);
   if (!peer && um_config_flags() & UM_CONFIG_STATE_INCOMPLETE) {
     um_decided(out, UM_REFUSE,
                mesh ? UM_MESH_CONNECTS_DENIED_MAP_FULL : UM_CONNECTS_DENIED_MAP_FULL);
