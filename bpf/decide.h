@@ -76,9 +76,10 @@ enum um_action {
 #define UM_MAX_RULINGS 2
 
 struct um_decision {
-  __u32 action;   // um_action
-  __u32 counter;  // um_counter, or UM_NO_COUNTER
-  __u32 rulings;  // how many policies ruled; the last of them refused, where one did
+  __u32 action;    // um_action
+  __u32 counter;   // um_counter, or UM_NO_COUNTER
+  __u32 workload;  // whose namespace it is; 0: nobody's
+  __u32 rulings;   // how many policies ruled; the last of them refused, where one did
   struct um_verdict ruling[UM_MAX_RULINGS];
   struct um_destination backend;
   // Of a service with affinity: where the caller writes `backend` and the time (um_affinities).
@@ -141,6 +142,12 @@ static __always_inline void um_ruled(struct um_decision* out, const struct um_ve
   if (at >= UM_MAX_RULINGS) return;
   out->ruling[at] = *verdict;
   out->rulings = at + 1;
+}
+
+// The policy that refused, or else let in last; 0: of none.
+static __always_inline __u32 um_last_policy(const struct um_decision* decision) {
+  if (decision->rulings > 1) return decision->ruling[1].policy;
+  return decision->rulings ? decision->ruling[0].policy : 0;
 }
 
 enum um_ruling {
@@ -312,6 +319,7 @@ static __always_inline void um_decide_workload(const struct um_connect* in,
     um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
     return;
   }
+  out->workload = client->id;
   if (um_is_loopback(&in->to.address) || um_is_unspecified(&in->to.address) ||
       um_is_own_address(client->id, &in->to.address)) {
     um_decided(out, UM_PASS, UM_CONNECTS_LOCAL);
@@ -373,6 +381,7 @@ static __always_inline void um_decide_arrival(const struct um_arrival* in,
     um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD);
     return;
   }
+  out->workload = server->id;
   if (!server->ingress || um_is_loopback(&in->from.address) ||
       um_is_own_address(server->id, &in->from.address))
     return;

@@ -9,9 +9,9 @@
 #include "udp.h"
 #include "act.h"
 #include <bpf/bpf_endian.h>
+#include "ends.h"
+#include "connections.h"
 // clang-format on
-
-#define AF_INET 2
 
 const volatile __u64 um_netns_cookie = 0;
 
@@ -50,7 +50,9 @@ int um_sk_lookup(struct bpf_sk_lookup* ctx) {
     um_decide_arrival(&in, &decision);
   um_count_rulings(&decision);
   if (decision.counter != UM_NO_COUNTER) um_count(decision.counter);
-  return decision.action == UM_REFUSE ? SK_DROP : SK_PASS;
+  if (decision.action != UM_REFUSE) return SK_PASS;
+  um_report_denial(&decision, &in.from, &in.to);
+  return SK_DROP;
 }
 
 char _license[] SEC("license") = "Apache-2.0";

@@ -30,6 +30,7 @@ UM_HASH(um_peers, struct um_address, struct um_peer, 131072, BPF_F_NO_PREALLOC);
 UM_HASH(um_refusals, struct um_refusal_key, __u32, 131072, BPF_F_NO_PREALLOC);
 UM_HASH(um_flows, struct um_flow_key, __u32, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_resolvers, struct um_resolver_key, struct um_destination, 65536, BPF_F_NO_PREALLOC);
+UM_HASH(um_connections, __u64, struct um_connection, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_records, struct um_record_key, struct um_destination, 32768, 0);
 
 struct {
@@ -120,6 +121,18 @@ struct {
   __type(key, int);
   __type(value, struct um_socket);
 } um_sockets SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_RINGBUF);
+  __uint(max_entries, 1 << 20);
+} um_events SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct um_denials);
+} um_denials SEC(".maps");
 
 struct {
   __uint(type, BPF_MAP_TYPE_SK_STORAGE);

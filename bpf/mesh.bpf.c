@@ -11,11 +11,12 @@
 #include "udp.h"
 #include "act.h"
 #include <bpf/bpf_endian.h>
+#include "ends.h"
+#include "connections.h"
 // clang-format on
 
 #define EACCES 13
 #define ECONNREFUSED 111
-#define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
@@ -71,9 +72,14 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   struct um_datagram datagram = {.to = *in, .port = bpf_htons((__u16)sk->src_port)};
   um_decide_datagram(&datagram, decision);
   um_count_rulings(decision);
-  if (decision->action == UM_REFUSE) return um_refuse(decision->counter);
+  if (decision->action == UM_REFUSE) {
+    um_report_denial(decision, 0, &in->to);
+    return um_refuse(decision->counter);
+  }
   if (decision->action == UM_PASS) {
     if (decision->counter != UM_NO_COUNTER) um_count(decision->counter);
+    if (decision->counter == UM_CONNECTS_DIRECT && in->to.protocol == UM_TCP)
+      um_record_connect(ctx, in, decision);
     return 1;
   }
   if (decision->action == UM_REDIRECT && !um_unbind_device(ctx, sk))
@@ -84,7 +90,10 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   socket->flags = decision->action == UM_REDIRECT  ? UM_SOCKET_REDIRECTED
                   : decision->action == UM_RESOLVE ? UM_SOCKET_RESOLVING
                                                    : UM_SOCKET_BALANCED;
-  if (decision->action == UM_BALANCE) um_remember_affinity(decision);
+  if (decision->action == UM_BALANCE) {
+    um_remember_affinity(decision);
+    if (in->to.protocol == UM_TCP) um_record_connect(ctx, in, decision);
+  }
   um_count(decision->counter);
   return 1;
 }
@@ -285,55 +294,55 @@ static __always_inline const struct um_socket* um_redirected(struct bpf_sock* sk
   return socket && (socket->flags & UM_SOCKET_REDIRECTED) ? socket : 0;
 }
 
+static __always_inline void um_see_connect(struct bpf_sock_ops* ops) {
+  if (ops->remote_port != bpf_htonl(UM_PROXY_PORT)) {
+    __u64 cookie = bpf_get_socket_cookie(ops);
+    if (bpf_map_lookup_elem(&um_connections, &cookie))
+      bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+    return;
+  }
+  struct bpf_sock* sk = ops->sk;
+  if (!sk) return;
+  const struct um_socket* socket = um_redirected(sk);
+  if (!socket) return;
+  struct um_record_key key = {};
+  um_client_end(ops, &key);
+  struct um_destination service = socket->service;
+  if (bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG) ||
+      bpf_map_update_elem(&um_records, &key, &service, BPF_ANY))
+    um_count(UM_RECORDS_FULL);
+  else
+    um_count(UM_RECORDS_WRITTEN);
+}
+
+static __always_inline void um_see_redirected_close(struct bpf_sock_ops* ops) {
+  struct bpf_sock* sk = ops->sk;
+  if (!sk || !um_redirected(sk)) return;
+  struct um_record_key key = {};
+  um_client_end(ops, &key);
+  if (bpf_map_delete_elem(&um_records, &key) == 0) um_count(UM_RECORDS_UNUSED);
+}
+
 // sock_ops at a workload's cgroup: a redirected socket leaves a record as it sends its SYN, and
 // takes it back when it is closed before the proxy's end was established. No room: no record, and
-// the proxy resets the connection, having no destination. Agent gone: the same.
+// the proxy resets the connection, having no destination. Of all other connections it keeps the
+// books (connections.h). Agent gone: the same.
 SEC("sockops")
 int um_sock_ops(struct bpf_sock_ops* ops) {
   if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-    if (ops->remote_port != bpf_htonl(UM_PROXY_PORT)) return 1;
-    struct bpf_sock* sk = ops->sk;
-    if (!sk) return 1;
-    const struct um_socket* socket = um_redirected(sk);
-    if (!socket) return 1;
-    struct um_record_key key = {};
-    um_client_end(ops, &key);
-    struct um_destination service = socket->service;
-    if (bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG) ||
-        bpf_map_update_elem(&um_records, &key, &service, BPF_ANY))
-      um_count(UM_RECORDS_FULL);
-    else
-      um_count(UM_RECORDS_WRITTEN);
+    um_see_connect(ops);
   } else if (ops->op == BPF_SOCK_OPS_STATE_CB) {
+    __u32 from = ops->args[0], to = ops->args[1];
+    if (ops->remote_port != bpf_htonl(UM_PROXY_PORT)) um_see_state(ops, from, to);
     // At TCP_CLOSE alone: until the proxy's end acknowledged the FIN it may still be established.
-    if (ops->args[1] != BPF_TCP_CLOSE || ops->remote_port != bpf_htonl(UM_PROXY_PORT)) return 1;
-    struct bpf_sock* sk = ops->sk;
-    if (!sk || !um_redirected(sk)) return 1;
-    struct um_record_key key = {};
-    um_client_end(ops, &key);
-    if (bpf_map_delete_elem(&um_records, &key) == 0) um_count(UM_RECORDS_UNUSED);
+    else if (to == BPF_TCP_CLOSE)
+      um_see_redirected_close(ops);
+  } else if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && !um_is_to_itself(ops)) {
+    if (bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG))
+      return 1;
+    um_record_accept(ops);
   }
   return 1;
-}
-
-static __always_inline void um_own_end(struct bpf_sock_ops* ops, struct um_flow_key* key) {
-  key->from.protocol = key->to.protocol = UM_TCP;
-  key->from.port = bpf_htons((__u16)ops->local_port);
-  key->to.port = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
-  if (ops->family == AF_INET) {
-    um_mapped(&key->from.address, ops->local_ip4);
-    um_mapped(&key->to.address, ops->remote_ip4);
-    UM_KEEP_APART();
-    return;
-  }
-  key->from.address.word[0] = ops->local_ip6[0];
-  key->from.address.word[1] = ops->local_ip6[1];
-  key->from.address.word[2] = ops->local_ip6[2];
-  key->from.address.word[3] = ops->local_ip6[3];
-  key->to.address.word[0] = ops->remote_ip6[0];
-  key->to.address.word[1] = ops->remote_ip6[1];
-  key->to.address.word[2] = ops->remote_ip6[2];
-  key->to.address.word[3] = ops->remote_ip6[3];
 }
 
 // What the servers of a recorded workload know it by. No room: it is a stranger to them.

@@ -20,6 +20,7 @@
 #define UM_LASTING_MAPS(X) \
   X(um_sockets)            \
   X(um_mesh_sockets)       \
+  X(um_connections)        \
   X(um_records)            \
   X(um_flows)              \
   X(um_resolvers)          \
@@ -241,6 +242,53 @@ struct um_socket {
 };
 UM_ASSERT(sizeof(struct um_socket) == 24);
 
+enum um_connection_flags {
+  UM_CONNECTION_INBOUND = 1,      // at the server's end
+  UM_CONNECTION_ESTABLISHED = 2,  // it once was
+};
+// um_connections: by socket cookie (__u64), the TCP connections of enrolled workloads that go past
+// no proxy, from the connect (or the end of the handshake) until they are closed.
+struct um_connection {
+  __u64 started;                   // CLOCK_MONOTONIC nanoseconds
+  __u64 fast_sent, fast_received;  // bytes that went past TCP
+  __u64 at_fin_wait;               // bytes_received when our FIN was acknowledged
+  struct um_destination service;   // what the application asked for; inbound: zero
+  __u32 workload;                  // whose it is
+  __u32 policy;                    // number of what allowed it; 0: of none
+  __u32 flags;                     // um_connection_flags
+};
+UM_ASSERT(sizeof(struct um_connection) == 64);
+
+enum um_event_kind {
+  UM_EVENT_CLOSED = 1,
+  UM_EVENT_DENIED = 2,  // as `counter` says
+};
+// um_events: a ring. What became of a connection; what finds no room is counted.
+struct um_event {
+  __u64 cookie;  // of the socket; 0: there is none
+  __u64 at;      // CLOCK_MONOTONIC nanoseconds
+  __u64 started;
+  __u64 sent, received;                 // the application's bytes, `sent` as far as acknowledged
+  struct um_destination local, remote;  // zero where not known
+  struct um_destination service;        // what the application asked for; inbound: zero
+  __u32 workload, policy;
+  __u32 retransmits;
+  __u32 counter;  // um_counter
+  __u8 kind;      // um_event_kind
+  __u8 flags;     // um_connection_flags
+  __u8 state;     // TCP's before it was closed
+  __u8 zero;
+};
+UM_ASSERT(sizeof(struct um_event) == 120);
+#define UM_DENIALS_A_SECOND 50  // events, of each CPU
+
+// um_denials: per CPU, one entry.
+struct um_denials {
+  __u64 since;  // CLOCK_MONOTONIC nanoseconds
+  __u64 events;
+};
+UM_ASSERT(sizeof(struct um_denials) == 16);
+
 // um_mesh_sockets: socket storage (__u32, 1) of the mesh's own sockets, inherited.
 
 // um_records: the original destination of a redirected connection, from its SYN until the proxy's
@@ -384,7 +432,10 @@ UM_ASSERT(sizeof(struct um_udp_choice) == 32);
   X(PACKETS_DROPPED_FRAGMENT, "packets_dropped_fragment")                           \
   X(PACKETS_DROPPED_ETHERTYPE, "packets_dropped_ethertype")                         \
   X(PACKETS_DROPPED_MALFORMED, "packets_dropped_malformed")                         \
-  X(POLICY_COUNTS_LOST, "policy_counts_lost")
+  X(POLICY_COUNTS_LOST, "policy_counts_lost")                                       \
+  X(CONNECTIONS_UNRECORDED, "connections_unrecorded")                               \
+  X(EVENTS_LOST, "connection_events_lost")                                          \
+  X(DENIALS_UNREPORTED, "denials_unreported")
 
 enum um_counter {
 #define UM_COUNTER_ID(id, name) UM_##id,

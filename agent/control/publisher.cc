@@ -111,15 +111,27 @@ void Publisher::apply_kernel() {
   current_ = std::move(state);
   forget_unused_numbers();
   if (is_policy_new) looks_due_ = kLooks;
+  removal_looks_due_ = kLooks;
   end_forbidden();
 }
 
 // What was connecting when the policy changed may be open only now: so it is looked at twice.
 void Publisher::end_forbidden() {
+  end_removed();
   if (looks_due_ == 0) return;
   --looks_due_;
   if (auto ended = datapath_.end_forbidden(current_); !ended && ended.error() != look_error_) {
     log()->error("connections that a policy forbids could not be ended error={}",
+                 ended.error().message);
+    look_error_ = ended.error();
+  }
+}
+
+void Publisher::end_removed() {
+  if (removal_looks_due_ == 0) return;
+  --removal_looks_due_;
+  if (auto ended = datapath_.end_removed(current_); !ended && ended.error() != look_error_) {
+    log()->error("connections to former endpoints could not be reset error={}",
                  ended.error().message);
     look_error_ = ended.error();
   }

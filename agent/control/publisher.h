@@ -44,7 +44,8 @@ class Publisher {
   void publish(Publication publication, Clock::time_point now);
   // Writes the kernel's state again, and what a failed write left out.
   void refresh_kernel();
-  // Every 2 s: looks once more for connections that a change of policy forbids.
+  // Every 2 s: looks once more for connections that a change of policy forbids, or that go to what
+  // is no endpoint any more.
   void end_forbidden();
 
   void on_proxy_connected(Clock::time_point now);
@@ -71,6 +72,7 @@ class Publisher {
 
  private:
   void apply_kernel();
+  void end_removed();
   void forget_unused_numbers();
   void send_update(Clock::time_point now);
   void send_frames(std::vector<boost::json::value> put, boost::json::array gone, bool reset);
@@ -91,7 +93,8 @@ class Publisher {
   std::set<std::uint32_t> counted_policies_;  // by number: those that the kernel may count
   std::string kernel_error_;
   std::map<datapath::WorkloadId, Error> kernel_errors_;
-  int looks_due_ = 0;  // for connections that are forbidden now
+  int looks_due_ = 0;          // for connections that are forbidden now
+  int removal_looks_due_ = 0;  // for those to former endpoints
   Error look_error_;
   std::vector<config::Problem> nacked_;
 };

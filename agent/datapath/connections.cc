@@ -1,14 +1,17 @@
 #include "datapath/connections.h"
 
 #include <errno.h>
+#include <linux/bpf.h>  // BPF_TCP_*
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sched.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <thread>
@@ -24,9 +27,9 @@ namespace {
 constexpr std::uint32_t state_bit(int state) { return 1U << state; }
 // Not TIME_WAIT: it carries nothing any more.
 constexpr std::uint32_t kTcpStates =
-    state_bit(TCP_ESTABLISHED) | state_bit(TCP_SYN_SENT) | state_bit(TCP_SYN_RECV) |
-    state_bit(TCP_FIN_WAIT1) | state_bit(TCP_FIN_WAIT2) | state_bit(TCP_CLOSE_WAIT) |
-    state_bit(TCP_LAST_ACK) | state_bit(TCP_CLOSING) | state_bit(TCP_LISTEN);
+    state_bit(BPF_TCP_ESTABLISHED) | state_bit(BPF_TCP_SYN_SENT) | state_bit(BPF_TCP_SYN_RECV) |
+    state_bit(BPF_TCP_FIN_WAIT1) | state_bit(BPF_TCP_FIN_WAIT2) | state_bit(BPF_TCP_CLOSE_WAIT) |
+    state_bit(BPF_TCP_LAST_ACK) | state_bit(BPF_TCP_CLOSING) | state_bit(BPF_TCP_LISTEN);
 
 struct Request {
   nlmsghdr header;
@@ -37,6 +40,7 @@ struct Found {
   std::uint8_t family;
   std::uint8_t state;
   inet_diag_sockid id;
+  TcpCounts counts;
 };
 
 // A netlink socket stays in the namespace that it was made in.
@@ -63,6 +67,27 @@ Result<> send_request(int fd, std::uint16_t type, std::uint16_t flags,
   return success();
 }
 
+// A FIN of the other end is counted as a byte.
+TcpCounts counts_of(nlmsghdr* header) {
+  TcpCounts counts;
+  const auto& message = *static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
+  auto left = static_cast<int>(header->nlmsg_len - NLMSG_LENGTH(sizeof message));
+  auto* at = reinterpret_cast<rtattr*>(static_cast<char*>(NLMSG_DATA(header)) +
+                                       NLMSG_ALIGN(sizeof message));
+  for (; RTA_OK(at, left); at = RTA_NEXT(at, left)) {
+    if (at->rta_type != INET_DIAG_INFO) continue;
+    tcp_info info{};  // the kernel's may be longer or shorter
+    std::memcpy(&info, RTA_DATA(at), std::min<std::size_t>(RTA_PAYLOAD(at), sizeof info));
+    counts = {info.tcpi_bytes_sent - info.tcpi_bytes_retrans, info.tcpi_bytes_received,
+              info.tcpi_total_retrans};
+    const auto state = message.idiag_state;
+    const bool has_ended =
+        state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSING;
+    if (has_ended && counts.received != 0) --counts.received;
+  }
+  return counts;
+}
+
 // Calls `see` with each message of the answer, which an error or its end ends.
 template <class See>
 Result<> read_answer(int fd, See see) {
@@ -81,20 +106,21 @@ Result<> read_answer(int fd, See see) {
         return errno_error(error, "sock_diag");
       }
       if (at->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg)))
-        see(*static_cast<const inet_diag_msg*>(NLMSG_DATA(at)));
+        see(*static_cast<const inet_diag_msg*>(NLMSG_DATA(at)), counts_of(at));
     }
   }
 }
 
-Result<std::vector<Found>> list(int fd, int family, Transport transport) {
+Result<std::vector<Found>> list(int fd, int family, Transport transport, bool with_counts) {
   inet_diag_req_v2 body{};
   body.sdiag_family = static_cast<std::uint8_t>(family);
   body.sdiag_protocol = static_cast<std::uint8_t>(transport);
-  body.idiag_states = transport == Transport::kTcp ? kTcpStates : state_bit(TCP_ESTABLISHED);
+  body.idiag_states = transport == Transport::kTcp ? kTcpStates : state_bit(BPF_TCP_ESTABLISHED);
+  if (with_counts) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
   MESH_TRY(send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body));
   std::vector<Found> found;
-  MESH_TRY(read_answer(fd, [&](const inet_diag_msg& message) {
-    found.push_back({message.idiag_family, message.idiag_state, message.id});
+  MESH_TRY(read_answer(fd, [&](const inet_diag_msg& message, const TcpCounts& counts) {
+    found.push_back({message.idiag_family, message.idiag_state, message.id, counts});
   }));
   return found;
 }
@@ -118,36 +144,58 @@ Result<bool> end(int fd, Transport transport, const Found& found) {
   body.idiag_states = state_bit(found.state);
   body.id = found.id;
   MESH_TRY(send_request(fd, SOCK_DESTROY, NLM_F_ACK, body));
-  auto ended = read_answer(fd, [](const inet_diag_msg&) {});
+  auto ended = read_answer(fd, [](const inet_diag_msg&, const TcpCounts&) {});
   if (ended) return true;
   if (ended.error().code == Errc::not_found) return false;
   return std::move(ended).assume_error();
+}
+
+struct All {
+  UniqueFd fd;
+  std::vector<Found> found;
+  std::set<std::uint16_t> listening;  // be16
+};
+
+Result<All> list_all(int netns, Transport transport, bool with_counts) {
+  All all;
+  MESH_TRY(all.fd, open_in(netns));
+  for (const int family : {AF_INET, AF_INET6}) {
+    MESH_TRY(auto found, list(all.fd.get(), family, transport, with_counts));
+    all.found.insert(all.found.end(), found.begin(), found.end());
+  }
+  for (const Found& found : all.found)
+    if (found.state == BPF_TCP_LISTEN) all.listening.insert(found.id.idiag_sport);
+  std::erase_if(all.found, [](const Found& found) { return found.state == BPF_TCP_LISTEN; });
+  return all;
+}
+
+Connection connection_of(const Found& found, const All& all) {
+  return {address_of(found.family, found.id.idiag_src, found.id.idiag_sport),
+          address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
+          all.listening.contains(found.id.idiag_sport),
+          std::uint64_t{found.id.idiag_cookie[1]} << 32U | found.id.idiag_cookie[0], found.state};
 }
 
 }  // namespace
 
 Result<std::size_t> end_connections(int netns, Transport transport,
                                     const std::function<bool(const Connection&)>& is_forbidden) {
-  MESH_TRY(auto fd, open_in(netns));
-  std::vector<Found> all;
-  for (const int family : {AF_INET, AF_INET6}) {
-    MESH_TRY(auto found, list(fd.get(), family, transport));
-    all.insert(all.end(), found.begin(), found.end());
-  }
-  std::set<std::uint16_t> listening;
-  for (const Found& found : all)
-    if (found.state == TCP_LISTEN) listening.insert(found.id.idiag_sport);
+  MESH_TRY(const auto all, list_all(netns, transport, false));
   std::size_t ended = 0;
-  for (const Found& found : all) {
-    if (found.state == TCP_LISTEN) continue;
-    const Connection connection{address_of(found.family, found.id.idiag_src, found.id.idiag_sport),
-                                address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
-                                listening.contains(found.id.idiag_sport)};
+  for (const Found& found : all.found) {
+    const Connection connection = connection_of(found, all);
     if (connection.remote.ip.is_loopback() || !is_forbidden(connection)) continue;
-    MESH_TRY(const bool was_there, end(fd.get(), transport, found));
+    MESH_TRY(const bool was_there, end(all.fd.get(), transport, found));
     ended += was_there ? 1 : 0;
   }
   return ended;
+}
+
+Result<> for_each_connection(int netns,
+                             const std::function<void(const Connection&, const TcpCounts&)>& see) {
+  MESH_TRY(const auto all, list_all(netns, Transport::kTcp, true));
+  for (const Found& found : all.found) see(connection_of(found, all), found.counts);
+  return success();
 }
 
 }  // namespace mesh::datapath

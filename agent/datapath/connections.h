@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 
 #include "base/address.h"
@@ -15,6 +16,14 @@ namespace mesh::datapath {
 struct Connection {
   SocketAddress local, remote;
   bool is_inbound = false;  // TCP: somebody listens at the local port
+  std::uint64_t cookie = 0;
+  std::uint8_t state = 0;  // TCP's
+};
+
+// What the kernel counts of a TCP connection.
+struct TcpCounts {
+  std::uint64_t sent = 0, received = 0;
+  std::uint32_t retransmits = 0;
 };
 
 // Resets every connection (also one that is just being made) of which `is_forbidden` says so;
@@ -22,5 +31,9 @@ struct Connection {
 // and it is connected no more. Loopback connections are not asked about.
 Result<std::size_t> end_connections(int netns, Transport transport,
                                     const std::function<bool(const Connection&)>& is_forbidden);
+
+// Shows every TCP connection, also one that is just being made, loopback among them.
+Result<> for_each_connection(int netns,
+                             const std::function<void(const Connection&, const TcpCounts&)>& see);
 
 }  // namespace mesh::datapath

@@ -21,6 +21,10 @@ static_assert(std::size(kCounterNames) == UM_COUNTER_COUNT);
 
 }  // namespace
 
+const char* counter_name(std::uint32_t number) {
+  return number < std::size(kCounterNames) ? kCounterNames[number] : "";
+}
+
 Result<Counters> read_counters(int counters, int policy_counts) {
   const auto cpus = static_cast<std::size_t>(::libbpf_num_possible_cpus());
   Counters out;

@@ -123,6 +123,25 @@ struct State {
   std::map<std::pair<WorkloadId, ServiceId>, std::uint32_t> refusals;  // -> policy
 };
 
+// A TCP connection of an enrolled workload that goes past no proxy, or the refusal of one.
+struct Flow {
+  enum class Kind : std::uint8_t { kOpen, kClosed, kDenied };
+  Kind kind = Kind::kOpen;
+  std::uint64_t cookie = 0;  // of the socket; 0 where it was denied
+  WorkloadId workload = 0;   // whose end this is
+  bool is_inbound = false;
+  bool is_established = false;           // it once was
+  std::uint8_t tcp_state = 0;            // of netinet/tcp.h: now, or before it was closed
+  std::optional<SocketAddress> local;    // unknown where a connect was denied
+  std::optional<SocketAddress> remote;   // the endpoint, or the client; unknown: none was chosen
+  std::optional<SocketAddress> service;  // outbound: what the application asked for
+  std::chrono::nanoseconds started{0}, ended{0};  // CLOCK_MONOTONIC; open: now
+  std::uint64_t sent = 0, received = 0;           // the application's bytes
+  std::uint32_t retransmits = 0;
+  std::uint32_t policy = 0;  // number of what allowed or denied it; 0: of none
+  std::string reason;        // of a denial: the counter's name
+};
+
 // Sums over CPUs since the maps were made, by name ("connects_redirected",
 // "connects_denied_policy", ...).
 struct Counters {
@@ -148,6 +167,15 @@ class Datapath {
   // Resets the TCP connections of enrolled workloads that the policies of `state` forbid, at
   // whichever end. What is connecting while this looks may be missed: ask again later.
   virtual Result<> end_forbidden(const State& state) = 0;
+  // Resets connections that were made through a service with resets_on_removal to what is none of
+  // its endpoints by `state`. What is connecting while this looks may be missed: ask again later.
+  virtual Result<> end_removed(const State& state) = 0;
+  // What was closed and denied since this was asked last; what nobody asked for in time is counted
+  // as lost ("connection_events_lost").
+  virtual Result<std::vector<Flow>> take_flows() = 0;
+  // What is open, of workloads whose namespace is known. Takes as long as the kernel needs to list
+  // the sockets of each.
+  virtual Result<std::vector<Flow>> open_flows(const State& state) = 0;
   virtual Result<Counters> counters() = 0;
   // What was counted for policies of other numbers is counted no more.
   virtual Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) = 0;

@@ -18,6 +18,7 @@
 #include "datapath/connections.h"
 #include "datapath/counters.h"
 #include "datapath/datapath.h"
+#include "datapath/flows.h"
 #include "datapath/map.h"
 #include "datapath/object.h"
 #include "datapath/policy_sets.h"
@@ -221,7 +222,8 @@ Result<State> adopt_previous(const Object& object) {
 
 class KernelDatapath final : public Datapath {
  public:
-  explicit KernelDatapath(Object object) : object_(std::move(object)), maps_(object_) {}
+  explicit KernelDatapath(Object object)
+      : object_(std::move(object)), maps_(object_), flows_(object_) {}
 
   Result<> read() {
     // What our predecessor left half done, no program remembers afterwards.
@@ -316,9 +318,28 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
+  Result<> end_removed(const State& state) override {
+    const bool is_asked = std::ranges::any_of(
+        state.services, [](const auto& service) { return service.second.resets_on_removal; });
+    if (!is_asked) return success();
+    for (const auto& [id, workload] : state.workloads) {
+      if (workload.netns < 0 || workload.cgroup.empty()) continue;
+      MESH_TRY(auto ended,
+               end_connections(workload.netns, Transport::kTcp, [&](const Connection& connection) {
+                 return is_removed(state, connection);
+               }));
+      connections_reset_ += ended;
+    }
+    return success();
+  }
+
+  Result<std::vector<Flow>> take_flows() override { return flows_.take(); }
+  Result<std::vector<Flow>> open_flows(const State& state) override { return flows_.open(state); }
+
   Result<Counters> counters() override {
     MESH_TRY(auto out, read_counters(object_.map("um_counters"), object_.map("um_policy_counts")));
     out.totals["connections_ended_by_policy"] = connections_ended_;
+    out.totals["connections_reset_on_removal"] = connections_reset_;
     return out;
   }
 
@@ -577,6 +598,25 @@ class KernelDatapath final : public Datapath {
     }
   }
 
+  // It went through a service that has no such endpoint (any more).
+  bool is_removed(const State& state, const Connection& connection) const {
+    const auto record = flows_.find(connection.cookie);
+    if (!record || (record->flags & UM_CONNECTION_INBOUND) != 0) return false;
+    const auto service = state.services.find(user_destination(record->service));
+    if (service == state.services.end() || !service->second.resets_on_removal ||
+        service->second.kind != ServiceEntry::Kind::kBalance)
+      return false;
+    const Columns* columns = &service->second.columns;
+    if (const auto& of_clients = service->second.of_clients) {
+      const auto own = of_clients->find(record->workload);
+      if (own == of_clients->end()) return true;
+      columns = &own->second;
+    }
+    return std::ranges::none_of(*columns, [&](const Column& column) {
+      return column.first == connection.remote || column.second == connection.remote;
+    });
+  }
+
   // As the programs would decide of a new one.
   bool is_forbidden(const State& state, const EnrolledWorkload& workload, Transport transport,
                     const Connection& connection) const {
@@ -642,7 +682,8 @@ class KernelDatapath final : public Datapath {
   UdpChoices udp_;
   std::string mesh_cgroup_;  // "": not told yet
   Services::Failures misfit_services_;
-  std::uint64_t connections_ended_ = 0;
+  Flows flows_;
+  std::uint64_t connections_ended_ = 0, connections_reset_ = 0;
   std::map<WorkloadId, std::string> uncovered_;
   std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was
   std::set<std::string> link_sets_;        // pinned, as far as we know

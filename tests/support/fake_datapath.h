@@ -22,13 +22,15 @@ class FakeDatapath final : public datapath::Datapath {
   // What tests set.
   datapath::State state;  // also what adopt() returns: fill it to play a restart
   datapath::Counters counts;
+  std::vector<datapath::Flow> flows;  // the next take_flows() has them
+  std::vector<datapath::Flow> open;
   std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled
   std::map<datapath::WorkloadId, std::string> not_covered;
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
   // What tests look at.
   std::string mesh_cgroup;
   int applies = 0;
-  int looks_for_forbidden = 0;
+  int looks_for_forbidden = 0, looks_for_removed = 0;
   std::vector<datapath::State> history;  // every state applied, in order
 
   Result<> attach_mesh(const std::string& cgroup_path) override {
@@ -53,6 +55,19 @@ class FakeDatapath final : public datapath::Datapath {
     MESH_TRY(operation());
     ++looks_for_forbidden;
     return success();
+  }
+  Result<> end_removed(const datapath::State&) override {
+    MESH_TRY(operation());
+    ++looks_for_removed;
+    return success();
+  }
+  Result<std::vector<datapath::Flow>> take_flows() override {
+    MESH_TRY(operation());
+    return std::exchange(flows, {});
+  }
+  Result<std::vector<datapath::Flow>> open_flows(const datapath::State&) override {
+    MESH_TRY(operation());
+    return open;
   }
   Result<datapath::Counters> counters() override {
     MESH_TRY(operation());

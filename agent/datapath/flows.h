@@ -1,0 +1,41 @@
+// Flows: what the kernel's programs write down of connections (um_connections, um_events). A
+// resource; the maps' descriptors are borrowed. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "base/result.h"
+#include "bpf/shared.h"
+#include "datapath/datapath.h"
+#include "datapath/object.h"
+
+struct ring_buffer;
+
+namespace mesh::datapath {
+
+class Flows {
+ public:
+  explicit Flows(const Object& object);
+  ~Flows();
+  Flows(const Flows&) = delete;
+  Flows& operator=(const Flows&) = delete;
+
+  Result<std::vector<Flow>> take();
+  // Forgets connections of workloads that are gone, and those that two calls did not find.
+  Result<std::vector<Flow>> open(const State& state);
+  std::optional<um_connection> find(std::uint64_t cookie) const;
+
+ private:
+  static int on_event(void* self, void* data, std::size_t size);
+  Result<> forget_orphans(const State& state, const std::set<std::uint64_t>& found);
+
+  int connections_fd_, events_fd_;
+  ring_buffer* ring_ = nullptr;
+  std::vector<Flow> taken_;
+  std::set<std::uint64_t> missing_;  // since the last open()
+};
+
+}  // namespace mesh::datapath

@@ -1,0 +1,307 @@
+// Records of connections that go past no proxy: at their end, while they live, and refused ones.
+#include <gmock/gmock.h>
+#include <netinet/tcp.h>
+
+#include <algorithm>
+
+#include "tests/support/datapath_fixture.h"
+
+namespace mesh::test {
+namespace {
+
+using datapath::Flow;
+
+constexpr const char* kService = "10.78.0.2:70";
+constexpr const char* kFirst = "10.9.0.2:8080";
+constexpr datapath::WorkloadId kServer = 9;
+
+bool write_all(int fd, std::size_t bytes) {
+  const std::vector<char> data(65536, 'x');
+  while (bytes != 0) {
+    const ssize_t done = ::write(fd, data.data(), std::min(bytes, data.size()));
+    if (done <= 0) return false;
+    bytes -= static_cast<std::size_t>(done);
+  }
+  return true;
+}
+bool read_all(int fd, std::size_t bytes) {
+  std::vector<char> data(65536);
+  while (bytes != 0) {
+    const ssize_t done = ::read(fd, data.data(), std::min(bytes, data.size()));
+    if (done <= 0) return false;
+    bytes -= static_cast<std::size_t>(done);
+  }
+  return true;
+}
+
+class FlowsTest : public DatapathTest {
+ protected:
+  void SetUp() override {
+    DatapathTest::SetUp();
+    if (IsSkipped()) return;
+    accept_on_both_servers();
+    state_.services[at(kService)] = balanced(2, {kFirst});
+    apply_all();
+  }
+  // Waits: a connection is closed some time after its sockets are.
+  std::vector<Flow> take(std::size_t count) {
+    std::vector<Flow> flows;
+    for (int i = 0; i < 500 && flows.size() < count; ++i) {
+      for (Flow& flow : must(datapath_->take_flows())) flows.push_back(std::move(flow));
+      if (flows.size() < count) ::usleep(10'000);
+    }
+    EXPECT_EQ(flows.size(), count);
+    flows.resize(count);
+    return flows;
+  }
+  // A connection of the application that sends, and then receives, so many bytes.
+  void talk(const char* to, std::size_t sent, std::size_t received, bool client_first) {
+    Child client(&*app_group_, &*app_, [&] {
+      const UniqueFd fd(dial(to));
+      char end = 0;
+      if (fd.get() < 0 || !write_all(fd.get(), sent) || !read_all(fd.get(), received)) ::_exit(1);
+      if (!client_first && ::read(fd.get(), &end, 1) != 0) ::_exit(2);
+    });
+    UniqueFd accepted = accept_within(first_.get());
+    ASSERT_TRUE(accepted);
+    ASSERT_TRUE(read_all(accepted.get(), sent));
+    ASSERT_TRUE(write_all(accepted.get(), received));
+    char end = 0;
+    if (client_first) {
+      ASSERT_EQ(::read(accepted.get(), &end, 1), 0);
+    }
+    accepted.reset();
+    EXPECT_EQ(client.wait(), 0);
+  }
+};
+
+TEST_F(FlowsTest, AConnectionIsReportedWhenItIsClosed) {
+  has_set("10.9.0.2", 3);
+  verdict(3, 0, true, 21);
+  apply_all();
+  const auto before = std::chrono::nanoseconds(now_ns());
+  talk(kService, 1'000'000, 77, true);
+  const Flow flow = take(1).front();
+  EXPECT_EQ(flow.kind, Flow::Kind::kClosed);
+  EXPECT_EQ(flow.workload, kApp);
+  EXPECT_FALSE(flow.is_inbound);
+  EXPECT_TRUE(flow.is_established);
+  EXPECT_EQ(flow.service, at(kService));
+  EXPECT_EQ(flow.remote, at(kFirst));
+  ASSERT_TRUE(flow.local);
+  EXPECT_EQ(flow.local->ip, ip("10.9.0.1"));
+  EXPECT_EQ(flow.sent, 1'000'000);
+  EXPECT_EQ(flow.received, 77);
+  EXPECT_EQ(flow.policy, 21);
+  EXPECT_GE(flow.started, before);
+  EXPECT_GE(flow.ended, flow.started);
+  EXPECT_EQ(entries_of("um_connections"), 0);
+}
+
+// A FIN and a SYN count as bytes to the kernel, and who closes first decides which.
+TEST_F(FlowsTest, BytesAreExactWhoeverClosesFirst) {
+  for (const bool client_first : {true, false})
+    for (const std::size_t sent : {0U, 1U, 5000U})
+      for (const std::size_t received : {0U, 1U, 70000U}) {
+        talk(kFirst, sent, received, client_first);
+        const Flow flow = take(1).front();
+        EXPECT_EQ(flow.sent, sent) << client_first << " " << received;
+        EXPECT_EQ(flow.received, received) << client_first << " " << sent;
+      }
+}
+
+TEST_F(FlowsTest, BothEndsAreReportedWhereBothAreEnrolled) {
+  Cgroup group = Cgroup::create("server");
+  state_.workloads[kServer] = workload(kServer, *server_, group.path());
+  apply_all();
+  for (const bool client_first : {true, false}) {
+    // Its listener is of the server's cgroup.
+    Child server(&group, &*server_, [&] {
+      const UniqueFd listener = server_->listen("10.9.0.2:8090");
+      const UniqueFd accepted = accept_within(listener.get());
+      char end = 0;
+      if (!accepted || !read_all(accepted.get(), 300) || !write_all(accepted.get(), 20)) ::_exit(1);
+      if (client_first && ::read(accepted.get(), &end, 1) != 0) ::_exit(2);
+    });
+    const int error = in_child(&*app_group_, &*app_, [&] {
+      UniqueFd fd;
+      for (int i = 0; i < 500 && !fd; ++i) {  // until it listens
+        if (const int made = dial("10.9.0.2:8090"); made >= 0)
+          fd.reset(made);
+        else
+          ::usleep(10'000);
+      }
+      char end = 0;
+      if (!fd || !write_all(fd.get(), 300) || !read_all(fd.get(), 20)) return 1;
+      return !client_first && ::read(fd.get(), &end, 1) != 0 ? 2 : 0;
+    });
+    EXPECT_EQ(error, 0);
+    EXPECT_EQ(server.wait(), 0);
+    int ends = 0;
+    for (int i = 0; i < 500 && ends < 2; ++i) {
+      for (const Flow& flow : must(datapath_->take_flows())) {
+        if (!flow.is_established) continue;  // before it listened
+        ++ends;
+        EXPECT_EQ(flow.workload, flow.is_inbound ? kServer : kApp);
+        EXPECT_EQ(flow.is_inbound ? flow.received : flow.sent, 300);
+        EXPECT_EQ(flow.is_inbound ? flow.sent : flow.received, 20);
+        EXPECT_EQ(flow.is_inbound ? flow.local : flow.remote, at("10.9.0.2:8090"));
+      }
+      ::usleep(10'000);
+    }
+    EXPECT_EQ(ends, 2);
+  }
+}
+
+TEST_F(FlowsTest, WhatIsRefusedByTheServerWasNeverEstablished) {
+  EXPECT_EQ(connect_from_app("10.9.0.2:1"), kRefused);
+  const Flow flow = take(1).front();
+  EXPECT_EQ(flow.kind, Flow::Kind::kClosed);
+  EXPECT_FALSE(flow.is_established);
+  EXPECT_EQ(flow.tcp_state, TCP_SYN_SENT);
+  EXPECT_EQ(flow.sent, 0);
+}
+
+TEST_F(FlowsTest, ARefusalNamesItsReasonAndPolicyAndIsBounded) {
+  has_set("10.9.0.2", 3);
+  verdict(3, 0, false, 21);
+  state_.services[at("10.78.0.3:70")] = balanced(3, {});
+  apply_all();
+  EXPECT_EQ(connect_from_app(kService), kRefused);
+  EXPECT_EQ(connect_from_app("10.78.0.3:70"), kRefused);
+  const std::vector<Flow> flows = take(2);
+  EXPECT_EQ(flows[0].kind, Flow::Kind::kDenied);
+  EXPECT_EQ(flows[0].workload, kApp);
+  EXPECT_EQ(flows[0].service, at(kService));
+  EXPECT_EQ(flows[0].remote, at(kFirst));
+  EXPECT_EQ(flows[0].policy, 21);
+  EXPECT_EQ(flows[0].reason, "connects_denied_policy");
+  EXPECT_EQ(flows[1].reason, "connects_refused_no_endpoint");
+  EXPECT_FALSE(flows[1].remote);
+  const int tries = 3000;
+  in_child(&*app_group_, &*app_, [&] {
+    for (int i = 0; i < tries; ++i) (void)try_connect(kService);
+    return 0;
+  });
+  const std::uint64_t reported = must(datapath_->take_flows()).size();
+  EXPECT_EQ(reported + count("denials_unreported"), tries);
+  EXPECT_GT(count("denials_unreported"), 0) << "3000 take no minute";
+  EXPECT_EQ(count("connection_events_lost"), 0);
+}
+
+TEST_F(FlowsTest, AnArrivalThatIsDeniedIsReportedAtTheServer) {
+  Cgroup group = Cgroup::create("server");
+  state_.workloads[kServer] = workload(kServer, *server_, group.path());
+  state_.workloads[kServer].ingress = 5;
+  verdict(5, 0, false, 31, 0);
+  apply_all();
+  Cgroup stranger = Cgroup::create("stranger");
+  EXPECT_EQ(in_child(&stranger, &*app_, [] { return try_connect(kFirst); }), kRefused);
+  const Flow flow = take(1).front();
+  EXPECT_EQ(flow.kind, Flow::Kind::kDenied);
+  EXPECT_TRUE(flow.is_inbound);
+  EXPECT_EQ(flow.workload, kServer);
+  EXPECT_EQ(flow.local, at(kFirst));
+  ASSERT_TRUE(flow.remote);
+  EXPECT_EQ(flow.remote->ip, ip("10.9.0.1"));
+  EXPECT_EQ(flow.policy, 31);
+  EXPECT_EQ(flow.reason, "arrivals_denied_policy");
+}
+
+TEST_F(FlowsTest, WhatIsOpenIsListedWithWhatItSentSoFar) {
+  Child client(&*app_group_, &*app_, [&] {
+    const UniqueFd fd(dial(kService));
+    if (!write_all(fd.get(), 4321)) ::_exit(1);
+    ::pause();
+  });
+  UniqueFd accepted = accept_within(first_.get());
+  ASSERT_TRUE(accepted && read_all(accepted.get(), 4321) && write_all(accepted.get(), 5));
+  const std::vector<Flow> open = must(datapath_->open_flows(state_));
+  ASSERT_EQ(open.size(), 1);
+  EXPECT_EQ(open[0].kind, Flow::Kind::kOpen);
+  EXPECT_EQ(open[0].service, at(kService));
+  EXPECT_EQ(open[0].remote, at(kFirst));
+  EXPECT_EQ(open[0].tcp_state, TCP_ESTABLISHED);
+  EXPECT_EQ(open[0].sent, 4321);
+  EXPECT_EQ(open[0].received, 5);
+  EXPECT_GT(open[0].ended, open[0].started);
+  client.kill();
+  const Flow closed = take(1).front();
+  EXPECT_EQ(closed.cookie, open[0].cookie);
+  EXPECT_TRUE(must(datapath_->open_flows(state_)).empty());
+}
+
+TEST_F(FlowsTest, WhatEndedUnseenIsForgotten) {
+  UniqueFd connections = map("um_connections");
+  um_connection record{};
+  record.workload = kApp;
+  const std::uint64_t cookie = 1ULL << 60;
+  ASSERT_EQ(::bpf_map_update_elem(connections.get(), &cookie, &record, BPF_ANY), 0);
+  must(datapath_->open_flows(state_));
+  EXPECT_EQ(entries_of("um_connections"), 1) << "it may just be connecting";
+  must(datapath_->open_flows(state_));
+  EXPECT_EQ(entries_of("um_connections"), 0);
+  record.workload = 4711;
+  ASSERT_EQ(::bpf_map_update_elem(connections.get(), &cookie, &record, BPF_ANY), 0);
+  must(datapath_->open_flows(state_));
+  EXPECT_EQ(entries_of("um_connections"), 0);
+}
+
+// --- connections to endpoints that are gone
+
+class RemovalTest : public FlowsTest {
+ protected:
+  // Two connections, through the service and past it; the service then has another endpoint.
+  // Which of them are open afterwards.
+  std::pair<bool, bool> open_after_removal(bool resets) {
+    Child client(&*app_group_, &*app_, [&] {
+      const UniqueFd through(dial(kService)), past(dial(kFirst));
+      ::pause();
+    });
+    state_.services[at(kService)].resets_on_removal = resets;
+    UniqueFd ends[2] = {accept_within(first_.get()), accept_within(first_.get())};
+    EXPECT_TRUE(ends[0] && ends[1]);
+    must(datapath_->end_removed(state_));
+    EXPECT_EQ(is_open(ends[0]), true) << "it is an endpoint";
+    state_.services[at(kService)] = balanced(2, {"10.9.0.3:8080"});
+    state_.services[at(kService)].resets_on_removal = resets;
+    apply_all();
+    must(datapath_->end_removed(state_));
+    return {is_open(ends[0]), is_open(ends[1])};
+  }
+  static bool is_open(const UniqueFd& fd) {
+    char byte = 0;
+    return ::recv(fd.get(), &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN;
+  }
+};
+
+TEST_F(RemovalTest, LeavesConnectionsAlone) {
+  EXPECT_EQ(open_after_removal(false), std::pair(true, true));
+}
+
+TEST_F(RemovalTest, ResetsThoseThroughAServiceThatWantsIt) {
+  EXPECT_EQ(open_after_removal(true), std::pair(false, true));
+  EXPECT_EQ(count("connections_reset_on_removal"), 1);
+}
+
+TEST_F(RemovalTest, AClientsOwnEndpointsCount) {
+  ServiceEntry& entry = state_.services[at(kService)];
+  entry.of_clients = {{kApp, std::exchange(entry.columns, {})}};
+  entry.resets_on_removal = true;
+  apply_all();
+  Child client(&*app_group_, &*app_, [&] {
+    const UniqueFd through(dial(kService));
+    ::pause();
+  });
+  UniqueFd end = accept_within(first_.get());
+  ASSERT_TRUE(end);
+  must(datapath_->end_removed(state_));
+  EXPECT_TRUE(is_open(end));
+  entry.of_clients->at(kApp) = {};
+  apply_all();
+  must(datapath_->end_removed(state_));
+  EXPECT_FALSE(is_open(end));
+}
+
+}  // namespace
+}  // namespace mesh::test
