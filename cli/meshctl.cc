@@ -490,8 +490,8 @@ void CommandLine::add_looking_commands() {
 }
 
 void CommandLine::add_bpf_commands() {
-  auto* bpf =
-      command(app_, "bpf", "Show what is in the kernel: progs, maps, stats", kLooking, nullptr);
+  auto* bpf = command(app_, "bpf", "Show what is in the kernel: progs, maps, stats, flows",
+                      kLooking, nullptr);
   bpf->require_subcommand(1);
   auto* programs = command(*bpf, "progs", "BPF programs, and where they are attached", "Commands",
                            [this] { return bpf_programs(environment_, format_); });
@@ -507,6 +507,9 @@ void CommandLine::add_bpf_commands() {
       ->type_name("N")
       ->check(CLI::Range(1u, 3600u));
   add_format(stats);
+  auto* flows = command(*bpf, "flows", "Open L4 connections of enrolled workloads, by their bytes",
+                        "Commands", [this] { return dump(environment_, "flows", format_); });
+  add_format(flows);
 }
 
 }  // namespace

@@ -170,12 +170,16 @@ asio::awaitable<Response> dump(Node& node, const Request& request, const api::Ta
     merge_rows(table, body, {"cluster", "endpoint"});
   } else if (what == "policies") {
     table = dump_policies(*node.snapshot(), node.policy_counts());
+  } else if (what == "flows") {
+    auto flows = node.open_flows();
+    if (!flows) co_return refuse(request, flows.error());
+    table = std::move(flows).value();
   } else if (what == "dns") {
     table = dump_dns(*node.snapshot(), query_of(target, "namespace"), query_of(target, "name"));
   } else {
     co_return refuse(request, Error{Errc::not_found, "no dump '" + what +
                                                          "': one of routes, clusters, endpoints, "
-                                                         "policies, dns"});
+                                                         "policies, dns, flows"});
   }
   table.version = node.version();
   co_return respond(request, table);

@@ -141,6 +141,7 @@ class Agent {
     watch_.async_wait([this](const boost::system::error_code& error) {
       if (error) return;
       node_.watch_proxy(Node::Clock::now());
+      node_.report_flows(unix_ms());
       wait_watch();
     });
   }

@@ -416,6 +416,39 @@ void Node::push_counters(std::uint64_t unix_ms) {
              {"allowed_by_policy", counts_by_rule(counters_.allowed_by_policy, rules)}});
 }
 
+// --- L4 connections
+
+// Long connections are looked at every 15 s: that costs a list of each workload's sockets.
+void Node::report_flows(std::uint64_t unix_ms) {
+  constexpr int kLookAtOpen = 30;
+  const auto rules = policy_rules(parts_.numbers);
+  const auto failed = [this](const Error& error) {
+    if (error.message != flow_error_)
+      log()->error("L4 connections cannot be reported error={}", error.message);
+    flow_error_ = error.message;
+  };
+  auto ended = parts_.datapath.take_flows();
+  if (!ended) return failed(ended.error());
+  flow_book_.add(ended.value(), Clock::now().time_since_epoch(), unix_ms, rules);
+  if (flow_reports_++ % kLookAtOpen == 0) {
+    auto open = parts_.datapath.open_flows(publisher_.kernel());
+    if (!open) return failed(open.error());
+    flow_book_.see_open(open.value());
+  }
+  flow_error_.clear();
+  if (!parts_.proxy.is_connected() || !publisher_.acked()) return;
+  auto message = flow_book_.take();
+  if (!message) return;
+  (*message)["type"] = feed::kFlows;
+  send_json(parts_.proxy, *message);
+}
+
+Result<api::Dump> Node::open_flows() {
+  MESH_TRY(auto open, parts_.datapath.open_flows(publisher_.kernel()));
+  return dump_flows(std::move(open), *compilation_.snapshot, workloads_.clients(),
+                    policy_rules(parts_.numbers));
+}
+
 // --- taps and questions
 
 std::uint64_t Node::add_tap(TapSink sink) {

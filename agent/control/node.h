@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "api/messages.h"
+#include "control/flow_book.h"
 #include "control/heartbeat.h"
 #include "control/host_listeners.h"
 #include "control/numbers.h"
@@ -61,6 +62,7 @@ class Node {
   void on_cgroups_changed(Clock::time_point now);
   void tick(Clock::time_point now, std::uint64_t unix_ms);  // every 2 s
   void watch_proxy(Clock::time_point now);                  // every half second
+  void report_flows(std::uint64_t unix_ms);                 // every half second
   void reopen_access_log();
 
   api::ObjectList objects(const std::string& kind, const std::string& ns,
@@ -91,6 +93,7 @@ class Node {
   const config::Snapshot* snapshot() const { return compilation_.snapshot.get(); }
   std::uint64_t version() const { return publisher_.version(); }
   std::vector<api::Status::PolicyCount> policy_counts();
+  Result<api::Dump> open_flows();
 
  private:
   class HoldEvents final : public PeerEvents {
@@ -173,6 +176,9 @@ class Node {
   std::map<std::uint64_t, std::function<void()>> change_sinks_;
   std::uint64_t next_tap_ = 1, next_question_ = 1, next_change_sink_ = 1;
   datapath::Counters counters_;
+  FlowBook flow_book_;
+  int flow_reports_ = 0;
+  std::string flow_error_;
   std::uint64_t access_log_inode_ = 0;
   int ticks_ = 0;
   std::map<std::string, int> orphans_;  // empty sandbox groups of nobody enrolled -> ticks seen

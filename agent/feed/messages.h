@@ -27,6 +27,13 @@
 //   kernel_counters {type, at_ms: unix time, totals: {name: n}, denied_by_policy: [{policy, rule,
 //               count}], allowed_by_policy: [{policy, rule, count}]}
 //              Every 2 s; rule -1: the policy's default.
+//   flows      {type, edges: [{workload: id, inbound, failed: bool, service, other: addresses,
+//               opened, closed, sent, received, retransmits}], records: [{denied, inbound,
+//               established: bool, workload: id, local, remote, service: addresses, start_ms,
+//               duration_ms, sent, received, reason, policy, rule}], dropped: n}
+//              Every half second, of L4 connections past the proxy: what is to be added to the sums
+//              of each edge, and a line of the access log each; "": unknown. service: what the
+//              application asked for, inbound where it arrived. dropped: what is not in here.
 //   tap        {type, on: bool}                          on while somebody listens
 //   dump       {type, id: u64, what: "routes"|"clusters"|"endpoints"|"policies"|"stats"}
 //
@@ -53,6 +60,7 @@ inline constexpr std::string_view kHello = "hello";
 inline constexpr std::string_view kOptions = "options";
 inline constexpr std::string_view kUpdate = "update";
 inline constexpr std::string_view kKernelCounters = "kernel_counters";
+inline constexpr std::string_view kFlows = "flows";
 inline constexpr std::string_view kTap = "tap";
 inline constexpr std::string_view kDump = "dump";
 inline constexpr std::string_view kReady = "ready";

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "proxy/exchange.h"
+#include "proxy/peer_labels.h"
 #include "telemetry/access_log.h"
 
 namespace mesh::proxy {
@@ -9,31 +10,6 @@ namespace mesh::proxy {
 namespace {
 
 using namespace std::chrono;
-
-std::string_view label(const config::Labels& labels, std::initializer_list<const char*> names) {
-  for (const char* name : names) {
-    const auto found = labels.find(name);
-    if (found != labels.end()) return found->second;
-  }
-  return {};
-}
-
-// As Istio derives them (pilot/pkg/model: canonical service and revision).
-telemetry::Peer peer_labels(const config::Workload& workload, const std::string& principal) {
-  telemetry::Peer peer;
-  peer.workload = workload.name.name;
-  peer.workload_namespace = workload.name.ns;
-  peer.principal = principal;
-  peer.app = label(workload.labels, {"app"});
-  peer.version = label(workload.labels, {"version"});
-  peer.canonical_service =
-      label(workload.labels, {"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"});
-  if (peer.canonical_service.empty()) peer.canonical_service = workload.name.name;
-  peer.canonical_revision = label(workload.labels, {"service.istio.io/canonical-revision",
-                                                    "app.kubernetes.io/version", "version"});
-  if (peer.canonical_revision.empty()) peer.canonical_revision = "latest";
-  return peer;
-}
 
 // Of a target as received; absolute-form names scheme and authority before it (RFC 9112 3.2.2).
 std::string_view path_of(std::string_view target) {

@@ -256,6 +256,12 @@ Result<> Feeds::on_meshd(std::string_view payload, feed::Fds fds) {
     kernel_counters_at_ = reactor_.now();
     return success();
   }
+  if (type == feed::kFlows) {
+    std::string lines;
+    tcp_records_.add(message, snapshot_, enrolled_, lines);
+    if (!lines.empty()) proxy_->write_log(std::move(lines));
+    return success();
+  }
   log()->debug("meshd sent an unknown message type={}", type);
   return success();
 }
@@ -547,6 +553,7 @@ void Feeds::write_metrics(std::string& out) const {
   writer.family("undermesh_socket_requests_failed_total",
                 "Requests for upstream sockets that meshhold could not meet", Type::kCounter);
   writer.sample({}, static_cast<double>(socket_failures_.total()));
+  tcp_records_.write_prometheus(out);
   write_kernel_counters(out);
 }
 

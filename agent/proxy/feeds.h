@@ -21,6 +21,7 @@
 #include "net/reactor.h"
 #include "proxy/metrics_server.h"
 #include "proxy/proxy.h"
+#include "proxy/tcp_records.h"
 #include "proxy/throttle.h"
 
 namespace mesh::proxy {
@@ -91,6 +92,7 @@ class Feeds {
   config::SnapshotPtr snapshot_;
   boost::json::object kernel_counters_;
   net::Clock::time_point kernel_counters_at_{};
+  TcpRecords tcp_records_;
   // What meshhold named on this connection.
   std::set<ListenerId> named_;
   bool responders_changed_ = false;  // meshd is told after the frames that are there

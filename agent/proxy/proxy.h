@@ -46,7 +46,8 @@ class Proxy final : private Sinks {
   std::vector<ListenerId> listeners() const;
   UniqueFd duplicate_listener(const ListenerId& id) const;  // none: there is no such one
 
-  void set_access_log(UniqueFd file);  // none: off
+  void set_access_log(UniqueFd file);                                         // none: off
+  void write_log(std::string lines) { access_log_.write(std::move(lines)); }  // any thread
   void set_tap(bool on);
 
   // Prometheus text: requests, clusters, the proxy itself.

@@ -26,38 +26,6 @@ constexpr auto kBounds = [] {
 
 std::string_view known(std::string_view value) { return value.empty() ? kUnknown : value; }
 
-std::string render(const EdgeLabels& edge) {
-  const Peer& s = edge.source;
-  const Peer& d = edge.destination;
-  const Label labels[] = {
-      {"reporter", edge.reporter},
-      {"source_workload", known(s.workload)},
-      {"source_workload_namespace", known(s.workload_namespace)},
-      {"source_principal", known(s.principal)},
-      {"source_app", known(s.app)},
-      {"source_version", known(s.version)},
-      {"source_canonical_service", known(s.canonical_service)},
-      {"source_canonical_revision", known(s.canonical_revision)},
-      {"source_cluster", known(s.cluster)},
-      {"destination_workload", known(d.workload)},
-      {"destination_workload_namespace", known(d.workload_namespace)},
-      {"destination_principal", known(d.principal)},
-      {"destination_app", known(d.app)},
-      {"destination_version", known(d.version)},
-      {"destination_canonical_service", known(d.canonical_service)},
-      {"destination_canonical_revision", known(d.canonical_revision)},
-      {"destination_cluster", known(d.cluster)},
-      {"destination_service", known(edge.destination_service)},
-      {"destination_service_name", known(edge.destination_service_name)},
-      {"destination_service_namespace", known(edge.destination_service_namespace)},
-      {"request_protocol", known(edge.request_protocol)},
-      {"connection_security_policy", known(edge.connection_security_policy)},
-  };
-  std::string text;
-  append_labels(labels, text);
-  return text;
-}
-
 EdgeLabels overflow_labels() {
   const Peer peer{kOverflow, kOverflow, kOverflow, kOverflow,
                   kOverflow, kOverflow, kOverflow, kOverflow};
@@ -99,6 +67,38 @@ void write_histogram(PrometheusWriter& writer, const std::string& labels, const 
 }
 
 }  // namespace
+
+std::string rendered(const EdgeLabels& edge) {
+  const Peer& s = edge.source;
+  const Peer& d = edge.destination;
+  const Label labels[] = {
+      {"reporter", edge.reporter},
+      {"source_workload", known(s.workload)},
+      {"source_workload_namespace", known(s.workload_namespace)},
+      {"source_principal", known(s.principal)},
+      {"source_app", known(s.app)},
+      {"source_version", known(s.version)},
+      {"source_canonical_service", known(s.canonical_service)},
+      {"source_canonical_revision", known(s.canonical_revision)},
+      {"source_cluster", known(s.cluster)},
+      {"destination_workload", known(d.workload)},
+      {"destination_workload_namespace", known(d.workload_namespace)},
+      {"destination_principal", known(d.principal)},
+      {"destination_app", known(d.app)},
+      {"destination_version", known(d.version)},
+      {"destination_canonical_service", known(d.canonical_service)},
+      {"destination_canonical_revision", known(d.canonical_revision)},
+      {"destination_cluster", known(d.cluster)},
+      {"destination_service", known(edge.destination_service)},
+      {"destination_service_name", known(edge.destination_service_name)},
+      {"destination_service_namespace", known(edge.destination_service_namespace)},
+      {"request_protocol", known(edge.request_protocol)},
+      {"connection_security_policy", known(edge.connection_security_policy)},
+  };
+  std::string text;
+  append_labels(labels, text);
+  return text;
+}
 
 void Histogram::record(std::chrono::nanoseconds duration) {
   const auto bucket = std::ranges::lower_bound(kBounds, duration.count()) - kBounds.begin();
@@ -162,13 +162,13 @@ void WorkerMetrics::Series::append_labels_to(std::string& out) const {
 
 WorkerMetrics::WorkerMetrics(std::size_t max_series)
     : max_series_(max_series),
-      overflow_edge_(std::make_unique<Edge>(render(overflow_labels()), EdgeLabels{})),
+      overflow_edge_(std::make_unique<Edge>(rendered(overflow_labels()), EdgeLabels{})),
       overflow_series_(add_series(overflow_edge_.get(), -1, {}, -1)) {}
 
 WorkerMetrics::~WorkerMetrics() = default;
 
 WorkerMetrics::Edge* WorkerMetrics::edge(const EdgeLabels& labels) {
-  std::string text = render(labels);
+  std::string text = rendered(labels);
   if (const auto found = edges_.find(text); found != edges_.end()) return found->second.get();
   if (edges_.size() >= max_series_) return overflow_edge_.get();
   auto edge = std::make_unique<Edge>(text, labels);

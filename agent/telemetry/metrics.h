@@ -62,6 +62,9 @@ struct EdgeLabels {
   std::string_view connection_security_policy;  // "unknown" for reporter source
 };
 
+// As Prometheus text has them, without braces.
+std::string rendered(const EdgeLabels& labels);
+
 class WorkerMetrics {
  public:
   class Edge;  // owned here; keep a pointer where the edge is used, while generation() is the same
