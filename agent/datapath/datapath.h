@@ -164,8 +164,9 @@ class Datapath {
   // The strict workloads that are enrolled although packets can go round the hooks of their
   // sockets, with the reason.
   virtual const std::map<WorkloadId, std::string>& uncovered() const = 0;
-  // Resets the TCP connections of enrolled workloads that the policies of `state` forbid, at
-  // whichever end. What is connecting while this looks may be missed: ask again later.
+  // Ends the TCP connections and connected UDP sockets of enrolled workloads that the policies of
+  // `state` forbid, at whichever end. What is connecting while this looks may be missed: ask again
+  // later.
   virtual Result<> end_forbidden(const State& state) = 0;
   // Resets connections that were made through a service with resets_on_removal to what is none of
   // its endpoints by `state`. What is connecting while this looks may be missed: ask again later.
