@@ -342,7 +342,7 @@ inline std::vector<DecideCase> decide_cases() {
   const std::vector<World::Column> a_and_b = {"10.0.0.11:1", "10.0.0.12:1"};
   const auto sticky = [&](const char* backend, std::int64_t age, std::uint32_t client = 7,
                           std::uint32_t of = 2, bool v4 = true) {
-    World world = with_service({2, UM_SERVICE_BALANCE, a_and_b, 0, 100}, -1);
+    World world = with_service({2, UM_SERVICE_BALANCE, a_and_b, 0, 4}, -1);
     world.affinities = {{client, of, backend, age, v4}};
     return world;
   };
@@ -899,13 +899,13 @@ inline std::vector<DecideCase> decide_cases() {
        .to = "10.78.0.1:80",
        .action = UM_BALANCE,
        .counter = UM_CONNECTS_BALANCED,
-       .world = sticky("10.0.0.12:1", 60 * kSecond),
+       .world = sticky("10.0.0.12:1", kSecond / 2),
        .backend = "10.0.0.12:1"},
       {.name = "LeavesItsBackendWhenTheTimeIsOver",
        .to = "10.78.0.1:80",
        .action = UM_BALANCE,
        .counter = UM_CONNECTS_BALANCED,
-       .world = sticky("10.0.0.12:1", 100 * kSecond + 1),
+       .world = sticky("10.0.0.12:1", 4 * kSecond + 1),
        .backend = "10.0.0.11:1"},
       {.name = "StaysWithABackendUsedSinceTheClockWasRead",
        .to = "10.78.0.1:80",
