@@ -8,6 +8,7 @@
 #include <bpf/bpf_helpers.h>
 // clang-format on
 
+#include "fastpath.h"
 #include "shared.h"
 
 #define UM_HASH(name, key_type, value_type, max, flags) \
@@ -140,6 +141,13 @@ struct {
   __type(key, int);
   __type(value, __u32);
 } um_mesh_sockets SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, int);
+  __type(value, struct um_fast_socket);
+} um_fast_sockets SEC(".maps");
 
 static __always_inline const struct um_workload* um_find_workload(__u64 netns_cookie) {
   return bpf_map_lookup_elem(&um_workloads, &netns_cookie);

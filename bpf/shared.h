@@ -435,7 +435,13 @@ UM_ASSERT(sizeof(struct um_udp_choice) == 32);
   X(POLICY_COUNTS_LOST, "policy_counts_lost")                                       \
   X(CONNECTIONS_UNRECORDED, "connections_unrecorded")                               \
   X(EVENTS_LOST, "connection_events_lost")                                          \
-  X(DENIALS_UNREPORTED, "denials_unreported")
+  X(DENIALS_UNREPORTED, "denials_unreported")                                       \
+  X(FASTPATH_JOINED, "fastpath_joined")                                             \
+  X(FASTPATH_NOT_JOINED, "fastpath_not_joined")                                     \
+  X(FASTPATH_REDIRECTED, "fastpath_redirected")                                     \
+  X(FASTPATH_TO_TCP_UNSAFE, "fastpath_to_tcp_unsafe")                               \
+  X(FASTPATH_TO_TCP_NO_PEER, "fastpath_to_tcp_no_peer")                             \
+  X(FASTPATH_TO_TCP_FULL, "fastpath_to_tcp_full")
 
 enum um_counter {
 #define UM_COUNTER_ID(id, name) UM_##id,

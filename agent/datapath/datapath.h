@@ -47,6 +47,7 @@ struct EnrolledWorkload {
   // Without all that it shall have it may talk to nobody, and what it had open before is ended. Its
   // packets are policed too, where a veth device of this machine leads to it.
   bool strict = false;
+  bool fast_path = true;  // its connections may join the same-node fast path
 
   auto kernel_part() const {
     return std::tie(id, netns_cookie, cgroup, addresses, class4, class6, ingress, egress,
@@ -121,6 +122,17 @@ struct State {
   std::map<IpBlock, ClassId> blocks;  // all other addresses, by the longest prefix
   // Proxied services that refuse a client, as every endpoint does that its routes can reach.
   std::map<std::pair<WorkloadId, ServiceId>, std::uint32_t> refusals;  // -> policy
+  // Endpoints and proxied services whose connections stay out of the fast path.
+  std::set<SocketAddress> slow_listeners;
+};
+
+// What the fast path has learned of the connections to a port.
+struct FastPathPort {
+  SocketAddress listener;
+  std::uint64_t netns_cookie = 0;  // of a loopback address; else 0
+  double round_trips = 0;          // of a connection, smoothed
+  std::uint32_t samples = 0;       // connections looked at
+  bool joins = false;              // false: too short to gain
 };
 
 // A TCP connection of an enrolled workload that goes past no proxy, or the refusal of one.
@@ -182,6 +194,11 @@ class Datapath {
   virtual Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) = 0;
   // What the maps hold now: read once by a restarted meshd, to keep its numbers.
   virtual Result<State> adopt() = 0;
+  // The same-node fast path, off at first; apply() keeps it at all enrolled workloads. Off:
+  // detached, and what had joined goes on by TCP. Errc::unavailable: not on this kernel, with the
+  // reason.
+  virtual Result<> switch_fast_path(bool on) = 0;
+  virtual Result<std::vector<FastPathPort>> fast_path_ports() = 0;  // none: off
   // A duplicate of the map that the proxy stamps with CLOCK_MONOTONIC nanoseconds (one mmapped
   // u64).
   virtual Result<UniqueFd> heartbeat_map() = 0;

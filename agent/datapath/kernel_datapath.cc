@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "base/log.h"
@@ -18,6 +19,7 @@
 #include "datapath/connections.h"
 #include "datapath/counters.h"
 #include "datapath/datapath.h"
+#include "datapath/fastpath.h"
 #include "datapath/flows.h"
 #include "datapath/map.h"
 #include "datapath/object.h"
@@ -222,8 +224,8 @@ Result<State> adopt_previous(const Object& object) {
 
 class KernelDatapath final : public Datapath {
  public:
-  explicit KernelDatapath(Object object)
-      : object_(std::move(object)), maps_(object_), flows_(object_) {}
+  KernelDatapath(Object object, std::string pin_dir)
+      : object_(std::move(object)), maps_(object_), flows_(object_), pin_dir_(std::move(pin_dir)) {}
 
   Result<> read() {
     // What our predecessor left half done, no program remembers afterwards.
@@ -299,6 +301,7 @@ class KernelDatapath final : public Datapath {
     if (object_.must_change_over()) {
       MESH_TRY(change_over(problems));
     }
+    MESH_TRY(update_fast_path(state));
     return problems;
   }
 
@@ -380,6 +383,23 @@ class KernelDatapath final : public Datapath {
     for (const auto& [key, policy] : maps_.refusals.entries())
       state.refusals[{key.client, key.service}] = policy;
     return state;
+  }
+
+  Result<> switch_fast_path(bool on) override {
+    if (!on) {
+      fast_path_.reset();
+      return FastPath::remove(pin_dir_);
+    }
+    if (!fast_path_) {
+      MESH_TRY(fast_path_, FastPath::open(pin_dir_, object_.maps()));
+    }
+    MESH_TRY(fast_path_->turn(true));
+    return fast_path_->keep(fast_path_node_);
+  }
+
+  Result<std::vector<FastPathPort>> fast_path_ports() override {
+    if (!fast_path_) return std::vector<FastPathPort>{};
+    return fast_path_->ports();
   }
 
   Result<UniqueFd> heartbeat_map() override {
@@ -617,6 +637,23 @@ class KernelDatapath final : public Datapath {
     });
   }
 
+  Result<> update_fast_path(const State& state) {
+    FastPathNode node;
+    node.excluded = state.slow_listeners;
+    if (!mesh_cgroup_.empty()) node.cgroups.emplace(kMeshLinks, mesh_cgroup_);
+    for (const auto& [id, workload] : state.workloads) {
+      const std::string set = std::to_string(id);
+      if (!workload.fast_path || (!workload.cgroup.empty() && !ensured_.contains(set))) continue;
+      if (!workload.cgroup.empty()) node.cgroups.emplace(set, workload.cgroup);
+      // One that two workloads claim is the first one's.
+      for (const IpAddress& ip : workload.addresses)
+        node.addresses.emplace(ip, workload.netns_cookie);
+    }
+    if (node == fast_path_node_) return success();
+    fast_path_node_ = std::move(node);
+    return fast_path_ ? fast_path_->keep(fast_path_node_) : success();
+  }
+
   // As the programs would decide of a new one.
   bool is_forbidden(const State& state, const EnrolledWorkload& workload, Transport transport,
                     const Connection& connection) const {
@@ -684,6 +721,9 @@ class KernelDatapath final : public Datapath {
   Services::Failures misfit_services_;
   Flows flows_;
   std::uint64_t connections_ended_ = 0, connections_reset_ = 0;
+  std::string pin_dir_;
+  std::optional<FastPath> fast_path_;  // none: off
+  FastPathNode fast_path_node_;
   std::map<WorkloadId, std::string> uncovered_;
   std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was
   std::set<std::string> link_sets_;        // pinned, as far as we know
@@ -695,7 +735,7 @@ class KernelDatapath final : public Datapath {
 
 Result<std::unique_ptr<Datapath>> open_kernel_datapath(const Options& options) {
   MESH_TRY(auto object, Object::open(options));
-  auto datapath = std::make_unique<KernelDatapath>(std::move(object));
+  auto datapath = std::make_unique<KernelDatapath>(std::move(object), options.pin_dir);
   MESH_TRY(datapath->read());
   if (options.service_range) {
     MESH_TRY(datapath->write_service_range(*options.service_range));

@@ -21,6 +21,7 @@
 #include <sstream>
 
 #include "datapath/datapath.h"
+#include "datapath/fastpath.h"
 #include "datapath/object.h"
 
 #ifndef BPF_F_PREORDER
@@ -318,6 +319,7 @@ Result<std::vector<std::string>> disable_all(const std::string& pin_dir) {
   if (fs::exists(pin_dir + "/links")) {
     MESH_TRY(detach_tree(pin_dir + "/links", &removed));
   }
+  MESH_TRY(FastPath::remove(pin_dir, &removed));
   MESH_TRY(detach_tree(pin_dir, &removed));
   return removed;
 }

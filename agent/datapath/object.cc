@@ -26,6 +26,7 @@
 #include "bpf/shared.h"
 #include "datapath/ingress.h"
 #include "datapath/libbpf_errors.h"
+#include "datapath/links.h"
 #include "datapath/packet.h"
 #include "mesh.skel.h"
 #include "udp.skel.h"
@@ -63,22 +64,10 @@ struct Meta {
   std::uint64_t object = 0;      // 0: programs are not completely pinned
 };
 
-Result<> make_dir(const std::string& path) {
-  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return success();
-  return errno_error(errno, "create " + path);
-}
-
 Result<UniqueFd> open_pin(const std::string& path) {
   UniqueFd fd(::bpf_obj_get(path.c_str()));
   if (!fd) return errno_error(errno, "open " + path);
   return fd;
-}
-
-// Also a directory that took a pin's place.
-Result<> unpin(const std::string& path) {
-  if (::unlink(path.c_str()) == 0 || errno == ENOENT) return success();
-  if (errno == EISDIR) return detach_tree(path, nullptr);
-  return errno_error(errno, "remove " + path);
 }
 
 // What a descriptor is of, as its id's name in /proc/self/fdinfo says: "map", "prog", "link", "".
@@ -256,28 +245,12 @@ Result<std::uint32_t> map_id(int fd) {
   return info.id;
 }
 
-Result<bpf_link_info> info_of_link(int fd, const std::string& path) {
-  bpf_link_info info{};
-  std::uint32_t size = sizeof info;
-  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0) return errno_error(errno, "read " + path);
-  return info;
-}
-
 Result<std::uint32_t> program_id(int fd) {
   bpf_prog_info info{};
   std::uint32_t size = sizeof info;
   if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0)
     return errno_error(errno, "read a program's id");
   return info.id;
-}
-
-std::vector<std::string> names_in(const std::string& dir) {
-  std::vector<std::string> names;
-  std::error_code gone;
-  for (fs::directory_iterator at(dir, gone), end; !gone && at != end; at.increment(gone))
-    names.push_back(at->path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 // Maps of any layout but ours: of the one that was, or of an upgrade that was taken back.
@@ -295,18 +268,6 @@ Result<> remove_other_maps(const std::string& pin_dir) {
 }
 
 }  // namespace
-
-// (Dots are reserved in bpffs.)
-Result<> pin_over(int fd, const std::string& path) {
-  std::string fresh = path + "_new";
-  MESH_TRY(unpin(fresh));
-  if (::bpf_obj_pin(fd, fresh.c_str()) != 0) return errno_error(errno, "pin " + fresh);
-  if (::rename(fresh.c_str(), path.c_str()) == 0) return success();
-  if (errno != EISDIR) return errno_error(errno, "rename to " + path);
-  MESH_TRY(unpin(path));
-  if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(errno, "rename to " + path);
-  return success();
-}
 
 std::span<const Hook> workload_hooks() {
   static constexpr Hook kHooks[] = {

@@ -44,6 +44,7 @@ class Object {
   static Result<Object> open(const Options& options);
 
   int map(const std::string& name) const { return maps_.at(name).get(); }
+  const std::map<std::string, UniqueFd>& maps() const { return maps_; }
 
   // The maps are not those that the programs at work decide by: they must be filled first, and no
   // link changed before. (Another layout, or pins that were damaged.)

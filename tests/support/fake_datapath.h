@@ -27,7 +27,10 @@ class FakeDatapath final : public datapath::Datapath {
   std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled
   std::map<datapath::WorkloadId, std::string> not_covered;
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
+  std::string why_no_fast_path;
+  std::vector<datapath::FastPathPort> ports;
   // What tests look at.
+  bool fast_path = false;
   std::string mesh_cgroup;
   int applies = 0;
   int looks_for_forbidden = 0, looks_for_removed = 0;
@@ -83,6 +86,16 @@ class FakeDatapath final : public datapath::Datapath {
   Result<datapath::State> adopt() override {
     MESH_TRY(operation());
     return state;
+  }
+  Result<> switch_fast_path(bool on) override {
+    MESH_TRY(operation());
+    if (on && !why_no_fast_path.empty()) return Error{Errc::unavailable, why_no_fast_path};
+    fast_path = on;
+    return success();
+  }
+  Result<std::vector<datapath::FastPathPort>> fast_path_ports() override {
+    MESH_TRY(operation());
+    return ports;
   }
   // A file in memory with one u64, which can be mapped as the kernel's map can.
   Result<UniqueFd> heartbeat_map() override {

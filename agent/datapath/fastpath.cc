@@ -1,0 +1,210 @@
+#include "datapath/fastpath.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+#include <string_view>
+
+#include "bpf/fastpath.h"
+#include "datapath/byte_order.h"
+#include "datapath/libbpf_errors.h"
+#include "datapath/links.h"
+#include "datapath/map.h"
+#include "datapath/object.h"
+#include "fastpath.skel.h"
+
+namespace mesh::datapath {
+namespace {
+
+// What joining costs is what about four round trips gain (bench: l4-connect, l4-roundtrip).
+constexpr std::uint32_t kMinTrips = 4;
+
+constexpr std::array<std::string_view, 5> kOwnMaps = {
+    "um_fast_peers", "um_fast_ports", "um_fast_addresses", "um_fast_excluded", "um_fast_config"};
+
+struct SkeletonDeleter {
+  void operator()(fastpath_bpf* skeleton) const { fastpath_bpf__destroy(skeleton); }
+};
+using Skeleton = std::unique_ptr<fastpath_bpf, SkeletonDeleter>;
+
+std::string base_dir(const std::string& pin_dir) { return pin_dir + "/fastpath"; }
+std::string maps_dir(const std::string& dir) { return dir + "/maps_" + std::to_string(UM_LAYOUT); }
+
+bool is_own(std::string_view map) {
+  for (const std::string_view own : kOwnMaps)
+    if (map == own) return true;
+  return false;
+}
+
+// Maps of another layout serve the sockets that joined with them, pinned or not.
+Result<> remove_other_layouts(const std::string& dir) {
+  for (const std::string& name : names_in(dir)) {
+    if (!name.starts_with("maps_") || dir + "/" + name == maps_dir(dir)) continue;
+    MESH_TRY(detach_tree(dir + "/" + name, nullptr));
+  }
+  return success();
+}
+
+Result<Skeleton> load(const std::string& dir, const std::map<std::string, UniqueFd>& shared) {
+  forget_libbpf_errors();
+  Skeleton skeleton(fastpath_bpf__open());
+  if (!skeleton) return libbpf_error(errno, "open the BPF object of the fast path");
+  bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, skeleton->obj) {
+    const std::string name = ::bpf_map__name(map);
+    const auto theirs = shared.find(name);
+    const int err = is_own(name)
+                        ? ::bpf_map__set_pin_path(map, (maps_dir(dir) + "/" + name).c_str())
+                    : theirs != shared.end() ? ::bpf_map__reuse_fd(map, theirs->second.get())
+                                             : 0;  // its own constants
+    if (err != 0) return libbpf_error(-err, "share map " + name);
+  }
+  if (int err = fastpath_bpf__load(skeleton.get()); err != 0)
+    return libbpf_error(-err, "load the BPF programs of the fast path");
+  return skeleton;
+}
+
+Result<UniqueFd> duplicate(int fd) {
+  UniqueFd kept(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+  if (!kept) return errno_error(errno, "keep a program or map of the fast path");
+  return kept;
+}
+
+// Few entries, and other processes' are none: the map is read each time.
+template <class Key, class Value>
+Result<> write_all(int fd, const char* name, const typename Map<Key, Value>::Entries& wanted) {
+  Map<Key, Value> map(fd, name);
+  MESH_TRY(map.read());
+  MESH_TRY(map.keep_only(wanted));
+  const auto failed = map.put(wanted);
+  if (failed.empty()) return success();
+  return errno_error(failed.begin()->second, std::string("write map ") + name);
+}
+
+// One that is there at this cgroup gets the program.
+Result<> ensure_link(const std::string& pin, int program, const std::string& path) {
+  const UniqueFd cgroup(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  struct stat status{};
+  if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
+    return errno_error(errno, "open cgroup " + path);
+  const UniqueFd known(::bpf_obj_get(pin.c_str()));
+  if (known) {
+    MESH_TRY(auto info, info_of_link(known.get(), pin));
+    if (info.type == BPF_LINK_TYPE_CGROUP && info.cgroup.cgroup_id == status.st_ino &&
+        ::bpf_link_update(known.get(), program, nullptr) == 0)
+      return success();
+    ::bpf_link_detach(known.get());
+  }
+  const UniqueFd link(::bpf_link_create(program, cgroup.get(), BPF_CGROUP_SOCK_OPS, nullptr));
+  if (!link) return errno_error(errno, "attach the fast path to " + path);
+  return pin_over(link.get(), pin);
+}
+
+}  // namespace
+
+std::string why_no_fast_path() {
+  utsname name{};
+  int major = 0, minor = 0;
+  ::uname(&name);
+  if (std::sscanf(name.release, "%d.%d", &major, &minor) == 2 &&
+      (major > 6 || (major == 6 && minor >= 13)))
+    return {};
+  return std::string("Linux ") + name.release +
+         " does not charge redirected data to its receiver: 6.13 does";
+}
+
+Result<FastPath> FastPath::open(const std::string& pin_dir,
+                                const std::map<std::string, UniqueFd>& shared) {
+  if (const std::string why = why_no_fast_path(); !why.empty())
+    return Error{Errc::unavailable, why};
+  FastPath made;
+  made.dir_ = base_dir(pin_dir);
+  for (const std::string& dir : {made.dir_, maps_dir(made.dir_), made.dir_ + "/links"}) {
+    MESH_TRY(make_dir(dir));
+  }
+  MESH_TRY(remove_other_layouts(made.dir_));
+  MESH_TRY(auto skeleton, load(made.dir_, shared));
+  for (const std::string_view own : kOwnMaps) {
+    const std::string name(own);
+    MESH_TRY(auto fd, duplicate(::bpf_object__find_map_fd_by_name(skeleton->obj, name.c_str())));
+    made.maps_.emplace(name, std::move(fd));
+  }
+  MESH_TRY(made.sock_ops_, duplicate(::bpf_program__fd(skeleton->progs.um_fast_sock_ops)));
+  // Sockets keep the program that was there when they joined.
+  if (::bpf_prog_attach(::bpf_program__fd(skeleton->progs.um_fast_msg), made.map("um_fast_peers"),
+                        BPF_SK_MSG_VERDICT, 0) != 0)
+    return errno_error(errno, "attach the fast path's program to its map");
+  return made;
+}
+
+Result<> FastPath::remove(const std::string& pin_dir, std::vector<std::string>* removed) {
+  const std::string dir = base_dir(pin_dir);
+  MESH_TRY(detach_tree(dir + "/links", removed));
+  const UniqueFd config(::bpf_obj_get((maps_dir(dir) + "/um_fast_config").c_str()));
+  const std::uint32_t zero = 0;
+  const um_fast_config off{};
+  if (config && ::bpf_map_update_elem(config.get(), &zero, &off, BPF_ANY) != 0)
+    return errno_error(errno, "switch the fast path off");
+  return detach_tree(dir, removed);
+}
+
+Result<> FastPath::keep(const FastPathNode& node) {
+  Map<um_destination, std::uint32_t>::Entries listeners;
+  for (const SocketAddress& listener : node.excluded) listeners[kernel_destination(listener)] = 1;
+  Map<um_address, std::uint64_t>::Entries owners;
+  for (const auto& [ip, cookie] : node.addresses) owners[kernel_address(ip)] = cookie;
+  MESH_TRY((write_all<um_destination, std::uint32_t>(map("um_fast_excluded"), "um_fast_excluded",
+                                                     listeners)));
+  has_excluded_ = !node.excluded.empty();
+  MESH_TRY(write_config());
+  MESH_TRY((
+      write_all<um_address, std::uint64_t>(map("um_fast_addresses"), "um_fast_addresses", owners)));
+  return link(node.cgroups);
+}
+
+Result<> FastPath::link(const std::map<std::string, std::string>& cgroups) {
+  for (const std::string& name : names_in(dir_ + "/links")) {
+    if (cgroups.contains(name)) continue;
+    const std::string pin = dir_ + "/links/" + name;
+    const UniqueFd link(::bpf_obj_get(pin.c_str()));
+    if (link) ::bpf_link_detach(link.get());  // fails where the cgroup is gone
+    MESH_TRY(unpin(pin));
+  }
+  for (const auto& [name, path] : cgroups) {
+    MESH_TRY(ensure_link(dir_ + "/links/" + name, sock_ops_.get(), path));
+  }
+  return success();
+}
+
+Result<> FastPath::turn(bool on) {
+  on_ = on;
+  return write_config();
+}
+
+Result<> FastPath::write_config() {
+  const std::uint32_t zero = 0;
+  const um_fast_config config{(on_ ? UM_FAST_ON : 0U) | (has_excluded_ ? UM_FAST_HAS_EXCLUDED : 0U),
+                              kMinTrips};
+  if (::bpf_map_update_elem(map("um_fast_config"), &zero, &config, BPF_ANY) != 0)
+    return errno_error(errno, "write map um_fast_config");
+  return success();
+}
+
+Result<std::vector<FastPathPort>> FastPath::ports() const {
+  Map<um_fast_port_key, um_fast_port> map(this->map("um_fast_ports"), "um_fast_ports");
+  MESH_TRY(map.read());
+  std::vector<FastPathPort> out;
+  for (const auto& [key, port] : map.entries())
+    out.push_back({user_destination(key.listener), key.netns_cookie, port.trips16 / 16.0,
+                   port.samples, port.joins != 0});
+  return out;
+}
+
+}  // namespace mesh::datapath

@@ -1,0 +1,57 @@
+// FastPath: the same-node fast path's programs and maps (bpf/fastpath.bpf.c), pinned below
+// <pin_dir>/fastpath.
+//
+// Off is detached: no link is left, and sockets that had joined go over to TCP with their next
+// send. (Their entries stay: to take out a live one loses data.) Needs root and Linux 6.13. One
+// thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/address.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "datapath/datapath.h"
+
+namespace mesh::datapath {
+
+// Empty where the kernel can have the fast path; else why it cannot.
+std::string why_no_fast_path();
+
+struct FastPathNode {
+  std::map<IpAddress, std::uint64_t> addresses;  // of workloads here -> their namespace's cookie
+  std::map<std::string, std::string> cgroups;    // whose sockets may join, by name of the link
+  std::set<SocketAddress> excluded;              // listeners whose connections stay by TCP
+  friend bool operator==(const FastPathNode&, const FastPathNode&) = default;
+};
+
+class FastPath {
+ public:
+  // Loads the programs, with the object's maps (by name); takes over the pinned maps. Off, unless
+  // it was left on. Errc::unavailable: not on this kernel.
+  static Result<FastPath> open(const std::string& pin_dir,
+                               const std::map<std::string, UniqueFd>& shared);
+  // Detaches what another process may have left; for kernels and switches that say no.
+  // `removed`: as of detach_tree().
+  static Result<> remove(const std::string& pin_dir, std::vector<std::string>* removed = nullptr);
+
+  Result<> keep(const FastPathNode& node);
+  Result<> turn(bool on);
+  Result<std::vector<FastPathPort>> ports() const;
+
+ private:
+  int map(const char* name) const { return maps_.at(name).get(); }
+  Result<> link(const std::map<std::string, std::string>& cgroups);
+  Result<> write_config();
+
+  std::string dir_;
+  UniqueFd sock_ops_;
+  std::map<std::string, UniqueFd> maps_;
+  bool on_ = false, has_excluded_ = false;
+};
+
+}  // namespace mesh::datapath

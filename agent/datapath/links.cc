@@ -1,0 +1,55 @@
+#include "datapath/links.h"
+
+#include <bpf/bpf.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include "datapath/object.h"
+
+namespace mesh::datapath {
+
+namespace fs = std::filesystem;
+
+Result<> make_dir(const std::string& path) {
+  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return success();
+  return errno_error(errno, "create " + path);
+}
+
+Result<> unpin(const std::string& path) {
+  if (::unlink(path.c_str()) == 0 || errno == ENOENT) return success();
+  if (errno == EISDIR) return detach_tree(path, nullptr);
+  return errno_error(errno, "remove " + path);
+}
+
+Result<> pin_over(int fd, const std::string& path) {
+  std::string fresh = path + "_new";
+  MESH_TRY(unpin(fresh));
+  if (::bpf_obj_pin(fd, fresh.c_str()) != 0) return errno_error(errno, "pin " + fresh);
+  if (::rename(fresh.c_str(), path.c_str()) == 0) return success();
+  if (errno != EISDIR) return errno_error(errno, "rename to " + path);
+  MESH_TRY(unpin(path));
+  if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(errno, "rename to " + path);
+  return success();
+}
+
+Result<bpf_link_info> info_of_link(int fd, const std::string& path) {
+  bpf_link_info info{};
+  std::uint32_t size = sizeof info;
+  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0) return errno_error(errno, "read " + path);
+  return info;
+}
+
+std::vector<std::string> names_in(const std::string& dir) {
+  std::vector<std::string> names;
+  std::error_code gone;
+  for (fs::directory_iterator at(dir, gone), end; !gone && at != end; at.increment(gone))
+    names.push_back(at->path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace mesh::datapath

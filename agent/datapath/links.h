@@ -1,0 +1,20 @@
+// What is pinned below a directory of a bpffs.
+#pragma once
+
+#include <linux/bpf.h>
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace mesh::datapath {
+
+Result<> make_dir(const std::string& path);  // its parent is there; may be there itself
+std::vector<std::string> names_in(const std::string& dir);  // sorted; none: also where it is not
+Result<> unpin(const std::string& path);  // also a directory that took a pin's place
+// Replaces the pin at once: there is never a moment without one. (Dots are reserved in bpffs.)
+Result<> pin_over(int fd, const std::string& path);
+Result<bpf_link_info> info_of_link(int fd, const std::string& path);
+
+}  // namespace mesh::datapath
