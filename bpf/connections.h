@@ -71,7 +71,8 @@ static __always_inline void um_record_connect(void* ctx, const struct um_connect
 }
 
 static __always_inline void um_record_accept(struct bpf_sock_ops* ops) {
-  const struct um_workload* server = um_find_workload(bpf_get_netns_cookie(ops));
+  const struct um_workload* server =
+      um_find_workload(bpf_get_netns_cookie(ops), um_generation(um_config_flags()));
   if (!server) return;
   struct um_connection connection = {};
   connection.started = bpf_ktime_get_ns();

@@ -2,7 +2,8 @@
 // helper calls.
 //
 // Compiles in the kernel and on the host. Whoever includes it provides the lookups first:
-//   const struct um_workload*    um_find_workload(__u64 netns_cookie)
+//   __u32                        um_config_flags(void)                       once for a decision
+//   const struct um_workload*    um_find_workload(__u64 netns_cookie, __u32 generation)
 //   int                          um_is_own_address(__u32 workload, const struct um_address*)
 //   int                          um_find_service(const struct um_destination*,
 //                                                struct um_service*)          0: there is none
@@ -12,12 +13,14 @@
 //   const struct um_backend*     um_find_backend(__u32 choice, __u32 index)
 //   int                          um_is_member(__u32 choice, const struct um_destination*)
 //   const struct um_affinity*    um_find_affinity(const struct um_affinity_key*)
-//   const struct um_peer*        um_find_peer(const struct um_address*)
-//   __u32                        um_find_block(const struct um_address*)      a class
-//   const struct um_verdict*     um_find_verdict(__u32 set, const struct um_verdict_key*)
+//   const struct um_peer*        um_find_peer(const struct um_address*, __u32 generation)
+//   __u32                        um_find_block(const struct um_address*, __u32 generation)
+//                                                                             a class
+//   const struct um_verdict*     um_find_verdict(__u32 set, const struct um_verdict_key*,
+//                                                __u32 generation)
 //   const __u32*                 um_find_refusal(__u32 client, __u32 service) a policy's number
-//   const __u32*                 um_find_flow(const struct um_destination* from, to)  a class
-//   __u32                        um_config_flags(void)
+//   const __u64*                 um_find_client(const struct um_destination* from, to)
+//                                                                             a netns cookie
 //   __u64                        um_heartbeat(void), um_now(void)             nanoseconds
 //   __u32                        um_random(void)
 // Every doubt refuses: no workload, no verdict where a policy selects, a map that was full.
@@ -132,6 +135,10 @@ static __always_inline int um_is_proxy_alive(__u64 stamp, __u64 now) {
   return distance <= UM_HEARTBEAT_LIMIT_NS;
 }
 
+static __always_inline __u32 um_generation(__u32 config) {
+  return config & UM_CONFIG_GENERATION ? 1 : 0;
+}
+
 static __always_inline void um_decided(struct um_decision* out, __u32 action, __u32 counter) {
   out->action = action;
   out->counter = counter;
@@ -157,16 +164,16 @@ enum um_ruling {
 };
 
 static __always_inline __u32 um_rule(__u32 set, __u32 peer_class, const struct um_destination* to,
-                                     struct um_decision* out) {
+                                     __u32 config, struct um_decision* out) {
   struct um_verdict_key key = {};
   key.bits = UM_ONE_PORT;
   key.peer_class = um_be32(peer_class);
   key.protocol = to->protocol;
   key.port = to->port;
-  const struct um_verdict* verdict = um_find_verdict(set, &key);
+  const struct um_verdict* verdict = um_find_verdict(set, &key, um_generation(config));
   if (!verdict && peer_class) {
     key.peer_class = 0;
-    verdict = um_find_verdict(set, &key);
+    verdict = um_find_verdict(set, &key, um_generation(config));
   }
   if (!verdict) return UM_NO_VERDICT;
   um_ruled(out, verdict);
@@ -174,9 +181,14 @@ static __always_inline __u32 um_rule(__u32 set, __u32 peer_class, const struct u
 }
 
 static __always_inline __u32 um_class_of(const struct um_peer* peer,
-                                         const struct um_address* address) {
+                                         const struct um_address* address, __u32 config) {
   if (peer) return peer->peer_class;
-  return um_config_flags() & UM_CONFIG_HAS_BLOCKS ? um_find_block(address) : 0;
+  return config & UM_CONFIG_HAS_BLOCKS ? um_find_block(address, um_generation(config)) : 0;
+}
+
+static __always_inline __u32 um_class_of_client(const struct um_workload* client,
+                                                const struct um_address* to) {
+  return um_is_v4(to) ? client->class4 : client->class6;
 }
 
 static __always_inline int um_is_allowed(__u32 ruling, __u32 mesh, struct um_decision* out) {
@@ -192,22 +204,23 @@ static __always_inline int um_is_allowed(__u32 ruling, __u32 mesh, struct um_dec
 // The policies of the client and of one destination address: true when the client may go there,
 // else `out` refuses.
 UM_APART int um_may_reach(const struct um_workload* client, const struct um_destination* to,
-                          __u32 mesh, struct um_decision* out) {
+                          __u32 mesh, __u32 config, struct um_decision* out) {
   if (!client || !to || !out) return 0;
   // Kernel 6.1 takes no key from behind a pointer that a function was given.
   struct um_address address = to->address;
-  const struct um_peer* peer = um_find_peer(&address);
-  if (!peer && um_config_flags() & UM_CONFIG_STATE_INCOMPLETE) {
+  const struct um_peer* peer = um_find_peer(&address, um_generation(config));
+  if (!peer && config & UM_CONFIG_STATE_INCOMPLETE) {
     um_decided(out, UM_REFUSE,
                mesh ? UM_MESH_CONNECTS_DENIED_MAP_FULL : UM_CONNECTS_DENIED_MAP_FULL);
     return 0;
   }
-  if (client->egress &&
-      !um_is_allowed(um_rule(client->egress, um_class_of(peer, &to->address), to, out), mesh, out))
-    return 0;
+  if (client->egress) {
+    __u32 peer_class = um_class_of(peer, &to->address, config);
+    if (!um_is_allowed(um_rule(client->egress, peer_class, to, config, out), mesh, out)) return 0;
+  }
   if (!peer || !peer->ingress) return 1;
-  __u32 own_class = um_is_v4(&to->address) ? client->class4 : client->class6;
-  return um_is_allowed(um_rule(peer->ingress, own_class, to, out), mesh, out);
+  __u32 own_class = um_class_of_client(client, &to->address);
+  return um_is_allowed(um_rule(peer->ingress, own_class, to, config, out), mesh, out);
 }
 
 static __always_inline void um_decide_proxied(const struct um_workload* client, __u32 service,
@@ -289,7 +302,7 @@ static __always_inline int um_choose(__u32 client, const struct um_destination* 
 
 static __always_inline void um_decide_balanced(const struct um_workload* client,
                                                const struct um_connect* in,
-                                               const struct um_service* service,
+                                               const struct um_service* service, __u32 config,
                                                struct um_decision* out) {
   if (!um_choose(client->id, &in->to, service, out)) return;
   if (in->v4_only && !um_is_v4(&out->backend.address)) {
@@ -298,7 +311,7 @@ static __always_inline void um_decide_balanced(const struct um_workload* client,
   }
   // A workload may always talk to itself, also through one of its services.
   if (um_is_own_address(client->id, &out->backend.address) ||
-      um_may_reach(client, &out->backend, 0, out))
+      um_may_reach(client, &out->backend, 0, config, out))
     um_decided(out, UM_BALANCE, UM_CONNECTS_BALANCED);
 }
 
@@ -311,10 +324,10 @@ static __always_inline int um_is_in_service_range(const struct um_address* a) {
 }
 
 // A connect of an enrolled workload's application.
-static __always_inline void um_decide_workload(const struct um_connect* in,
-                                               struct um_decision* out) {
+static __always_inline void um_decide_workload_by(__u32 config, const struct um_connect* in,
+                                                  struct um_decision* out) {
   um_decided(out, UM_PASS, UM_NO_COUNTER);
-  const struct um_workload* client = um_find_workload(in->netns_cookie);
+  const struct um_workload* client = um_find_workload(in->netns_cookie, um_generation(config));
   if (!client) {
     um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
     return;
@@ -335,7 +348,7 @@ static __always_inline void um_decide_workload(const struct um_connect* in,
     if (service.kind == UM_SERVICE_PROXY)
       um_decide_proxied(client, service.number, out);
     else
-      um_decide_balanced(client, in, &service, out);
+      um_decide_balanced(client, in, &service, config, out);
     return;
   }
   // It would leave for an address that is nobody's, and hang.
@@ -343,7 +356,12 @@ static __always_inline void um_decide_workload(const struct um_connect* in,
     um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_NO_ENDPOINT);
     return;
   }
-  if (um_may_reach(client, &in->to, 0, out)) um_decided(out, UM_PASS, UM_CONNECTS_DIRECT);
+  if (um_may_reach(client, &in->to, 0, config, out)) um_decided(out, UM_PASS, UM_CONNECTS_DIRECT);
+}
+
+static __always_inline void um_decide_workload(const struct um_connect* in,
+                                               struct um_decision* out) {
+  um_decide_workload_by(um_config_flags(), in, out);
 }
 
 // A connect of one of the mesh's own sockets, on behalf of the workload whose namespace it is in:
@@ -354,7 +372,8 @@ static __always_inline void um_decide_mesh(const struct um_connect* in, struct u
     um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_REFUSED_ADDRESS);
     return;
   }
-  const struct um_workload* client = um_find_workload(in->netns_cookie);
+  const __u32 config = um_config_flags();
+  const struct um_workload* client = um_find_workload(in->netns_cookie, um_generation(config));
   if (!client) {
     um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
     return;
@@ -369,14 +388,37 @@ static __always_inline void um_decide_mesh(const struct um_connect* in, struct u
     um_decided(out, UM_REFUSE, UM_MESH_CONNECTS_REFUSED_ADDRESS);
     return;
   }
-  if (um_may_reach(client, &in->to, 1, out)) um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
+  if (um_may_reach(client, &in->to, 1, config, out))
+    um_decided(out, UM_PASS, UM_MESH_CONNECTS_ALLOWED);
+}
+
+// What the server at `in->to` takes the client for: 1. Else `out` refuses.
+static __always_inline int um_class_of_arrival(const struct um_arrival* in, __u32 config,
+                                               __u32* peer_class, struct um_decision* out) {
+  const __u64* recorded = um_find_client(&in->from, &in->to);
+  if (recorded) {
+    const struct um_workload* client = um_find_workload(*recorded, um_generation(config));
+    if (client) {
+      *peer_class = um_class_of_client(client, &in->to.address);
+      return 1;
+    }
+    um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD);  // it has just ended
+    return 0;
+  }
+  const struct um_peer* peer = um_find_peer(&in->from.address, um_generation(config));
+  if (!peer && config & UM_CONFIG_STATE_INCOMPLETE) {
+    um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_MAP_FULL);
+    return 0;
+  }
+  *peer_class = um_class_of(peer, &in->from.address, config);
+  return 1;
 }
 
 // The server's end, whoever the client is.
-static __always_inline void um_decide_arrival(const struct um_arrival* in,
-                                              struct um_decision* out) {
+static __always_inline void um_decide_arrival_by(__u32 config, const struct um_arrival* in,
+                                                 struct um_decision* out) {
   um_decided(out, UM_PASS, UM_NO_COUNTER);
-  const struct um_workload* server = um_find_workload(in->netns_cookie);
+  const struct um_workload* server = um_find_workload(in->netns_cookie, um_generation(config));
   if (!server) {
     um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD);
     return;
@@ -389,24 +431,19 @@ static __always_inline void um_decide_arrival(const struct um_arrival* in,
     um_decided(out, UM_REFUSE, UM_ARRIVALS_REFUSED_LINK_LOCAL);
     return;
   }
-  __u32 peer_class;
-  const __u32* recorded = um_find_flow(&in->from, &in->to);
-  if (recorded) {
-    peer_class = *recorded;
-  } else {
-    const struct um_peer* peer = um_find_peer(&in->from.address);
-    if (!peer && um_config_flags() & UM_CONFIG_STATE_INCOMPLETE) {
-      um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_MAP_FULL);
-      return;
-    }
-    peer_class = um_class_of(peer, &in->from.address);
-  }
-  __u32 ruling = um_rule(server->ingress, peer_class, &in->to, out);
+  __u32 peer_class = 0;
+  if (!um_class_of_arrival(in, config, &peer_class, out)) return;
+  __u32 ruling = um_rule(server->ingress, peer_class, &in->to, config, out);
   if (ruling == UM_ALLOWED)
     um_decided(out, UM_PASS, UM_ARRIVALS_ALLOWED);
   else
     um_decided(out, UM_REFUSE,
                ruling == UM_DENIED ? UM_ARRIVALS_DENIED_POLICY : UM_ARRIVALS_DENIED_NO_VERDICT);
+}
+
+static __always_inline void um_decide_arrival(const struct um_arrival* in,
+                                              struct um_decision* out) {
+  um_decide_arrival_by(um_config_flags(), in, out);
 }
 
 #endif

@@ -43,7 +43,8 @@ static __always_inline void um_decide_resolver(const struct um_connect* in,
   if (in->to.port != um_be16(53)) return;
   if (out->action != UM_BALANCE && (out->action != UM_PASS || out->counter == UM_CONNECTS_LOCAL))
     return;
-  const struct um_workload* client = um_find_workload(in->netns_cookie);
+  const struct um_workload* client =
+      um_find_workload(in->netns_cookie, um_generation(um_config_flags()));
   if (!client || !(client->flags & UM_WORKLOAD_DNS)) return;
   if (!um_is_proxy_alive(um_heartbeat(), um_now())) {
     out->counter = UM_DNS_LEFT_PROXY_AWAY;

@@ -20,16 +20,16 @@
     __type(value, value_type);                          \
   } name SEC(".maps")
 
-UM_HASH(um_workloads, __u64, struct um_workload, 4096, BPF_F_NO_PREALLOC);
+UM_HASH(um_workloads, struct um_workload_key, struct um_workload, 8192, BPF_F_NO_PREALLOC);
 UM_HASH(um_own_addresses, struct um_own_key, __u32, 16384, BPF_F_NO_PREALLOC);
 UM_HASH(um_workload_records, __u32, struct um_workload_record, 4096, BPF_F_NO_PREALLOC);
 UM_HASH(um_services, struct um_destination, __u32, 16384, BPF_F_NO_PREALLOC);
 UM_HASH(um_client_services, struct um_client_service, __u32, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_backends, struct um_backend_key, struct um_backend, 262144, BPF_F_NO_PREALLOC);
 UM_HASH(um_members, struct um_member, __u32, 131072, BPF_F_NO_PREALLOC);
-UM_HASH(um_peers, struct um_address, struct um_peer, 131072, BPF_F_NO_PREALLOC);
+UM_HASH(um_peers, struct um_peer_key, struct um_peer, 262144, BPF_F_NO_PREALLOC);
 UM_HASH(um_refusals, struct um_refusal_key, __u32, 131072, BPF_F_NO_PREALLOC);
-UM_HASH(um_flows, struct um_flow_key, __u32, 65536, BPF_F_NO_PREALLOC);
+UM_HASH(um_clients, struct um_flow_key, __u64, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_resolvers, struct um_resolver_key, struct um_destination, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_connections, __u64, struct um_connection, 65536, BPF_F_NO_PREALLOC);
 UM_HASH(um_records, struct um_record_key, struct um_destination, 32768, 0);
@@ -59,7 +59,7 @@ struct {
 struct {
   __uint(type, BPF_MAP_TYPE_LPM_TRIE);
   __uint(map_flags, BPF_F_NO_PREALLOC);
-  __uint(max_entries, 16384);
+  __uint(max_entries, 32768);
   __type(key, struct um_block_key);
   __type(value, __u32);
 } um_blocks SEC(".maps");
@@ -74,8 +74,8 @@ struct um_set {
 };
 struct {
   __uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
-  __uint(max_entries, 16384);
-  __type(key, __u32);
+  __uint(max_entries, 32768);
+  __type(key, struct um_set_key);
   __array(values, struct um_set);
 } um_sets SEC(".maps");
 
@@ -149,8 +149,10 @@ struct {
   __type(value, struct um_fast_socket);
 } um_fast_sockets SEC(".maps");
 
-static __always_inline const struct um_workload* um_find_workload(__u64 netns_cookie) {
-  return bpf_map_lookup_elem(&um_workloads, &netns_cookie);
+static __always_inline const struct um_workload* um_find_workload(__u64 netns_cookie,
+                                                                  __u32 generation) {
+  struct um_workload_key key = {.netns_cookie = netns_cookie, .generation = generation};
+  return bpf_map_lookup_elem(&um_workloads, &key);
 }
 
 static __always_inline int um_is_own_address(__u32 workload, const struct um_address* address) {
@@ -201,19 +203,24 @@ static __always_inline const struct um_affinity* um_find_affinity(
   return bpf_map_lookup_elem(&um_affinities, key);
 }
 
-static __always_inline const struct um_peer* um_find_peer(const struct um_address* address) {
-  return bpf_map_lookup_elem(&um_peers, address);
+static __always_inline const struct um_peer* um_find_peer(const struct um_address* address,
+                                                          __u32 generation) {
+  struct um_peer_key key = {.generation = generation, .address = *address};
+  return bpf_map_lookup_elem(&um_peers, &key);
 }
 
-static __always_inline __u32 um_find_block(const struct um_address* address) {
-  struct um_block_key key = {.bits = 128, .address = *address};
+static __always_inline __u32 um_find_block(const struct um_address* address, __u32 generation) {
+  struct um_block_key key = {
+      .bits = UM_BLOCK_BITS + 128, .generation = generation, .address = *address};
   const __u32* peer_class = bpf_map_lookup_elem(&um_blocks, &key);
   return peer_class ? *peer_class : 0;
 }
 
 static __always_inline const struct um_verdict* um_find_verdict(__u32 set,
-                                                                const struct um_verdict_key* key) {
-  void* verdicts = bpf_map_lookup_elem(&um_sets, &set);
+                                                                const struct um_verdict_key* key,
+                                                                __u32 generation) {
+  struct um_set_key set_key = {.set = set, .generation = generation};
+  void* verdicts = bpf_map_lookup_elem(&um_sets, &set_key);
   return verdicts ? bpf_map_lookup_elem(verdicts, key) : 0;
 }
 
@@ -222,10 +229,10 @@ static __always_inline const __u32* um_find_refusal(__u32 client, __u32 service)
   return bpf_map_lookup_elem(&um_refusals, &key);
 }
 
-static __always_inline const __u32* um_find_flow(const struct um_destination* from,
-                                                 const struct um_destination* to) {
+static __always_inline const __u64* um_find_client(const struct um_destination* from,
+                                                   const struct um_destination* to) {
   struct um_flow_key key = {.from = *from, .to = *to};
-  return bpf_map_lookup_elem(&um_flows, &key);
+  return bpf_map_lookup_elem(&um_clients, &key);
 }
 
 static __always_inline const struct um_destination* um_find_resolver(__u64 netns_cookie,
@@ -245,7 +252,7 @@ static __always_inline const struct um_destination* um_take_resolver(
 static __always_inline __u32 um_config_flags(void) {
   __u32 zero = 0;
   const struct um_config* config = bpf_map_lookup_elem(&um_config, &zero);
-  return config ? config->flags : UM_CONFIG_STATE_INCOMPLETE;
+  return config ? *(const volatile __u32*)&config->flags : UM_CONFIG_STATE_INCOMPLETE;
 }
 
 static __always_inline __u64 um_heartbeat(void) {

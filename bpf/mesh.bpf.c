@@ -345,22 +345,23 @@ int um_sock_ops(struct bpf_sock_ops* ops) {
   return 1;
 }
 
-// What the servers of a recorded workload know it by. No room: it is a stranger to them.
-static __always_inline void um_record_flow(struct bpf_sock_ops* ops) {
-  const struct um_workload* client = um_find_workload(bpf_get_netns_cookie(ops));
+// Who the client of a recorded workload's connection is, for its servers. No room: they know it by
+// its address.
+static __always_inline void um_record_client(struct bpf_sock_ops* ops) {
+  __u64 cookie = bpf_get_netns_cookie(ops);
+  const struct um_workload* client = um_find_workload(cookie, um_generation(um_config_flags()));
   if (!client || !(client->flags & UM_WORKLOAD_RECORDED)) return;
   struct um_flow_key key = {};
   um_own_end(ops, &key);
-  __u32 peer_class = um_is_v4(&key.to.address) ? client->class4 : client->class6;
   if (bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG) ||
-      bpf_map_update_elem(&um_flows, &key, &peer_class, BPF_ANY))
+      bpf_map_update_elem(&um_clients, &key, &cookie, BPF_ANY))
     um_count(UM_FLOWS_FULL);
 }
 
-static __always_inline void um_forget_flow(struct bpf_sock_ops* ops) {
+static __always_inline void um_forget_client(struct bpf_sock_ops* ops) {
   struct um_flow_key key = {};
   um_own_end(ops, &key);
-  bpf_map_delete_elem(&um_flows, &key);
+  bpf_map_delete_elem(&um_clients, &key);
 }
 
 // sock_ops at the mesh's cgroup: the proxy's end of a redirected connection is established; the
@@ -369,11 +370,11 @@ static __always_inline void um_forget_flow(struct bpf_sock_ops* ops) {
 SEC("sockops")
 int um_mesh_sock_ops(struct bpf_sock_ops* ops) {
   if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-    um_record_flow(ops);
+    um_record_client(ops);
     return 1;
   }
   if (ops->op == BPF_SOCK_OPS_STATE_CB) {
-    if (ops->args[1] == BPF_TCP_CLOSE) um_forget_flow(ops);
+    if (ops->args[1] == BPF_TCP_CLOSE) um_forget_client(ops);
     return 1;
   }
   if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || ops->local_port != UM_PROXY_PORT) return 1;

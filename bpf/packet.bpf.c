@@ -79,9 +79,9 @@ static __always_inline int um_speaks_for_itself(struct __sk_buff* skb,
 }
 
 static __always_inline int um_sent_datagram(const struct um_workload* client,
-                                            const struct um_packet* packet,
+                                            const struct um_packet* packet, __u32 config,
                                             struct um_decision* decision) {
-  um_decide_sent(client, &packet->to, decision);
+  um_decide_sent(client, &packet->to, config, decision);
   if (decision->action == UM_PASS) {
     um_begin(um_workload_id, &packet->from, &packet->to);
     return UM_CONTINUE;
@@ -120,11 +120,13 @@ int um_packet_from(struct __sk_buff* skb) {
     return um_stop(UM_PACKETS_DROPPED_SOURCE);
   if (packet.kind == UM_PACKET_FOLLOWS) return UM_CONTINUE;
 
-  const struct um_workload* client = um_find_workload(um_netns_cookie);
+  const __u32 config = um_config_flags();
+  const struct um_workload* client = um_find_workload(um_netns_cookie, um_generation(config));
   if (!client) return um_stop(UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
   struct um_decision decision = {};
-  if (packet.kind == UM_PACKET_DATAGRAM) return um_sent_datagram(client, &packet, &decision);
-  um_decide_sent(client, &packet.to, &decision);
+  if (packet.kind == UM_PACKET_DATAGRAM)
+    return um_sent_datagram(client, &packet, config, &decision);
+  um_decide_sent(client, &packet.to, config, &decision);
   return decision.action == UM_PASS ? UM_CONTINUE : um_stop_refused(&decision);
 }
 
@@ -137,10 +139,11 @@ static __always_inline int um_arrived_datagram(const struct um_packet* packet,
     return UM_CONTINUE;
   }
   if (!um_began(um_workload_id, &packet->to, &packet->from)) return um_stop_refused(decision);
-  const struct um_workload* client = um_find_workload(um_netns_cookie);
+  const __u32 config = um_config_flags();
+  const struct um_workload* client = um_find_workload(um_netns_cookie, um_generation(config));
   if (!client) return um_stop_refused(decision);
   struct um_decision asked = {};
-  um_decide_sent(client, &packet->from, &asked);
+  um_decide_sent(client, &packet->from, config, &asked);
   if (asked.action != UM_PASS) return um_stop_refused(decision);
   um_begin(um_workload_id, &packet->to, &packet->from);
   return UM_CONTINUE;

@@ -255,7 +255,7 @@ static __always_inline void um_read_ipv6(struct __sk_buff* skb, struct um_packet
 // As if it had been connected to. Service addresses are in no packet: who asked for one by connect
 // was sent elsewhere.
 static __always_inline void um_decide_sent(const struct um_workload* client,
-                                           const struct um_destination* to,
+                                           const struct um_destination* to, __u32 config,
                                            struct um_decision* out) {
   if (um_is_link_local6(&to->address)) {
     um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_LINK_LOCAL);
@@ -267,7 +267,7 @@ static __always_inline void um_decide_sent(const struct um_workload* client,
     return;
   }
   um_decided(out, UM_PASS, UM_NO_COUNTER);
-  um_may_reach(client, to, 0, out);
+  um_may_reach(client, to, 0, config, out);
 }
 
 // ---- datagrams: who began ------------------------------------------------------------------

@@ -22,7 +22,7 @@
   X(um_mesh_sockets)       \
   X(um_connections)        \
   X(um_records)            \
-  X(um_flows)              \
+  X(um_clients)            \
   X(um_resolvers)          \
   X(um_udp_flows)          \
   X(um_udp_choices)        \
@@ -57,8 +57,19 @@ enum um_workload_flags {
   // The responder is there for it: what it asks of port 53 goes to 127.53.0.SLOT:UM_DNS_PORT.
   UM_WORKLOAD_DNS = 4,
 };
-// um_workloads: by netns cookie (__u64). The classes are what it is to the sets of its
-// destinations, by the family that it connects with; the sets are its own (0: no policy).
+// What policy is decided by - um_workloads, um_sets, um_peers, um_blocks - is there in two
+// generations, told apart in their keys. A decision reads once which is active (um_config), and
+// then only that; entries are written in the other alone, when no program can still be reading it,
+// and one store makes it the active one.
+
+// um_workloads. The classes are what it is to the sets of its destinations, by the family that it
+// connects with; the sets are its own (0: no policy).
+struct um_workload_key {
+  __u64 netns_cookie;
+  __u32 generation;
+  __u32 zero;
+};
+UM_ASSERT(sizeof(struct um_workload_key) == 16);
 struct um_workload {
   __u32 id;     // never 0
   __u32 flags;  // um_workload_flags
@@ -167,7 +178,12 @@ struct um_affinity {
 UM_ASSERT(sizeof(struct um_affinity) == 32);
 
 // A class is a set of peers that every policy treats alike; 0: strangers, of whom nothing is known.
-// um_peers: by um_address, those whose address is known as such.
+// um_peers: those whose address is known as such.
+struct um_peer_key {
+  __u32 generation;
+  struct um_address address;
+};
+UM_ASSERT(sizeof(struct um_peer_key) == 20);
 struct um_peer {
   __u32 peer_class;
   __u32 ingress;  // the policy set of what is there; 0: no policy
@@ -176,12 +192,19 @@ UM_ASSERT(sizeof(struct um_peer) == 8);
 
 // um_blocks: the classes of all other addresses, by the longest prefix (__u32); no entry: 0.
 struct um_block_key {
-  __u32 bits;  // of the address
+  __u32 bits;  // of what follows: UM_BLOCK_BITS and those of the address
+  __u32 generation;
   struct um_address address;
 };
-UM_ASSERT(sizeof(struct um_block_key) == 20);
+UM_ASSERT(sizeof(struct um_block_key) == 24);
+#define UM_BLOCK_BITS 32
 
-// um_sets: by number (__u32), a map of its own for each policy set, which is replaced as a whole.
+// um_sets: a map of its own for each policy set, which never changes: another takes its place.
+struct um_set_key {
+  __u32 set;
+  __u32 generation;
+};
+UM_ASSERT(sizeof(struct um_set_key) == 8);
 // Longest prefix of what follows `bits`; where a class has no answer, that of class 0 holds, and
 // without that the set refuses.
 struct um_verdict_key {
@@ -222,6 +245,7 @@ enum um_config_flags {
   // Services, peers or blocks did not fit: a destination that is not found refuses.
   UM_CONFIG_STATE_INCOMPLETE = 1,
   UM_CONFIG_HAS_BLOCKS = 2,  // um_blocks has entries
+  UM_CONFIG_GENERATION = 4,  // 1 is the active generation, not 0
 };
 // um_config: one entry.
 struct um_config {
@@ -303,8 +327,8 @@ UM_ASSERT(sizeof(struct um_record_key) == 32);
 UM_ASSERT(__builtin_offsetof(struct um_record_key, zero) == 28);
 #endif
 
-// um_flows: the class of the client (__u32) of a recorded workload's connection, from its SYN until
-// it is closed.
+// um_clients: the client (__u64, its netns cookie) of a recorded workload's connection, from its
+// SYN until it is closed.
 struct um_flow_key {
   struct um_destination from;
   struct um_destination to;

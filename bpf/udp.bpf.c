@@ -84,7 +84,8 @@ static __always_inline int um_send(const struct um_datagram* in, struct um_decis
 static __always_inline int um_send_mesh(struct bpf_sock* sk, const struct um_connect* in) {
   if (sk->src_port == UM_DNS_PORT) {
     if (um_is_loopback(&in->to.address)) return 1;
-    const struct um_workload* client = um_find_workload(in->netns_cookie);
+    const struct um_workload* client =
+        um_find_workload(in->netns_cookie, um_generation(um_config_flags()));
     if (client) {
       if (um_is_own_address(client->id, &in->to.address)) return 1;
     }

@@ -87,17 +87,18 @@ static __always_inline int um_is_denied_by_policy(const struct um_decision* deci
 // ---- sending -------------------------------------------------------------------------------
 
 // Where the socket's datagrams to this service went, while they go on.
-static __always_inline int um_stay(const struct um_datagram* in, struct um_decision* out) {
+static __always_inline int um_stay(const struct um_datagram* in, __u32 config,
+                                   struct um_decision* out) {
   struct um_udp_choice_key key = {.socket = in->socket, .at = in->to.to, .way = UM_TO_BACKEND};
   struct um_udp_choice* choice = um_find_udp_choice(&key);
   __u64 now = um_now();
   if (!choice || !um_is_fresh(choice->used, now)) return 0;
-  const struct um_workload* client = um_find_workload(in->to.netns_cookie);
+  const struct um_workload* client = um_find_workload(in->to.netns_cookie, um_generation(config));
   if (!client) return 0;
   um_use(&choice->used, now);
   out->backend = choice->other;
   if (um_is_own_address(client->id, &out->backend.address) ||
-      um_may_reach(client, &out->backend, 0, out))
+      um_may_reach(client, &out->backend, 0, config, out))
     um_decided(out, UM_BALANCE, UM_CONNECTS_BALANCED);
   return 1;
 }
@@ -116,14 +117,16 @@ UM_APART int um_note_choice(const struct um_datagram* in, const struct um_destin
 
 // Denied as something of its own: the server's answer to what somebody else began?
 static __always_inline void um_send_answer(const struct um_workload* self,
-                                           const struct um_datagram* in, struct um_decision* out) {
+                                           const struct um_datagram* in, __u32 config,
+                                           struct um_decision* out) {
   if (!in->port || !um_answers(self->id, in->port, &in->to.to, UM_BEGAN_THERE)) return;
   out->rulings = 0;
   if (self->ingress) {
     struct um_destination own = {.port = in->port, .protocol = UM_UDP};
     const struct um_address* other = &in->to.to.address;
-    if (um_rule(self->ingress, um_class_of(um_find_peer(other), other), &own, out) != UM_ALLOWED)
-      return;
+    const struct um_peer* peer = um_find_peer(other, um_generation(config));
+    __u32 peer_class = um_class_of(peer, other, config);
+    if (um_rule(self->ingress, peer_class, &own, config, out) != UM_ALLOWED) return;
   }
   um_decided(out, UM_PASS, UM_DATAGRAMS_ANSWERED);
 }
@@ -132,14 +135,15 @@ static __always_inline void um_send_answer(const struct um_workload* self,
 // it remembers what the next datagram is judged by.
 static __always_inline void um_decide_datagram(const struct um_datagram* in,
                                                struct um_decision* out) {
-  int stays = in->socket && !in->own_peer && um_stay(in, out);
-  if (!stays) um_decide_workload(&in->to, out);
+  const __u32 config = um_config_flags();
+  int stays = in->socket && !in->own_peer && um_stay(in, config, out);
+  if (!stays) um_decide_workload_by(config, &in->to, out);
   if (!in->own_peer) um_decide_resolver(&in->to, out);
   if (in->to.to.protocol != UM_UDP) return;
   if (out->action == UM_RESOLVE || out->counter == UM_CONNECTS_LOCAL) return;
-  const struct um_workload* self = um_find_workload(in->to.netns_cookie);
+  const struct um_workload* self = um_find_workload(in->to.netns_cookie, um_generation(config));
   if (!self) return;
-  if (um_is_denied_by_policy(out)) um_send_answer(self, in, out);
+  if (um_is_denied_by_policy(out)) um_send_answer(self, in, config, out);
   if (out->action == UM_REFUSE || out->counter == UM_DATAGRAMS_ANSWERED) return;
   int is_balanced = out->action == UM_BALANCE;
   if (is_balanced && in->socket && !stays) um_note_choice(in, &out->backend);
@@ -163,11 +167,12 @@ static __always_inline void um_decide_mesh_udp(const struct um_connect* in,
 
 // Denied as something of its own: an answer to what the workload began?
 static __always_inline void um_arrive_answer(const struct um_workload* self,
-                                             const struct um_arrival* in, struct um_decision* out) {
+                                             const struct um_arrival* in, __u32 config,
+                                             struct um_decision* out) {
   if (!um_answers(self->id, in->to.port, &in->from, UM_BEGAN_HERE)) return;
   __u32 denied = out->counter;
   out->rulings = 0;
-  if (um_may_reach(self, &in->from, 0, out))
+  if (um_may_reach(self, &in->from, 0, config, out))
     um_decided(out, UM_PASS, UM_ARRIVALS_ANSWERED);
   else
     um_decided(out, UM_REFUSE, denied);
@@ -176,14 +181,15 @@ static __always_inline void um_arrive_answer(const struct um_workload* self,
 // At an unconnected socket.
 static __always_inline void um_decide_datagram_arrival(const struct um_arrival* in,
                                                        struct um_decision* out) {
-  um_decide_arrival(in, out);
-  const struct um_workload* self = um_find_workload(in->netns_cookie);
+  const __u32 config = um_config_flags();
+  um_decide_arrival_by(config, in, out);
+  const struct um_workload* self = um_find_workload(in->netns_cookie, um_generation(config));
   if (!self) return;
-  if (um_is_denied_by_policy(out)) um_arrive_answer(self, in, out);
+  if (um_is_denied_by_policy(out)) um_arrive_answer(self, in, config, out);
   if (out->action == UM_REFUSE || out->counter == UM_ARRIVALS_ANSWERED) return;
   // Without policy, and from itself: only where its own answer would be judged.
   if (out->counter == UM_NO_COUNTER && !self->egress) {
-    const struct um_peer* peer = um_find_peer(&in->from.address);
+    const struct um_peer* peer = um_find_peer(&in->from.address, um_generation(config));
     if (!peer || !peer->ingress) return;
   }
   if (um_is_loopback(&in->from.address)) return;

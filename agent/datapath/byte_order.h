@@ -38,15 +38,16 @@ inline um_destination kernel_destination(const SocketAddress& address,
 inline SocketAddress user_destination(const um_destination& destination) {
   return {user_address(destination.address), network_order(destination.port)};
 }
-// Of the mapped address.
+// Of the mapped address; of no generation.
 inline um_block_key kernel_block(const IpBlock& block) {
   const int family = block.base.is_v4() ? 96 : 0;
-  return {static_cast<std::uint32_t>(block.prefix_length + family), kernel_address(block.base)};
+  return {static_cast<std::uint32_t>(UM_BLOCK_BITS + block.prefix_length + family), 0,
+          kernel_address(block.base)};
 }
 inline IpBlock user_block(const um_block_key& key) {
   const IpAddress base = user_address(key.address);
-  const bool is_v4 = base.is_v4() && key.bits >= 96;
-  return {base, static_cast<int>(key.bits) - (is_v4 ? 96 : 0)};
+  const int bits = static_cast<int>(key.bits - UM_BLOCK_BITS);
+  return {base, bits - (base.is_v4() && bits >= 96 ? 96 : 0)};
 }
 
 }  // namespace mesh::datapath

@@ -1,9 +1,9 @@
 // Datapath: the kernel's share of the mesh, as meshd drives it.
 //
 // Declarative: apply() takes the whole state wanted and writes only the differences, in an order
-// that never opens a gap (a policy set before the peer that needs it, a peer before the service
-// that reaches it; removals the other way round). A set is replaced as a whole. When apply()
-// returns, no program still decides by what was there before. Programs, links and maps are pinned:
+// that never opens a gap. All of policy changes at once, before the services that reach new
+// addresses: while apply() runs a program decides by the policy before or by the new one, and when
+// it returns by the new one alone. Programs, links and maps are pinned:
 // a destroyed Datapath leaves everything running, and the next one adopts it. One thread at a time.
 // Kernel floor 6.1.
 #pragma once

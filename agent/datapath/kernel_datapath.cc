@@ -23,6 +23,7 @@
 #include "datapath/flows.h"
 #include "datapath/map.h"
 #include "datapath/object.h"
+#include "datapath/policy_maps.h"
 #include "datapath/policy_sets.h"
 #include "datapath/services.h"
 #include "datapath/udp_choices.h"
@@ -48,53 +49,34 @@ um_service_range kernel_range(const IpBlock& block) {
 
 struct Maps {
   explicit Maps(const Object& object)
-      : workloads(object.map("um_workloads"), "um_workloads"),
+      : policy(object),
         own_addresses(object.map("um_own_addresses"), "um_own_addresses"),
         records(object.map("um_workload_records"), "um_workload_records"),
         services(object),
-        sets(object.map("um_sets")),
-        peers(object.map("um_peers"), "um_peers"),
-        blocks(object.map("um_blocks"), "um_blocks"),
         refusals(object.map("um_refusals"), "um_refusals") {}
 
-  Result<> read() {
-    MESH_TRY(workloads.read());
+  // generation: the active one.
+  Result<> read(std::uint32_t generation) {
+    MESH_TRY(policy.read(generation));
     MESH_TRY(own_addresses.read());
     MESH_TRY(records.read());
     MESH_TRY(services.read());
-    MESH_TRY(sets.read());
-    MESH_TRY(peers.read());
-    MESH_TRY(blocks.read());
     return refusals.read();
   }
 
-  // What a program may still decide by, while it runs, although it is there no more.
-  bool take_changed() {
-    const bool changed[] = {workloads.take_changed(), sets.take_changed(),
-                            peers.take_changed(),     blocks.take_changed(),
-                            refusals.take_changed(),  services.take_changed()};
-    return std::ranges::any_of(changed, std::identity{});
-  }
-
-  Map<std::uint64_t, um_workload> workloads;
+  PolicyMaps policy;
   Map<um_own_key, std::uint32_t> own_addresses;
   Map<std::uint32_t, um_workload_record> records;
   Services services;
-  PolicySets sets;
-  Map<um_address, um_peer> peers;
-  Map<um_block_key, std::uint32_t> blocks;
   Map<um_refusal_key, std::uint32_t> refusals;
 };
 
 // What the maps shall hold.
 struct Wanted {
-  decltype(Maps::workloads)::Entries workloads;
+  PolicyMaps::Entries policy;
   decltype(Maps::own_addresses)::Entries own_addresses;
   decltype(Maps::records)::Entries records;
   Services::Entries services;
-  decltype(Maps::sets)::Entries sets;
-  decltype(Maps::peers)::Entries peers;
-  decltype(Maps::blocks)::Entries blocks;
   decltype(Maps::refusals)::Entries refusals;
 };
 
@@ -113,12 +95,13 @@ void add_workload(const EnrolledWorkload& workload, Wanted& wanted, Problems& pr
                               (workload.has_responder ? UM_WORKLOAD_DNS : 0U);
   const um_workload entry{workload.id,      flags,          workload.class4, workload.class6,
                           workload.ingress, workload.egress};
-  if (!wanted.workloads.emplace(workload.netns_cookie, entry).second) {
-    problems.emplace(workload.id,
-                     Error{Errc::invalid_argument,
-                           "its network namespace is enrolled already, as workload " +
-                               std::to_string(wanted.workloads.at(workload.netns_cookie).id) +
-                               ": workloads that share one cannot be told apart"});
+  const auto [owner, is_first] =
+      wanted.policy.workloads.emplace(um_workload_key{workload.netns_cookie, 0, 0}, entry);
+  if (!is_first) {
+    problems.emplace(workload.id, Error{Errc::invalid_argument,
+                                        "its network namespace is enrolled already, as workload " +
+                                            std::to_string(owner->second.id) +
+                                            ": workloads that share one cannot be told apart"});
     return;
   }
   record.netns_cookie = workload.netns_cookie;
@@ -136,10 +119,12 @@ Wanted wanted_of(const State& state, Problems& problems) {
     wanted.services.emplace(kernel_destination(address), service);
   for (const auto& [address, service] : state.udp_services)
     wanted.services.emplace(kernel_destination(address, UM_UDP), service);
-  for (const auto& [id, set] : state.sets) wanted.sets.emplace(id, kernel_verdicts(set));
+  PolicyMaps::Entries& decided = wanted.policy;
+  for (const auto& [id, set] : state.sets)
+    decided.sets.emplace(id, std::make_shared<const PolicySets::Verdicts>(kernel_verdicts(set)));
   for (const auto& [ip, peer] : state.peers)
-    wanted.peers.emplace(kernel_address(ip), um_peer{peer.peer, peer.ingress});
-  for (const auto& [block, peer] : state.blocks) wanted.blocks.emplace(kernel_block(block), peer);
+    decided.peers.emplace(um_peer_key{0, kernel_address(ip)}, um_peer{peer.peer, peer.ingress});
+  for (const auto& [block, peer] : state.blocks) decided.blocks.emplace(kernel_block(block), peer);
   for (const auto& [key, policy] : state.refusals)
     wanted.refusals.emplace(um_refusal_key{key.first, key.second}, policy);
   return wanted;
@@ -230,18 +215,15 @@ class KernelDatapath final : public Datapath {
   Result<> read() {
     // What our predecessor left half done, no program remembers afterwards.
     MESH_TRY(wait_for_programs());
-    MESH_TRY(maps_.read());
     const std::uint32_t zero = 0;
     um_config config{};
     if (::bpf_map_lookup_elem(object_.map("um_config"), &zero, &config) != 0)
       return errno_error(errno, "read map um_config");
     config_flags_ = config.flags;
-    if (const UniqueFd previous = object_.previous_map("um_workloads")) {
-      std::uint64_t cookie = 0, next = 0;
-      for (const void* at = nullptr; ::bpf_map_get_next_key(previous.get(), at, &next) == 0;
-           at = &cookie)
-        previous_rows_.insert(cookie = next);
-    }
+    has_blocks_ = (config.flags & UM_CONFIG_HAS_BLOCKS) != 0;
+    has_addresses_ = is_complete_ = (config.flags & UM_CONFIG_STATE_INCOMPLETE) == 0;
+    MESH_TRY(maps_.read(generation()));
+    MESH_TRY(read_previous_rows());
     MESH_TRY(auto sets, object_.link_sets());
     for (const std::string& set : sets)
       if (set != kMeshLinks) link_sets_.insert(set);
@@ -268,34 +250,25 @@ class KernelDatapath final : public Datapath {
     Wanted wanted = wanted_of(state, problems);
     const auto withheld = withhold_rows(state, wanted);
     // Known not to fit: refuse before anything is looked up in what is incomplete.
-    if (wanted.peers.size() > capacity("um_peers") ||
-        wanted.blocks.size() > capacity("um_blocks") ||
-        wanted.services.size() > capacity("um_services")) {
-      MESH_TRY(write_config(config_flags_ | UM_CONFIG_STATE_INCOMPLETE));
-    }
-
-    // Blocks are looked up before the first of them is there, and after the last is gone.
-    const std::uint32_t blocks = wanted.blocks.empty() ? 0U : UM_CONFIG_HAS_BLOCKS;
-    if (blocks != 0) {
-      MESH_TRY(write_config(config_flags_ | blocks));
-    }
-    Problems misfits;
-    bool complete = put(wanted, misfits);
-    if (!complete) {
-      MESH_TRY(write_config(config_flags_ | UM_CONFIG_STATE_INCOMPLETE));
+    if (wanted.services.size() > capacity("um_services")) {
+      is_complete_ = false;
+      MESH_TRY(write_config(wanted_flags(generation())));
     }
     MESH_TRY(detach_unwanted(wanted));
-    MESH_TRY(remove_unwanted(wanted));
+    const std::set<std::uint64_t> ended = cookies_but(wanted);
+    Problems misfits;
+    MESH_TRY(change(wanted, misfits));
+    MESH_TRY(remove_unwanted(wanted, ended));
     if (!misfits.empty()) {  // there may be room now
       misfits.clear();
-      MESH_TRY(free_what_was());
-      complete = put(wanted, misfits);
+      MESH_TRY(forget_what_was());
+      MESH_TRY(change(wanted, misfits));
     }
-    complete = refuse_misfit_services(wanted, misfits) && complete;
-    MESH_TRY(write_config(blocks | (complete ? 0U : UM_CONFIG_STATE_INCOMPLETE)));
+    is_complete_ = refuse_misfit_services(wanted, misfits);
+    MESH_TRY(write_config(wanted_flags(generation())));
     attach_wanted(state, problems);
     MESH_TRY(settle_rows(state, withheld, wanted, problems));
-    MESH_TRY(free_what_was());
+    MESH_TRY(forget_what_was());
     MESH_TRY(udp_.forget_choices(object_.map("um_udp_choices"), state));
     problems.merge(misfits);
     if (object_.must_change_over()) {
@@ -361,25 +334,26 @@ class KernelDatapath final : public Datapath {
   }
 
   Result<State> adopt() override {
-    MESH_TRY(maps_.read());
+    MESH_TRY(maps_.read(generation()));
     if (object_.has_previous() && maps_.records.entries().empty()) return adopt_previous(object_);
     State state;
     for (const auto& [id, record] : maps_.records.entries())
       state.workloads[id] = adopted(id, record);
-    for (const auto& [cookie, entry] : maps_.workloads.entries()) {  // where the records are lost
+    for (const auto& [key, entry] : maps_.policy.workloads()) {  // where the records are lost
       EnrolledWorkload& workload = state.workloads[entry.id];
       workload.id = entry.id;
-      workload.netns_cookie = cookie;
+      workload.netns_cookie = key.netns_cookie;
       workload.has_responder = (entry.flags & UM_WORKLOAD_DNS) != 0;
     }
     for (const auto& [key, order] : maps_.own_addresses.entries()) adopt_address(key, order, state);
     for (const auto& [key, service] : maps_.services.entries())
       (key.protocol == UM_UDP ? state.udp_services : state.services)[user_destination(key)] =
           service;
-    for (const auto& [id, set] : maps_.sets.entries()) state.sets[id] = user_verdicts(set);
-    for (const auto& [address, peer] : maps_.peers.entries())
-      state.peers[user_address(address)] = {peer.peer_class, peer.ingress};
-    for (const auto& [block, peer] : maps_.blocks.entries()) state.blocks[user_block(block)] = peer;
+    const PolicyMaps::Entries decided = maps_.policy.entries();
+    for (const auto& [id, set] : decided.sets) state.sets[id] = user_verdicts(*set);
+    for (const auto& [key, peer] : decided.peers)
+      state.peers[user_address(key.address)] = {peer.peer_class, peer.ingress};
+    for (const auto& [block, peer] : decided.blocks) state.blocks[user_block(block)] = peer;
     for (const auto& [key, policy] : maps_.refusals.entries())
       state.refusals[{key.client, key.service}] = policy;
     return state;
@@ -431,20 +405,13 @@ class KernelDatapath final : public Datapath {
     return lost.empty();
   }
 
-  Result<> free_what_was() {
-    if (!maps_.take_changed()) return success();
-    MESH_TRY(wait_for_programs());
-    maps_.services.sweep();
-    return success();
-  }
-
   // Until every program that runs now has ended: an RCU grace period. membarrier(2) waits for one,
   // but not on CPUs without a tick, and where there is one CPU it does nothing.
   Result<> wait_for_programs() {
     if (::sysconf(_SC_NPROCESSORS_ONLN) > 1 &&
         ::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0)
       return success();
-    return maps_.sets.wait_for_programs();
+    return replace_a_set(object_.map("um_sets"));
   }
 
   // The workloads have changed over. One that could not keeps the programs and maps of the layout
@@ -468,39 +435,74 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
-  // A set before the peer that needs it, a peer before the service that reaches it, and the
-  // workload last. Returns false where an unknown destination must be refused from now on.
-  bool put(Wanted& wanted, Problems& misfits) {
-    auto misfit = [&](WorkloadId id, int err, const char* what) {
-      misfits.emplace(id, errno_error(err, std::string("does not fit into the kernel's map of ") +
-                                               what + ", so it is refused"));
-    };
+  std::uint32_t generation() const { return config_flags_ & UM_CONFIG_GENERATION ? 1U : 0U; }
+  std::uint32_t wanted_flags(std::uint32_t generation) const {
+    return (generation != 0 ? UM_CONFIG_GENERATION : 0U) |
+           (has_blocks_ ? UM_CONFIG_HAS_BLOCKS : 0U) |
+           (is_complete_ && has_addresses_ ? 0U : UM_CONFIG_STATE_INCOMPLETE);
+  }
+
+  static void add_misfit(WorkloadId id, int err, const char* what, Problems& misfits) {
+    misfits.emplace(id, errno_error(err, std::string("does not fit into the kernel's map of ") +
+                                             what + ", so it is refused"));
+  }
+
+  // Policy first: the addresses of a service are judged as soon as it is there.
+  Result<> change(Wanted& wanted, Problems& misfits) {
+    MESH_TRY(change_policy(wanted, misfits));
+    misfit_services_ = maps_.services.put(wanted.services);
+    for (const auto& [key, err] : misfit_services_)
+      add_misfit(0, err, "services and endpoints", misfits);
+    return success();
+  }
+
+  // What is written before is of use to nobody who is not in the new state.
+  Result<> change_policy(Wanted& wanted, Problems& misfits) {
     std::set<WorkloadId> incomplete;
-    bool complete = true;
-    for (const auto& [set, err] : maps_.sets.put(maps_.sets.with_old_classes(wanted.sets)))
-      misfit(0, err, "policy sets");
     for (const auto& [key, err] : maps_.refusals.put(wanted.refusals)) {
-      misfit(key.client, err, "refusals");
+      add_misfit(key.client, err, "refusals", misfits);
       incomplete.insert(key.client);
     }
-    for (const auto& [key, err] : maps_.blocks.put(wanted.blocks)) {
-      misfit(0, err, "address blocks");
-      complete = false;
-    }
-    for (const auto& [key, err] : maps_.peers.put(wanted.peers)) {
-      misfit(0, err, "peers");
-      complete = false;
-    }
-    misfit_services_ = maps_.services.put(wanted.services);
-    for (const auto& [key, err] : misfit_services_) misfit(0, err, "services and endpoints");
-    for (auto& [cookie, workload] : wanted.workloads)
-      workload.flags |= incomplete.contains(workload.id) ? UM_WORKLOAD_REFUSALS_INCOMPLETE : 0U;
-    for (const auto& [id, err] : maps_.records.put(wanted.records)) misfit(id, err, "workloads");
+    for (const auto& [id, err] : maps_.records.put(wanted.records))
+      add_misfit(id, err, "workloads", misfits);
     for (const auto& [key, err] : maps_.own_addresses.put(wanted.own_addresses))
-      misfit(key.workload, err, "own addresses");
-    for (const auto& [cookie, err] : maps_.workloads.put(wanted.workloads))
-      misfit(wanted.workloads.at(cookie).id, err, "workloads");
-    return complete;
+      add_misfit(key.workload, err, "own addresses", misfits);
+    constexpr std::uint32_t kIncomplete = UM_WORKLOAD_REFUSALS_INCOMPLETE;
+    for (auto& [key, workload] : wanted.policy.workloads)
+      workload.flags =
+          (workload.flags & ~kIncomplete) | (incomplete.contains(workload.id) ? kIncomplete : 0U);
+    if (has_addresses_ && maps_.policy.holds(wanted.policy)) return success();
+    return change_generation(wanted.policy, misfits);
+  }
+
+  Result<> change_generation(const PolicyMaps::Entries& wanted, Problems& misfits) {
+    if (is_other_remembered_) {
+      MESH_TRY(wait_for_programs());
+      is_other_remembered_ = false;
+    }
+    MESH_TRY(const auto left_out, maps_.policy.prepare(wanted));
+    for (const auto& [set, err] : left_out.sets) add_misfit(0, err, "policy sets", misfits);
+    if (left_out.blocks != 0) add_misfit(0, left_out.blocks, "address blocks", misfits);
+    if (left_out.peers != 0) add_misfit(0, left_out.peers, "peers", misfits);
+    for (const auto& [cookie, err] : left_out.workloads)
+      add_misfit(wanted.workloads.at({cookie, 0, 0}).id, err, "workloads", misfits);
+    has_blocks_ = !wanted.blocks.empty();
+    has_addresses_ = !left_out.lost_addresses();
+    is_other_remembered_ = true;
+    MESH_TRY(write_config(wanted_flags(maps_.policy.other())));
+    maps_.policy.set_active(generation());
+    return success();
+  }
+
+  // No program has anything in hand afterwards that is no more wanted.
+  Result<> forget_what_was() {
+    const bool changed[] = {is_other_remembered_, maps_.refusals.take_changed(),
+                            maps_.services.take_changed()};
+    if (std::ranges::none_of(changed, std::identity{})) return success();
+    MESH_TRY(wait_for_programs());
+    is_other_remembered_ = false;
+    maps_.services.sweep();
+    return maps_.policy.sweep();
   }
 
   Result<> detach_unwanted(const Wanted& wanted) {
@@ -520,20 +522,19 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
-  Result<> remove_unwanted(const Wanted& wanted) {
-    std::set<std::uint64_t> ended;
-    for (const auto& [cookie, workload] : maps_.workloads.entries())
-      if (!wanted.workloads.contains(cookie)) ended.insert(cookie);
-    MESH_TRY(maps_.workloads.keep_only(wanted.workloads));
+  // Of the workloads that end now.
+  std::set<std::uint64_t> cookies_but(const Wanted& wanted) const {
+    std::set<std::uint64_t> cookies;
+    for (const auto& [key, workload] : maps_.policy.workloads())
+      if (!wanted.policy.workloads.contains(key)) cookies.insert(key.netns_cookie);
+    return cookies;
+  }
+
+  Result<> remove_unwanted(const Wanted& wanted, const std::set<std::uint64_t>& ended) {
     MESH_TRY(maps_.own_addresses.keep_only(wanted.own_addresses));
     MESH_TRY(maps_.records.keep_only(wanted.records));
     MESH_TRY(maps_.services.keep_only(wanted.services));
-    MESH_TRY(maps_.peers.keep_only(wanted.peers));
-    MESH_TRY(maps_.blocks.keep_only(wanted.blocks));
     MESH_TRY(maps_.refusals.keep_only(wanted.refusals));
-    // Nobody is of an old class any more.
-    maps_.sets.put(wanted.sets);
-    MESH_TRY(maps_.sets.keep_only(wanted.sets));
     if (ended.empty()) return success();
     // Connections that were on their way to the proxy, and the resolvers that it asked.
     MESH_TRY(remove_of<um_record_key>("um_records", ended));
@@ -556,43 +557,60 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
-  using Rows = decltype(Wanted::workloads);
+  using Rows = decltype(PolicyMaps::Entries::workloads);
 
   // In the maps of the layout that was, too.
   bool has_row(std::uint64_t cookie) const {
-    return maps_.workloads.entries().contains(cookie) || previous_rows_.contains(cookie);
+    return maps_.policy.workloads().contains({cookie, 0, 0}) || previous_rows_.contains(cookie);
+  }
+
+  // Keys begin with the cookie in every layout.
+  Result<> read_previous_rows() {
+    const UniqueFd previous = object_.previous_map("um_workloads");
+    if (!previous) return success();
+    bpf_map_info info{};
+    std::uint32_t size = sizeof info;
+    if (::bpf_obj_get_info_by_fd(previous.get(), &info, &size) != 0 ||
+        info.key_size < sizeof(std::uint64_t))
+      return errno_error(errno, "read the workloads of the layout that was");
+    std::vector<std::byte> key(info.key_size), next(info.key_size);
+    for (const void* at = nullptr; ::bpf_map_get_next_key(previous.get(), at, next.data()) == 0;
+         at = key.data()) {
+      key = next;
+      std::uint64_t cookie = 0;
+      std::memcpy(&cookie, key.data(), sizeof cookie);
+      previous_rows_.insert(cookie);
+    }
+    return success();
   }
 
   // The row of a strict workload comes when it has all else: until then its hooks refuse.
   Rows withhold_rows(const State& state, Wanted& wanted) const {
     Rows withheld;
-    for (auto row = wanted.workloads.begin(); row != wanted.workloads.end();) {
+    Rows& rows = wanted.policy.workloads;
+    for (auto row = rows.begin(); row != rows.end();) {
       const auto workload = state.workloads.find(row->second.id);
-      if (workload == state.workloads.end() || !workload->second.strict || has_row(row->first)) {
+      if (workload == state.workloads.end() || !workload->second.strict ||
+          has_row(row->first.netns_cookie)) {
         ++row;
         continue;
       }
       withheld.insert(*row);
-      row = wanted.workloads.erase(row);
+      row = rows.erase(row);
     }
     return withheld;
   }
 
   Result<> settle_rows(const State& state, const Rows& withheld, Wanted& wanted,
                        Problems& problems) {
-    Rows& rows = wanted.workloads;
+    Rows& rows = wanted.policy.workloads;
     rows.insert(withheld.begin(), withheld.end());
     std::erase_if(rows, [&](const auto& row) {
       const auto workload = state.workloads.find(row.second.id);
       return problems.contains(row.second.id) && workload != state.workloads.end() &&
              workload->second.strict;
     });
-    for (const auto& [cookie, err] : maps_.workloads.put(rows))
-      problems.emplace(rows.at(cookie).id,
-                       errno_error(err,
-                                   "does not fit into the kernel's map of workloads, so it "
-                                   "is refused"));
-    return maps_.workloads.keep_only(rows);
+    return change_policy(wanted, problems);
   }
 
   void attach_wanted(const State& state, Problems& problems) {
@@ -696,8 +714,11 @@ class KernelDatapath final : public Datapath {
   ClassId class_of_client(const State& state, const Connection& connection) const {
     const um_flow_key key{kernel_destination(connection.remote),
                           kernel_destination(connection.local)};
-    ClassId recorded = 0;
-    if (::bpf_map_lookup_elem(object_.map("um_flows"), &key, &recorded) == 0) return recorded;
+    std::uint64_t recorded = 0;
+    if (::bpf_map_lookup_elem(object_.map("um_clients"), &key, &recorded) == 0)
+      for (const auto& [id, client] : state.workloads)
+        if (client.netns_cookie == recorded)
+          return connection.local.ip.is_v4() ? client.class4 : client.class6;
     return class_at(state, connection.remote.ip);
   }
 
@@ -729,6 +750,11 @@ class KernelDatapath final : public Datapath {
   std::set<std::string> link_sets_;        // pinned, as far as we know
   std::map<std::string, Place> ensured_;   // by this process
   std::uint32_t config_flags_ = 0;
+  bool has_blocks_ = false;    // of the active generation
+  bool has_addresses_ = true;  // all of its peers and blocks fitted
+  bool is_complete_ = true;    // all services fitted
+  // A program may still decide by the generation that is not active.
+  bool is_other_remembered_ = false;
 };
 
 }  // namespace

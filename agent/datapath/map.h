@@ -1,14 +1,16 @@
 // Map<Key, Value>: a BPF hash map, or trie, with typed entries, and a mirror of what it holds.
 //
 // The mirror starts empty: read() fills it from the kernel. put() and keep_only() write only the
-// differences. Keys and values are compared byte by byte (bpf/shared.h has no hidden padding). The
-// descriptor is borrowed. One thread at a time.
+// differences. Keys and values are compared byte by byte (bpf/shared.h has no hidden padding).
+// Where the keys tell generations apart, a Map is one of them: its keys say 0, the kernel's what it
+// is. The descriptor is borrowed. One thread at a time.
 #pragma once
 
 #include <bpf/bpf.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <type_traits>
@@ -35,12 +37,17 @@ bool is_same(const Entries& a, const Entries& b) {
          });
 }
 
+template <class Key>
+constexpr bool kHasGeneration = requires(Key key) { key.generation; };
+
 template <class Key, class Value>
 class Map {
  public:
   using Entries = std::map<Key, Value, ByteOrder>;
 
-  Map(int fd, const char* name) : fd_(fd), name_(name) {}
+  // limit: of its share, where it shares the kernel's map.
+  Map(int fd, const char* name, std::uint32_t generation = 0, std::size_t limit = SIZE_MAX)
+      : fd_(fd), name_(name), generation_(generation), limit_(limit) {}
 
   const Entries& entries() const { return entries_; }
   // Something was written or deleted since this was asked last.
@@ -52,7 +59,10 @@ class Map {
     Value value{};
     for (const void* at = nullptr; ::bpf_map_get_next_key(fd_, at, &next) == 0; at = &key) {
       key = next;
-      if (::bpf_map_lookup_elem(fd_, &key, &value) == 0) entries_.emplace(key, value);
+      if constexpr (kHasGeneration<Key>) {
+        if (key.generation != generation_) continue;
+      }
+      if (::bpf_map_lookup_elem(fd_, &key, &value) == 0) entries_.emplace(of_mirror(key), value);
     }
     if (errno != ENOENT) return errno_error(errno, std::string("read map ") + name_);
     return success();
@@ -66,14 +76,19 @@ class Map {
       auto known = entries_.find(key);
       if (known != entries_.end() && std::memcmp(&known->second, &value, sizeof value) == 0)
         continue;
+      if (known == entries_.end() && entries_.size() >= limit_) {
+        failed.emplace(key, E2BIG);
+        continue;
+      }
       changed_ = true;
-      if (::bpf_map_update_elem(fd_, &key, &value, BPF_ANY) == 0) {
+      const Key own = of_kernel(key);
+      if (::bpf_map_update_elem(fd_, &own, &value, BPF_ANY) == 0) {
         entries_.insert_or_assign(key, value);
         continue;
       }
       failed.emplace(key, errno);
       if (known == entries_.end()) continue;
-      ::bpf_map_delete_elem(fd_, &key);
+      ::bpf_map_delete_elem(fd_, &own);
       entries_.erase(known);
     }
     return failed;
@@ -87,7 +102,8 @@ class Map {
         continue;
       }
       changed_ = true;
-      if (::bpf_map_delete_elem(fd_, &entry->first) != 0 && errno != ENOENT)
+      const Key own = of_kernel(entry->first);
+      if (::bpf_map_delete_elem(fd_, &own) != 0 && errno != ENOENT)
         return errno_error(errno, std::string("delete from map ") + name_);
       entry = entries_.erase(entry);
     }
@@ -95,8 +111,19 @@ class Map {
   }
 
  private:
+  Key of_kernel(Key key) const {
+    if constexpr (kHasGeneration<Key>) key.generation = generation_;
+    return key;
+  }
+  static Key of_mirror(Key key) {
+    if constexpr (kHasGeneration<Key>) key.generation = 0;
+    return key;
+  }
+
   int fd_;
   const char* name_;
+  std::uint32_t generation_;
+  std::size_t limit_;
   Entries entries_;
   bool changed_ = false;
 };

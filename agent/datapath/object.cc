@@ -163,16 +163,18 @@ Result<> size_map(bpf_map* map, const std::string& pin, std::uint32_t wanted) {
 std::uint32_t client_services(const Options& options) { return options.max_services * 4; }
 
 std::uint32_t wanted_size(std::string_view map, const Options& options) {
-  if (map == "um_workloads" || map == "um_workload_records") return options.max_workloads;
+  if (map == "um_workloads") return options.max_workloads * 2;  // generations
+  if (map == "um_workload_records") return options.max_workloads;
   if (map == "um_own_addresses") return options.max_workloads * 4;
   if (map == "um_udp_flows" || map == "um_udp_choices") return options.max_udp_flows;
   if (map == "um_resolvers") return options.max_workloads * 16;
   if (map == "um_services") return options.max_services;
   if (map == "um_client_services") return client_services(options);
   if (map == "um_slots") return options.max_services + client_services(options);
-  if (map == "um_members" || map == "um_peers") return options.max_endpoints;
+  if (map == "um_members") return options.max_endpoints;
+  if (map == "um_peers") return options.max_endpoints * 2;
   if (map == "um_backends") return options.max_endpoints * 2;  // the old and the new, for a moment
-  if (map == "um_sets") return options.max_sets;
+  if (map == "um_sets") return options.max_sets * 2 + 1;       // the one that is replaced to wait
   if (map == "um_refusals") return options.max_refusals;
   return 0;  // as in bpf/maps.h
 }

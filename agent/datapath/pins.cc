@@ -110,14 +110,19 @@ std::optional<std::uint64_t> entries_of(int fd, const bpf_map_info& info) {
   return entries;
 }
 
-std::uint64_t memory_of_inner_maps(int fd) {
-  std::uint64_t bytes = 0;
-  std::uint32_t key = 0, next = 0, id = 0;
-  for (const void* at = nullptr; ::bpf_map_get_next_key(fd, at, &next) == 0; at = &key) {
+// Generations may share one.
+std::uint64_t memory_of_inner_maps(int fd, std::uint32_t key_size) {
+  std::set<std::uint32_t> ids;
+  std::vector<std::byte> key(key_size), next(key_size);
+  for (const void* at = nullptr; ::bpf_map_get_next_key(fd, at, next.data()) == 0;
+       at = key.data()) {
     key = next;
-    if (::bpf_map_lookup_elem(fd, &key, &id) != 0) continue;
-    if (const UniqueFd inner(::bpf_map_get_fd_by_id(id)); inner) bytes += memory_of(inner.get());
+    std::uint32_t id = 0;
+    if (::bpf_map_lookup_elem(fd, key.data(), &id) == 0) ids.insert(id);
   }
+  std::uint64_t bytes = 0;
+  for (const std::uint32_t id : ids)
+    if (const UniqueFd inner(::bpf_map_get_fd_by_id(id)); inner) bytes += memory_of(inner.get());
   return bytes;
 }
 
@@ -156,7 +161,8 @@ Result<std::vector<MapUse>> pinned_maps(const std::string& pin_dir) {
     use.entries = entries_of(fd.get(), info);
     use.max_entries = info.max_entries;
     use.bytes = memory_of(fd.get());
-    if (info.type == BPF_MAP_TYPE_HASH_OF_MAPS) use.bytes += memory_of_inner_maps(fd.get());
+    if (info.type == BPF_MAP_TYPE_HASH_OF_MAPS)
+      use.bytes += memory_of_inner_maps(fd.get(), info.key_size);
     uses.push_back(std::move(use));
   }
   std::ranges::sort(uses, {}, &MapUse::name);

@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <set>
+#include <utility>
 #include <vector>
 
-#include "base/unique_fd.h"
 #include "datapath/byte_order.h"
 
 namespace mesh::datapath {
@@ -50,106 +49,112 @@ Result<PolicySets::Verdicts> read_set(std::uint32_t map_id) {
 
 }  // namespace
 
+bool is_same_set(const PolicySets::VerdictsPtr& a, const PolicySets::VerdictsPtr& b) {
+  return a == b || is_same(*a, *b);
+}
+
 Result<> PolicySets::read() {
   entries_.clear();
-  SetId set = 0, next = 0;
-  for (const void* at = nullptr; ::bpf_map_get_next_key(fd_, at, &next) == 0; at = &set) {
-    set = next;
+  um_set_key key{}, next{};
+  for (const void* at = nullptr; ::bpf_map_get_next_key(fd_, at, &next) == 0; at = &key) {
+    key = next;
     std::uint32_t map_id = 0;
-    if (::bpf_map_lookup_elem(fd_, &set, &map_id) != 0) continue;
-    MESH_TRY(entries_[set], read_set(map_id));
+    if (key.generation != generation_ || ::bpf_map_lookup_elem(fd_, &key, &map_id) != 0) continue;
+    MESH_TRY(auto verdicts, read_set(map_id));
+    entries_[key.set] = std::make_shared<const Verdicts>(std::move(verdicts));
   }
   if (errno != ENOENT) return errno_error(errno, "read map um_sets");
   return success();
 }
 
-PolicySets::Entries PolicySets::with_old_classes(const Entries& wanted) const {
-  Entries both = wanted;
-  for (auto& [set, verdicts] : both) {
-    const auto known = entries_.find(set);
-    if (known == entries_.end()) continue;
-    std::set<std::uint32_t> named = {0};
-    for (const auto& [key, verdict] : verdicts) named.insert(key.peer_class);
-    for (const auto& entry : known->second)
-      if (!named.contains(entry.first.peer_class)) verdicts.insert(entry);
+Result<UniqueFd> PolicySets::map_for(SetId set, const VerdictsPtr& wanted,
+                                     const PolicySets& other) const {
+  const auto known = other.entries_.find(set);
+  if (known != other.entries_.end() && is_same_set(known->second, wanted)) {
+    const um_set_key key = other.key_of(set);
+    std::uint32_t map_id = 0;
+    if (::bpf_map_lookup_elem(fd_, &key, &map_id) == 0)
+      if (UniqueFd fd(::bpf_map_get_fd_by_id(map_id)); fd) return fd;
   }
-  return both;
+  return make_set(*wanted);
 }
 
 // All that changed in one call: from kernel 6.8 it waits only once for programs that still read
 // the old ones.
-std::map<SetId, int> PolicySets::put(const Entries& wanted) {
+std::map<SetId, int> PolicySets::put(const Entries& wanted, const PolicySets& other) {
   std::map<SetId, int> failed;
-  std::vector<SetId> numbers;
+  std::vector<um_set_key> keys;
   std::vector<int> fds;
   std::vector<UniqueFd> made;
   const auto fail = [&](SetId set, int error) {
     failed.emplace(set, error);
-    if (entries_.erase(set) != 0) ::bpf_map_delete_elem(fd_, &set);
+    const um_set_key key = key_of(set);
+    if (entries_.erase(set) != 0) ::bpf_map_delete_elem(fd_, &key);
   };
   const auto write = [&] {
-    auto count = static_cast<std::uint32_t>(numbers.size());
+    auto count = static_cast<std::uint32_t>(keys.size());
     LIBBPF_OPTS(bpf_map_batch_opts, options);
     if (count == 0) return;
-    changed_ = true;
     const int error =
-        ::bpf_map_update_batch(fd_, numbers.data(), fds.data(), &count, &options) == 0 ? 0 : errno;
+        ::bpf_map_update_batch(fd_, keys.data(), fds.data(), &count, &options) == 0 ? 0 : errno;
     // Where the kernel fails early, `count` is what it was.
-    if (error != 0 && count == numbers.size()) count = 0;
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      if (error == 0 || i < count)
-        entries_[numbers[i]] = wanted.at(numbers[i]);
-      else if (::bpf_map_update_elem(fd_, &numbers[i], &fds[i], BPF_ANY) == 0)
-        entries_[numbers[i]] = wanted.at(numbers[i]);
+    if (error != 0 && count == keys.size()) count = 0;
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      const SetId set = keys[i].set;
+      if (error == 0 || i < count || ::bpf_map_update_elem(fd_, &keys[i], &fds[i], BPF_ANY) == 0)
+        entries_[set] = wanted.at(set);
       else
-        fail(numbers[i], errno);
+        fail(set, errno);
     }
-    numbers.clear();
+    keys.clear();
     fds.clear();
     made.clear();
   };
   constexpr std::size_t kBatch = 256;  // descriptors that are open at once
+  std::size_t size = entries_.size();
   for (const auto& [set, verdicts] : wanted) {
     const auto known = entries_.find(set);
-    if (known != entries_.end() && is_same(known->second, verdicts)) continue;
-    auto map = make_set(verdicts);
+    if (known != entries_.end() && is_same_set(known->second, verdicts)) continue;
+    if (known == entries_.end() && ++size > limit_) {
+      fail(set, E2BIG);
+      continue;
+    }
+    auto map = map_for(set, verdicts, other);
     if (!map) {
-      changed_ = true;
       fail(set, errno == 0 ? ENOMEM : errno);
       continue;
     }
-    numbers.push_back(set);
+    keys.push_back(key_of(set));
     fds.push_back(map.value().get());
     made.push_back(std::move(map).value());
-    if (numbers.size() == kBatch) write();
+    if (keys.size() == kBatch) write();
   }
   write();
   return failed;
 }
 
 Result<> PolicySets::keep_only(const Entries& wanted) {
-  std::vector<SetId> gone;
+  std::vector<um_set_key> gone;
   for (const auto& [set, verdicts] : entries_)
-    if (!wanted.contains(set)) gone.push_back(set);
+    if (!wanted.contains(set)) gone.push_back(key_of(set));
   if (gone.empty()) return success();
-  changed_ = true;
   auto count = static_cast<std::uint32_t>(gone.size());
   LIBBPF_OPTS(bpf_map_batch_opts, options);
   if (::bpf_map_delete_batch(fd_, gone.data(), &count, &options) != 0) {
-    for (const SetId set : gone)  // some may be gone
-      if (::bpf_map_delete_elem(fd_, &set) != 0 && errno != ENOENT)
+    for (const um_set_key& key : gone)  // some may be gone
+      if (::bpf_map_delete_elem(fd_, &key) != 0 && errno != ENOENT)
         return errno_error(errno, "delete from map um_sets");
   }
-  for (const SetId set : gone) entries_.erase(set);
+  for (const um_set_key& key : gone) entries_.erase(key.set);
   return success();
 }
 
-Result<> PolicySets::wait_for_programs() {
-  const SetId nobodys = 0;
+Result<> replace_a_set(int um_sets) {
+  const um_set_key nobodys{};
   MESH_TRY(auto set, make_set({}));
   const int fd = set.get();
-  if (::bpf_map_update_elem(fd_, &nobodys, &fd, BPF_ANY) != 0 ||
-      ::bpf_map_delete_elem(fd_, &nobodys) != 0)
+  if (::bpf_map_update_elem(um_sets, &nobodys, &fd, BPF_ANY) != 0 ||
+      ::bpf_map_delete_elem(um_sets, &nobodys) != 0)
     return errno_error(errno, "wait for the kernel's programs");
   return success();
 }

@@ -1,15 +1,16 @@
-// PolicySets: um_sets, a map of verdicts for each policy set, and a mirror of what they hold.
+// PolicySets: one generation of um_sets, a map of verdicts for each policy set, and a mirror of it.
 //
-// A set that changes is written into a map of its own, which then takes the place of the old one:
-// programs see the one or the other. The descriptor is borrowed. One thread at a time.
+// A set that changes is written into a map of its own, which then takes the place of the old one.
+// The same set in both generations is one map. The descriptor is borrowed. One thread at a time.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
-#include <utility>
 
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "bpf/shared.h"
 #include "datapath/datapath.h"
 #include "datapath/map.h"
@@ -19,27 +20,34 @@ namespace mesh::datapath {
 class PolicySets {
  public:
   using Verdicts = std::map<um_verdict_key, um_verdict, ByteOrder>;
-  using Entries = std::map<SetId, Verdicts>;
+  using VerdictsPtr = std::shared_ptr<const Verdicts>;
+  using Entries = std::map<SetId, VerdictsPtr>;
 
-  explicit PolicySets(int fd) : fd_(fd) {}
+  // limit: how many sets there may be.
+  PolicySets(int fd, std::uint32_t generation, std::size_t limit)
+      : fd_(fd), generation_(generation), limit_(limit) {}
 
   const Entries& entries() const { return entries_; }
   Result<> read();
-  // What `wanted` is to become, with what the sets say now of classes that they will not name any
-  // more: for as long as somebody still is of such a class.
-  Entries with_old_classes(const Entries& wanted) const;
-  // As Map has them.
-  bool take_changed() { return std::exchange(changed_, false); }
-  std::map<SetId, int> put(const Entries& wanted);
+  // As Map's. `other`: the other generation.
+  std::map<SetId, int> put(const Entries& wanted, const PolicySets& other);
   Result<> keep_only(const Entries& wanted);
-  // As membarrier(2) does, where that does not: a replaced set has the kernel wait for programs.
-  Result<> wait_for_programs();
 
  private:
+  um_set_key key_of(SetId set) const { return {set, generation_}; }
+  Result<UniqueFd> map_for(SetId set, const VerdictsPtr& wanted, const PolicySets& other) const;
+
   int fd_;
+  std::uint32_t generation_;
+  std::size_t limit_;
   Entries entries_;
-  bool changed_ = false;
 };
+
+bool is_same_set(const PolicySets::VerdictsPtr& a, const PolicySets::VerdictsPtr& b);
+
+// As membarrier(2) does, where that does not: the kernel waits for its programs as a set of um_sets
+// is replaced.
+Result<> replace_a_set(int um_sets);
 
 // Ports are cut into prefixes.
 PolicySets::Verdicts kernel_verdicts(const PolicySet& set);

@@ -64,7 +64,7 @@ class KernelDecide : public testing::TestWithParam<DecideCase> {
     fill(maps.um_peers, wanted.peers);
     fill(maps.um_blocks, wanted.blocks);
     fill(maps.um_refusals, wanted.refusals);
-    fill(maps.um_flows, wanted.flows);
+    fill(maps.um_clients, wanted.clients);
     fill_sets(wanted);
     fill(maps.um_config, std::map<std::uint32_t, std::uint32_t>{{0, wanted.config}});
     timespec clock{};
@@ -109,7 +109,7 @@ TEST_P(KernelDecide, AsTheTableSays) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, KernelDecide, testing::ValuesIn(decide_cases()),
+INSTANTIATE_TEST_SUITE_P(Table, KernelDecide, testing::ValuesIn(all_decide_cases()),
                          [](const auto& c) { return c.param.name; });
 
 }  // namespace

@@ -115,11 +115,11 @@ TEST_F(IngressTest, KnowsTheConnectionsOfTheGatewayFromThoseOfItsHost) {
   EXPECT_EQ(stranger("10.9.0.2:8080"), kRefused);
   first_.reset();
   EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kRefused) << "nobody listens";
-  for (const auto deadline = now_ns() + 30'000'000'000; entries_of("um_flows") != 0;) {
+  for (const auto deadline = now_ns() + 30'000'000'000; entries_of("um_clients") != 0;) {
     if (now_ns() > deadline) break;
     ::poll(nullptr, 0, 5);
   }
-  EXPECT_EQ(entries_of("um_flows"), 0) << "closed ones are forgotten";
+  EXPECT_EQ(entries_of("um_clients"), 0) << "closed ones are forgotten";
 }
 
 // A connection that stays open: its error once it has ended, 0 while it has not.
@@ -206,6 +206,29 @@ TEST_F(IngressTest, AClassThatGetsAnotherNumberIsDeniedAllTheTime) {
   client.kill();
   EXPECT_EQ(shared->wrong, 0);
   ::munmap(page, sizeof(Shared));
+}
+
+// Who it is was recorded at its SYN, what that means may have changed since.
+TEST_F(IngressTest, AConnectionOfTheGatewayOutlivesItsNumber) {
+  serves_by(5);
+  verdict(5, 0, false, 52, 0);
+  verdict(5, 0, true, 51);
+  state_.workloads[1] = workload(1, *app_, "");
+  has_set("10.9.0.2", 5);
+  apply_all();
+  UniqueFd open = app_->run([&] { return tcp_socket_for("10.9.0.2:8080"); });
+  ASSERT_EQ(connect_socket(open.get(), "10.9.0.2:8080"), 0);
+  UniqueFd accepted = accept_within(first_.get(), 1000);
+  state_.workloads[1].class4 = 99;
+  state_.sets.clear();
+  verdict(5, 0, false, 52, 0);
+  verdict(5, 0, true, 51, 99);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  ASSERT_EQ(::write(open.get(), "x", 1), 1);
+  char byte = 0;
+  EXPECT_EQ(::read(accepted.get(), &byte, 1), 1);
+  EXPECT_EQ(count("connections_ended_by_policy"), 0);
 }
 
 TEST_F(IngressTest, GoesOnWithoutItsOwnerAndIsReplacedInPlace) {

@@ -51,7 +51,7 @@ struct World {
   std::vector<Refusal> refusals;
   struct Flow {
     std::string from, to;
-    std::uint32_t peer_class;
+    std::uint64_t client;  // netns cookie
   };
   std::vector<Flow> flows;
   struct Affinity {
@@ -61,7 +61,7 @@ struct World {
     bool v4 = true;
   };
   std::vector<Affinity> affinities;
-  std::uint32_t config = 0;
+  std::uint32_t config = 0;            // which generation all of this is, too
   std::int64_t heartbeat_age_ns = -1;  // -1: never stamped
   std::uint32_t random = 0;
 };
@@ -89,7 +89,8 @@ inline um_destination kernel_backend(const std::string& text) {
 inline um_block_key kernel_block(const std::string& text) {
   const IpBlock block = IpBlock::parse(text).value();
   um_block_key out{};
-  out.bits = static_cast<std::uint32_t>(block.prefix_length + (block.base.is_v4() ? 96 : 0));
+  out.bits = static_cast<std::uint32_t>(UM_BLOCK_BITS + block.prefix_length +
+                                        (block.base.is_v4() ? 96 : 0));
   std::memcpy(&out.address, block.base.bytes().data(), sizeof out.address);
   return out;
 }
@@ -129,10 +130,13 @@ struct Bytewise {
   }
 };
 
-// The World in the shapes of the kernel.
+// The World in the shapes of the kernel, all in the generation that its config says.
 struct Lookups {
   Lookups() = default;
-  explicit Lookups(const World& world) : workloads(world.workloads), config(world.config) {
+  explicit Lookups(const World& world) : config(world.config) {
+    const std::uint32_t generation = config & UM_CONFIG_GENERATION ? 1 : 0;
+    for (const auto& [cookie, workload] : world.workloads)
+      workloads[{cookie, generation, 0}] = workload;
     for (const auto& [id, address] : world.own) own.insert({id, kernel_address(address)});
     for (const auto& [address, service] : world.services) {
       um_destination key = kernel_destination(address);
@@ -144,13 +148,18 @@ struct Lookups {
     if (world.has_service_range)
       service_range = {kernel_address("10.78.0.0"),
                        kernel_address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0")};
-    for (const auto& [address, peer] : world.peers) peers[kernel_address(address)] = peer;
-    for (const auto& [block, peer_class] : world.blocks) blocks[kernel_block(block)] = peer_class;
+    for (const auto& [address, peer] : world.peers)
+      peers[{generation, kernel_address(address)}] = peer;
+    for (const auto& [text, peer_class] : world.blocks) {
+      um_block_key block = kernel_block(text);
+      block.generation = generation;
+      blocks[block] = peer_class;
+    }
     for (const auto& v : world.verdicts)
-      sets[v.set][kernel_verdict_key(v)] = {v.policy, v.allowed ? 1U : 0U, 0};
+      sets[{v.set, generation}][kernel_verdict_key(v)] = {v.policy, v.allowed ? 1U : 0U, 0};
     for (const auto& r : world.refusals) refusals[{r.client, r.service}] = r.policy;
     for (const auto& f : world.flows)
-      flows[{kernel_destination(f.from), kernel_destination(f.to)}] = f.peer_class;
+      clients[{kernel_destination(f.from), kernel_destination(f.to)}] = f.client;
     if (!blocks.empty()) config |= UM_CONFIG_HAS_BLOCKS;
     random = world.random;
     now = 200'000'000'000'000U;
@@ -182,7 +191,7 @@ struct Lookups {
     word.columns = static_cast<std::uint16_t>(word.columns + service.missing);
     return word;
   }
-  std::map<std::uint64_t, um_workload> workloads;
+  std::map<um_workload_key, um_workload, Bytewise> workloads;
   std::set<um_own_key, Bytewise> own;
   std::map<um_destination, std::uint32_t, Bytewise> services;
   std::map<um_client_service, std::uint32_t, Bytewise> client_services;
@@ -192,28 +201,36 @@ struct Lookups {
   std::map<um_affinity_key, um_affinity, Bytewise> affinities;
   std::uint32_t next_slot = 3, next_choice = 50;
   um_service_range service_range{};
-  std::map<um_address, um_peer, Bytewise> peers;
+  std::map<um_peer_key, um_peer, Bytewise> peers;
   std::map<um_block_key, std::uint32_t, Bytewise> blocks;
-  std::map<std::uint32_t, std::map<um_verdict_key, um_verdict, Bytewise>> sets;
+  std::map<um_set_key, std::map<um_verdict_key, um_verdict, Bytewise>, Bytewise> sets;
   std::map<um_refusal_key, std::uint32_t, Bytewise> refusals;
-  std::map<um_flow_key, std::uint32_t, Bytewise> flows;
+  std::map<um_flow_key, __u64, Bytewise> clients;
   std::uint32_t config = 0, random = 0;
   std::uint64_t heartbeat = 0, now = 0;
+  int made = 0, of_config = 0;  // how many lookups a decision took
 };
 inline Lookups lookups;
 
 template <class Map, class Key>
 auto* find(const Map& map, const Key& key) {
+  ++lookups.made;
   auto found = map.find(key);
   return found == map.end() ? nullptr : &found->second;
+}
+template <class Map, class Key>
+auto* find_prefix(const Map& map, const Key& key) {
+  ++lookups.made;
+  return longest_prefix(map, key);
 }
 
 }  // namespace mesh::test
 
-inline const um_workload* um_find_workload(__u64 cookie) {
-  return mesh::test::find(mesh::test::lookups.workloads, cookie);
+inline const um_workload* um_find_workload(__u64 cookie, __u32 generation) {
+  return mesh::test::find(mesh::test::lookups.workloads, um_workload_key{cookie, generation, 0});
 }
 inline int um_is_own_address(__u32 workload, const um_address* address) {
+  ++mesh::test::lookups.made;
   return mesh::test::lookups.own.contains({workload, *address});
 }
 inline int um_read_slot(const std::uint32_t* slot, um_service* out) {
@@ -228,6 +245,7 @@ inline int um_find_client_service(const um_client_service* key, um_service* out)
   return um_read_slot(mesh::test::find(mesh::test::lookups.client_services, *key), out);
 }
 inline const um_service_range* um_find_service_range() {
+  ++mesh::test::lookups.made;
   return &mesh::test::lookups.service_range;
 }
 inline const um_backend* um_find_backend(__u32 choice, __u32 index) {
@@ -239,25 +257,28 @@ inline int um_is_member(__u32 choice, const um_destination* backend) {
 inline const um_affinity* um_find_affinity(const um_affinity_key* key) {
   return mesh::test::find(mesh::test::lookups.affinities, *key);
 }
-inline const um_peer* um_find_peer(const um_address* address) {
-  return mesh::test::find(mesh::test::lookups.peers, *address);
+inline const um_peer* um_find_peer(const um_address* address, __u32 generation) {
+  return mesh::test::find(mesh::test::lookups.peers, um_peer_key{generation, *address});
 }
-inline __u32 um_find_block(const um_address* address) {
-  const auto* found =
-      mesh::test::longest_prefix(mesh::test::lookups.blocks, um_block_key{128, *address});
+inline __u32 um_find_block(const um_address* address, __u32 generation) {
+  const auto* found = mesh::test::find_prefix(
+      mesh::test::lookups.blocks, um_block_key{UM_BLOCK_BITS + 128, generation, *address});
   return found == nullptr ? 0 : *found;
 }
-inline const um_verdict* um_find_verdict(__u32 set, const um_verdict_key* key) {
-  const auto* verdicts = mesh::test::find(mesh::test::lookups.sets, set);
-  return verdicts == nullptr ? nullptr : mesh::test::longest_prefix(*verdicts, *key);
+inline const um_verdict* um_find_verdict(__u32 set, const um_verdict_key* key, __u32 generation) {
+  const auto* verdicts = mesh::test::find(mesh::test::lookups.sets, um_set_key{set, generation});
+  return verdicts == nullptr ? nullptr : mesh::test::find_prefix(*verdicts, *key);
 }
 inline const __u32* um_find_refusal(__u32 client, __u32 service) {
   return mesh::test::find(mesh::test::lookups.refusals, um_refusal_key{client, service});
 }
-inline const __u32* um_find_flow(const um_destination* from, const um_destination* to) {
-  return mesh::test::find(mesh::test::lookups.flows, um_flow_key{*from, *to});
+inline const __u64* um_find_client(const um_destination* from, const um_destination* to) {
+  return mesh::test::find(mesh::test::lookups.clients, um_flow_key{*from, *to});
 }
-inline __u32 um_config_flags() { return mesh::test::lookups.config; }
+inline __u32 um_config_flags() {
+  ++mesh::test::lookups.of_config;
+  return mesh::test::lookups.config;
+}
 inline __u64 um_heartbeat() { return mesh::test::lookups.heartbeat; }
 inline __u64 um_now() { return mesh::test::lookups.now; }
 inline __u32 um_random() { return mesh::test::lookups.random; }
@@ -269,7 +290,7 @@ namespace mesh::test {
 enum class Asked : std::uint8_t { kWorkload, kMesh, kArrival };
 
 struct DecideCase {
-  const char* name;
+  std::string name;
   std::string to;
   um_action action;
   std::uint32_t counter;
@@ -379,7 +400,9 @@ inline std::vector<DecideCase> decide_cases() {
   World full_at_server = sets;
   full_at_server.config = UM_CONFIG_STATE_INCOMPLETE;
   World recorded = sets;
-  recorded.flows = {{"10.0.0.1:40000", "10.0.0.7:8080", 90}};
+  recorded.workloads[4190] = {9, UM_WORKLOAD_RECORDED, 90, 96, 0, 0};
+  recorded.flows = {{"10.0.0.1:40000", "10.0.0.7:8080", 4190},
+                    {"10.0.0.1:40002", "10.0.0.7:8080", 4191}};
 
   return {
       {.name = "UnknownNamespace",
@@ -698,6 +721,13 @@ inline std::vector<DecideCase> decide_cases() {
        .from = "10.0.0.1:40001",
        .world = recorded,
        .policy = 52},
+      {.name = "ArrivalOfAClientThatHasJustEnded",
+       .to = "10.0.0.7:8080",
+       .action = UM_REFUSE,
+       .counter = UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD,
+       .asked = Asked::kArrival,
+       .from = "10.0.0.1:40002",
+       .world = recorded},
       {.name = "ArrivalFromItself",
        .to = "10.0.0.7:8080",
        .action = UM_PASS,
@@ -1002,6 +1032,17 @@ inline std::vector<DecideCase> decide_cases() {
        .world = second_backend,
        .backend = "10.0.0.11:1"},
   };
+}
+
+// The table in either generation.
+inline std::vector<DecideCase> all_decide_cases() {
+  std::vector<DecideCase> cases = decide_cases();
+  for (DecideCase other : decide_cases()) {
+    other.name += "InTheOtherGeneration";
+    other.world.config |= UM_CONFIG_GENERATION;
+    cases.push_back(std::move(other));
+  }
+  return cases;
 }
 
 }  // namespace mesh::test

@@ -250,14 +250,14 @@ TEST_F(UdpChoice, ASocketKeepsItsBackendWhileItSends) {
 
 TEST_F(UdpChoice, TheKeptBackendIsJudgedEachTime) {
   send("10.78.0.1:70");
-  lookups.sets[4].begin()->second.allowed = 0;
+  lookups.sets[{4, 0}].begin()->second.allowed = 0;
   EXPECT_EQ(goes_to(send("10.78.0.1:70")), "refused");
 }
 
 TEST_F(UdpChoice, AResolverThatIsAServiceGoesToTheResponderFromThenOn) {
   add_service("10.78.0.1:53", "10.0.0.9:53");
   EXPECT_EQ(send("10.78.0.1:53").action, UM_BALANCE);
-  lookups.workloads[4100].flags = UM_WORKLOAD_DNS;
+  lookups.workloads[{4100, 0, 0}].flags = UM_WORKLOAD_DNS;
   lookups.heartbeat = lookups.now;
   EXPECT_EQ(send("10.78.0.1:53").action, UM_RESOLVE);
   EXPECT_EQ(send("10.0.0.9:53").action, UM_RESOLVE);
