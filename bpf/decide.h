@@ -323,6 +323,11 @@ static __always_inline int um_is_in_service_range(const struct um_address* a) {
   return 1;
 }
 
+static __always_inline int um_is_canary(const struct um_destination* to) {
+  return um_is_v4(&to->address) && to->address.word[3] == um_be32(UM_CANARY_ADDRESS) &&
+         to->port == um_be16(UM_CANARY_PORT);
+}
+
 // A connect of an enrolled workload's application.
 static __always_inline void um_decide_workload_by(__u32 config, const struct um_connect* in,
                                                   struct um_decision* out) {
@@ -335,7 +340,10 @@ static __always_inline void um_decide_workload_by(__u32 config, const struct um_
   out->workload = client->id;
   if (um_is_loopback(&in->to.address) || um_is_unspecified(&in->to.address) ||
       um_is_own_address(client->id, &in->to.address)) {
-    um_decided(out, UM_PASS, UM_CONNECTS_LOCAL);
+    if (um_is_canary(&in->to))
+      um_decided(out, UM_REFUSE, UM_CONNECTS_CANARY);
+    else
+      um_decided(out, UM_PASS, UM_CONNECTS_LOCAL);
     return;
   }
   if (um_is_link_local6(&in->to.address)) {

@@ -73,6 +73,8 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   um_decide_datagram(&datagram, decision);
   um_count_rulings(decision);
   if (decision->action == UM_REFUSE) {
+    if (decision->counter == UM_CONNECTS_CANARY)
+      return um_refuse_as(decision->counter, UM_CANARY_ERROR);
     um_report_denial(decision, 0, &in->to);
     return um_refuse(decision->counter);
   }

@@ -27,8 +27,12 @@
   X(um_udp_flows)          \
   X(um_udp_choices)        \
   X(um_heartbeats)
-#define UM_PROXY_PORT 15001                  // the proxy's outbound listener in each namespace
-#define UM_DNS_PORT 15053                    // the responder's sockets there, UDP and TCP, on lo
+#define UM_PROXY_PORT 15001  // the proxy's outbound listener in each namespace
+#define UM_DNS_PORT 15053    // the responder's sockets there, UDP and TCP, on lo
+// Where canaries connect to, 127.78.0.1 (a mapped one, too): a workload's hooks answer this error.
+#define UM_CANARY_ADDRESS 0x7f4e0001
+#define UM_CANARY_PORT 15001
+#define UM_CANARY_ERROR 125                  // ECANCELED
 #define UM_HEARTBEAT_LIMIT_NS 2000000000ULL  // older than this: the proxy is away
 
 struct um_address {
@@ -403,6 +407,7 @@ UM_ASSERT(sizeof(struct um_udp_choice) == 32);
   X(CONNECTS_REDIRECTED, "connects_redirected")                                     \
   X(CONNECTS_BALANCED, "connects_balanced")                                         \
   X(CONNECTS_LOCAL, "connects_local")                                               \
+  X(CONNECTS_CANARY, "connects_canary")                                             \
   X(CONNECTS_DIRECT, "connects_direct")                                             \
   X(CONNECTS_DENIED_POLICY, "connects_denied_policy")                               \
   X(CONNECTS_DENIED_NO_VERDICT, "connects_denied_no_verdict")                       \

@@ -62,9 +62,9 @@ void print_workloads(const api::Status& status) {
     std::puts("\nNo workload is enrolled. Start one: meshctl sandbox run NAME -- COMMAND");
     return;
   }
-  Table table({"NAMESPACE", "WORKLOAD", "ID", "STATE", "ADDRESSES", "REASON"});
+  Table table({"NAMESPACE", "WORKLOAD", "ID", "STATE", "CAPTURED", "ADDRESSES", "REASON"});
   for (const auto& w : status.workloads)
-    table.row({w.ns, w.name, number(w.id), w.state, join(w.addresses, ","), w.reason});
+    table.row({w.ns, w.name, number(w.id), w.state, w.captured, join(w.addresses, ","), w.reason});
   std::printf("\n%s", table.to_string().c_str());
 }
 

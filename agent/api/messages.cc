@@ -131,8 +131,8 @@ void read(const json::value& value, ApplyReply& out, Context& at) {
 void read(const json::value& value, WorkloadStatus& out, Context& at) {
   Members(value, at)("namespace", out.ns)("name", out.name)("id", out.id)(
       "addresses", out.addresses)("state", out.state)("reason", out.reason)(
-      "serviceAccount", out.service_account)("cgroup", out.cgroup)("netns", out.netns)("sandbox",
-                                                                                       out.sandbox);
+      "serviceAccount", out.service_account)("cgroup", out.cgroup)("netns", out.netns)(
+      "sandbox", out.sandbox)("captured", out.captured);
 }
 
 void read(const json::value& value, WorkloadList& out, Context& at) {
@@ -318,7 +318,8 @@ json::object to_json(const WorkloadStatus& m) {
           {"serviceAccount", m.service_account},
           {"cgroup", m.cgroup},
           {"netns", m.netns},
-          {"sandbox", m.sandbox}};
+          {"sandbox", m.sandbox},
+          {"captured", m.captured}};
 }
 
 json::object to_json(const WorkloadList& m) {

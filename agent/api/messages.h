@@ -100,6 +100,8 @@ struct WorkloadStatus {
   std::string cgroup;
   std::string netns;
   bool sandbox = false;
+  // Of an enrolled one, by the last audit: "yes", "no" (see reason), "" (not known yet).
+  std::string captured;
 };
 struct WorkloadList {
   std::vector<WorkloadStatus> workloads;

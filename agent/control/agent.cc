@@ -142,6 +142,7 @@ class Agent {
       if (error) return;
       node_.watch_proxy(Node::Clock::now());
       node_.report_flows(unix_ms());
+      node_.audit(Node::Clock::now());
       wait_watch();
     });
   }

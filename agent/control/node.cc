@@ -68,7 +68,8 @@ Node::Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_
       sources_(parts.store, parts.numbers, std::move(compile_options)),
       workloads_(parts.machine, parts.hold, parts.numbers),
       publisher_(parts.datapath, parts.proxy, parts.numbers),
-      host_listeners_(parts.hold) {}
+      host_listeners_(parts.hold),
+      audit_(parts.datapath) {}
 
 Result<> Node::start(Clock::time_point now) {
   started_ = now_ = now;
@@ -246,6 +247,13 @@ void Node::watch_proxy(Clock::time_point now) {
   parts_.hold.send(feed::as_bytes(message), {});
 }
 
+// While the proxy is away or hangs, meshhold closes its listeners to whoever comes.
+void Node::audit(Clock::time_point now) {
+  const bool listens =
+      parts_.hold.is_connected() && parts_.proxy.is_connected() && stale_looks_ == 0;
+  if (audit_.step(workloads_, listens, now)) tell_change();
+}
+
 void Node::on_proxy_connected(Clock::time_point now) {
   proxy_connected_at_ = now;
   stale_looks_ = 0;
@@ -407,11 +415,14 @@ void Node::push_counters(std::uint64_t unix_ms) {
   if (!parts_.proxy.is_connected()) return;
   json::object totals;
   for (const auto& [name, value] : counters_.totals) totals[name] = value;
+  json::object audit;
+  for (const auto& [name, value] : audit_.counters()) audit[name] = value;
   const auto rules = policy_rules(parts_.numbers);
   send_json(parts_.proxy,
             {{"type", feed::kKernelCounters},
              {"at_ms", unix_ms},
              {"totals", std::move(totals)},
+             {"audit", std::move(audit)},
              {"denied_by_policy", counts_by_rule(counters_.denied_by_policy, rules)},
              {"allowed_by_policy", counts_by_rule(counters_.allowed_by_policy, rules)}});
 }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "api/messages.h"
+#include "control/audit.h"
 #include "control/flow_book.h"
 #include "control/heartbeat.h"
 #include "control/host_listeners.h"
@@ -63,6 +64,7 @@ class Node {
   void tick(Clock::time_point now, std::uint64_t unix_ms);  // every 2 s
   void watch_proxy(Clock::time_point now);                  // every half second
   void report_flows(std::uint64_t unix_ms);                 // every half second
+  void audit(Clock::time_point now);                        // every half second
   void reopen_access_log();
 
   api::ObjectList objects(const std::string& kind, const std::string& ns,
@@ -158,6 +160,7 @@ class Node {
   Workloads workloads_;
   Publisher publisher_;
   HostListeners host_listeners_;
+  Audit audit_;
   HoldEvents hold_events_{*this};
   ProxyEvents proxy_events_{*this};
   Compilation compilation_;

@@ -283,6 +283,9 @@ api::WorkloadStatus Node::status_of(const config::ObjectName& name,
     const auto& uncovered = parts_.datapath.uncovered();
     if (const auto why = uncovered.find(enrolment.id); why != uncovered.end())
       status.reason += (status.reason.empty() ? "" : "; ") + why->second;
+    status.captured = audit_.captured(enrolment.id);
+    if (const std::string why = audit_.problem(enrolment.id); !why.empty())
+      status.reason += (status.reason.empty() ? "" : "; ") + why;
   }
   return status;
 }
@@ -362,7 +365,7 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
     reasons.push_back(problem.to_string());
   const auto& uncovered = parts_.datapath.uncovered();
   for (const api::WorkloadStatus& workload : status.workloads)
-    if (workload.state == "failed" || uncovered.contains(workload.id))
+    if (workload.state == "failed" || workload.captured == "no" || uncovered.contains(workload.id))
       reasons.push_back("workload " + workload.ns + "/" + workload.name + ": " + workload.reason);
 }
 

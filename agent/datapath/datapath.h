@@ -162,6 +162,13 @@ struct Counters {
   std::map<std::uint32_t, std::uint64_t> denied_by_policy, allowed_by_policy, audited_by_policy;
 };
 
+// Between what a workload should have and what it has.
+struct Difference {
+  std::string what;  // "its hook connect4", ...
+  bool is_repaired = false;
+  friend bool operator==(const Difference&, const Difference&) = default;
+};
+
 class Datapath {
  public:
   virtual ~Datapath() = default;
@@ -176,6 +183,16 @@ class Datapath {
   // The strict workloads that are enrolled although packets can go round the hooks of their
   // sockets, with the reason.
   virtual const std::map<WorkloadId, std::string>& uncovered() const = 0;
+  // Looks whether an enrolled workload has what apply() gave it (hooks, rows, packet programs) and
+  // gives it again what it has not; programs of others are only named. Nothing for one that apply()
+  // could not enrol.
+  virtual Result<std::vector<Difference>> audit(const EnrolledWorkload& workload) = 0;
+  // Proves that its connects are captured, by one from inside. The outcomes of those that are back,
+  // or overdue, are taken later: `refused`, when one was not captured.
+  virtual Result<> send_canary(const EnrolledWorkload& workload,
+                               std::chrono::steady_clock::time_point now) = 0;
+  virtual std::map<WorkloadId, Result<>> take_canaries(
+      std::chrono::steady_clock::time_point now) = 0;
   // Ends the TCP connections and connected UDP sockets of enrolled workloads that the policies of
   // `state` forbid, at whichever end. What is connecting while this looks may be missed: ask again
   // later.

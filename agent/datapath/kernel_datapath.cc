@@ -15,7 +15,9 @@
 #include "base/log.h"
 #include "bpf/shared.h"
 #include "datapath/attach.h"
+#include "datapath/audit.h"
 #include "datapath/byte_order.h"
+#include "datapath/canary.h"
 #include "datapath/connections.h"
 #include "datapath/counters.h"
 #include "datapath/datapath.h"
@@ -279,6 +281,46 @@ class KernelDatapath final : public Datapath {
   }
 
   const std::map<WorkloadId, std::string>& uncovered() const override { return uncovered_; }
+
+  Result<std::vector<Difference>> audit(const EnrolledWorkload& workload) override {
+    std::vector<Difference> differences;
+    const std::string set = std::to_string(workload.id);
+    if (!ensured_.contains(set)) return differences;
+    MESH_TRY(restore_rows(workload, differences));
+    MESH_TRY(auto found, look_at_links(object_, set, workload));
+    for (std::string& program : found.foreign) differences.push_back({std::move(program), false});
+    if (found.missing.empty()) return differences;
+    auto attached = attach(object_, set, workload, has_row(workload.netns_cookie));
+    MESH_TRY(const auto after, look_at_links(object_, set, workload));
+    for (std::string& missing : found.missing) {
+      const bool is_there = std::ranges::find(after.missing, missing) == after.missing.end();
+      differences.push_back({std::move(missing), is_there});
+    }
+    if (!attached) return std::move(attached).assume_error();
+    return differences;
+  }
+
+  Result<> send_canary(const EnrolledWorkload& workload, Canary::Clock::time_point now) override {
+    if (workload.netns < 0 || !ensured_.contains(std::to_string(workload.id))) return success();
+    MESH_TRY(auto canary, Canary::send(workload.netns, workload.cgroup, now));
+    canaries_.erase(workload.id);
+    canaries_.emplace(workload.id, std::move(canary));
+    return success();
+  }
+
+  std::map<WorkloadId, Result<>> take_canaries(Canary::Clock::time_point now) override {
+    std::map<WorkloadId, Result<>> outcomes;
+    for (auto at = canaries_.begin(); at != canaries_.end();) {
+      auto outcome = at->second.outcome(now);
+      if (!outcome) {
+        ++at;
+        continue;
+      }
+      outcomes.emplace(at->first, *std::move(outcome));
+      at = canaries_.erase(at);
+    }
+    return outcomes;
+  }
 
   Result<> end_forbidden(const State& state) override {
     for (const auto& [id, workload] : state.workloads) {
@@ -672,6 +714,26 @@ class KernelDatapath final : public Datapath {
     return fast_path_ ? fast_path_->keep(fast_path_node_) : success();
   }
 
+  Result<> restore_rows(const EnrolledWorkload& workload, std::vector<Difference>& differences) {
+    const auto note = [&](bool was_restored, const char* what) {
+      if (was_restored) differences.push_back({what, true});
+    };
+    MESH_TRY(const bool row, maps_.policy.restore_workload(workload.netns_cookie));
+    note(row, "its row in um_workloads");
+    for (const IpAddress& ip : workload.addresses) {
+      const um_address address = kernel_address(ip);
+      MESH_TRY(const bool own, maps_.own_addresses.restore({workload.id, address}));
+      note(own, "its row in um_own_addresses");
+      MESH_TRY(const bool peer, maps_.policy.restore_peer(address));
+      note(peer, "its row in um_peers");
+    }
+    for (const SetId id : {workload.ingress, workload.egress}) {
+      MESH_TRY(const bool set, maps_.policy.restore_set(id));
+      note(set, "its policy set");
+    }
+    return success();
+  }
+
   // As the programs would decide of a new one.
   bool is_forbidden(const State& state, const EnrolledWorkload& workload, Transport transport,
                     const Connection& connection) const {
@@ -746,6 +808,7 @@ class KernelDatapath final : public Datapath {
   std::optional<FastPath> fast_path_;  // none: off
   FastPathNode fast_path_node_;
   std::map<WorkloadId, std::string> uncovered_;
+  std::map<WorkloadId, Canary> canaries_;  // on their way
   std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was
   std::set<std::string> link_sets_;        // pinned, as far as we know
   std::map<std::string, Place> ensured_;   // by this process

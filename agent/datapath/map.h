@@ -94,6 +94,21 @@ class Map {
     return failed;
   }
 
+  // What we wrote under this key is there no more, or is another: written again. False: it is as it
+  // was, or we wrote nothing.
+  Result<bool> restore(const Key& key) {
+    const auto known = entries_.find(key);
+    if (known == entries_.end()) return false;
+    const Key own = of_kernel(key);
+    Value value{};
+    if (::bpf_map_lookup_elem(fd_, &own, &value) == 0 &&
+        std::memcmp(&known->second, &value, sizeof value) == 0)
+      return false;
+    if (::bpf_map_update_elem(fd_, &own, &known->second, BPF_ANY) != 0)
+      return errno_error(errno, std::string("write again to map ") + name_);
+    return true;
+  }
+
   // Deletes everything that is not wanted.
   Result<> keep_only(const Entries& wanted) {
     for (auto entry = entries_.begin(); entry != entries_.end();) {

@@ -50,6 +50,9 @@ class Object {
   // link changed before. (Another layout, or pins that were damaged.)
   bool must_change_over() const { return has_previous() || is_damaged_; }
   bool has_previous() const { return previous_layout_ != 0; }
+  int program(const std::string& name) const { return programs_.at(name).get(); }
+  std::string links_dir(const std::string& set) const { return pin_dir_ + "/links/" + set; }
+
   // Of the layout that was; none: there is no such map, or no other layout.
   UniqueFd previous_map(const std::string& name) const;
   // Once every link has its new program.

@@ -249,6 +249,22 @@ Result<> ensure_filter(const std::string& dir, const Direction& direction, std::
   return pin_over(program, dir + "/" + name_of({kFilter, &direction, device}));
 }
 
+bool is_linked(const std::string& dir, const Direction& direction, std::uint32_t device) {
+  const UniqueFd link(::bpf_obj_get((dir + "/" + name_of({kLink, &direction, device})).c_str()));
+  return link && device_of_link(link.get()) == device;
+}
+
+// Ours, the pinned one.
+bool is_filtered(const std::string& dir, const Direction& direction, std::uint32_t device) {
+  const UniqueFd program(
+      ::bpf_obj_get((dir + "/" + name_of({kFilter, &direction, device})).c_str()));
+  if (!program) return false;
+  const auto id = program_id(program.get());
+  Filter filter(direction, device);
+  return id && ::bpf_tc_query(&filter.hook, &filter.options) == 0 &&
+         filter.options.prog_id == id.value();
+}
+
 Result<> detach_others(const std::string& dir, const std::vector<std::uint32_t>& devices) {
   std::vector<std::string> others;
   for (const auto& entry : std::filesystem::directory_iterator(dir)) {
@@ -319,19 +335,23 @@ Result<> attach_packets(const std::string& dir, const std::vector<std::uint32_t>
   return success();
 }
 
+std::vector<std::string> missing_packets(const std::string& dir,
+                                         const std::vector<std::uint32_t>& devices) {
+  std::vector<std::string> missing;
+  for (const std::uint32_t device : devices)
+    for (const Direction& direction : kDirections)
+      if (!is_linked(dir, direction, device) && !is_filtered(dir, direction, device))
+        missing.push_back("the program for its packets " + std::string(direction.name) + "device " +
+                          std::to_string(device));
+  return missing;
+}
+
 bool detach_filter(const std::string& dir, const std::string& name) {
   const auto pin = pin_of(name);
   if (!pin || pin->kind != kFilter) return false;
-  const UniqueFd program(::bpf_obj_get((dir + "/" + name).c_str()));
-  Filter filter(*pin->direction, pin->device);
   // The device may be another by now, with a filter of somebody else's.
-  auto id = program ? program_id(program.get()) : Result<std::uint32_t>(Error{});
-  if (!id || ::bpf_tc_query(&filter.hook, &filter.options) != 0 ||
-      filter.options.prog_id != id.value())
-    return true;
-  filter.options.flags = 0;
-  filter.options.prog_fd = 0;
-  filter.options.prog_id = 0;
+  if (!is_filtered(dir, *pin->direction, pin->device)) return true;
+  Filter filter(*pin->direction, pin->device);
   ::bpf_tc_detach(&filter.hook, &filter.options);
   return true;
 }

@@ -29,6 +29,10 @@ Result<std::vector<std::uint32_t>> host_sides(int netns);
 Result<> attach_packets(const std::string& dir, const std::vector<std::uint32_t>& devices,
                         const PacketPrograms& programs);
 
+// What of that is not there.
+std::vector<std::string> missing_packets(const std::string& dir,
+                                         const std::vector<std::uint32_t>& devices);
+
 // True when `name` is the pin of a filter, which was then detached: closing a program does not.
 bool detach_filter(const std::string& dir, const std::string& name);
 

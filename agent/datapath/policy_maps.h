@@ -51,6 +51,16 @@ class PolicyMaps {
   // What does not fit is not in the map afterwards; all else is as wanted.
   Result<Misfits> prepare(const Entries& wanted);
   void set_active(std::uint32_t generation) { active_ = generation; }
+  // Entries of the active generation, as Map's.
+  Result<bool> restore_workload(std::uint64_t netns_cookie) {
+    return generations_[active_].workloads.restore({netns_cookie, 0, 0});
+  }
+  Result<bool> restore_peer(const um_address& address) {
+    return generations_[active_].peers.restore({0, address});
+  }
+  Result<bool> restore_set(SetId set) {
+    return generations_[active_].sets.restore(set, generations_[other()].sets);
+  }
   // Frees what only the other generation has: no program can remember it any more.
   Result<> sweep();
 

@@ -149,6 +149,18 @@ Result<> PolicySets::keep_only(const Entries& wanted) {
   return success();
 }
 
+Result<bool> PolicySets::restore(SetId set, const PolicySets& other) {
+  std::uint32_t inner = 0;
+  const um_set_key key = key_of(set);
+  const auto known = entries_.find(set);
+  if (known == entries_.end() || ::bpf_map_lookup_elem(fd_, &key, &inner) == 0) return false;
+  const Entries lost = {*known};
+  entries_.erase(known);
+  if (const auto failed = put(lost, other); !failed.empty())
+    return errno_error(failed.begin()->second, "write again to map um_sets");
+  return true;
+}
+
 Result<> replace_a_set(int um_sets) {
   const um_set_key nobodys{};
   MESH_TRY(auto set, make_set({}));

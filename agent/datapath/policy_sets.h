@@ -32,6 +32,8 @@ class PolicySets {
   // As Map's. `other`: the other generation.
   std::map<SetId, int> put(const Entries& wanted, const PolicySets& other);
   Result<> keep_only(const Entries& wanted);
+  // As Map's, but a set whose content is another is not seen.
+  Result<bool> restore(SetId set, const PolicySets& other);
 
  private:
   um_set_key key_of(SetId set) const { return {set, generation_}; }

@@ -573,6 +573,12 @@ void Feeds::write_kernel_counters(std::string& out) const {
                   "Counted by the mesh's BPF programs", Type::kCounter);
     writer.sample({}, number(value));
   }
+  if (const json::value* audit = kernel_counters_.if_contains("audit"); audit && audit->is_object())
+    for (const auto& [name, value] : audit->get_object()) {
+      writer.family("undermesh_audit_" + std::string(name) + "_total",
+                    "Counted by meshd's audit of what is captured", Type::kCounter);
+      writer.sample({}, number(value));
+    }
   for (const auto& [list, help] :
        {std::pair{"denied_by_policy", "Connects refused by this policy and rule"},
         std::pair{"allowed_by_policy", "Connects allowed by this policy and rule"}}) {

@@ -305,11 +305,7 @@ TEST_F(PacketTest, AResetToASynThatWasMadeByHandIsValid) {
 TEST_F(PacketTest, AHandshakeByHandIsJudgedAsAConnect) {
   state_.workloads[kApp].addresses.push_back(ip("10.9.0.7"));
   UniqueFd forbidden = server_->listen("10.9.0.2:8081");
-  const Mac& mac = app_wire_->mac();
-  char text[18];
-  std::snprintf(text, sizeof text, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3],
-                mac[4], mac[5]);
-  server_->command(std::string("ip neigh replace 10.9.0.7 dev veth0 lladdr ") + text);
+  server_->command("ip neigh replace 10.9.0.7 dev veth0 lladdr " + text_of(app_wire_->mac()));
   const auto send = [&](std::uint8_t flags, std::string_view data, std::uint32_t sequence,
                         std::uint32_t acknowledged) {
     app_wire_->send(

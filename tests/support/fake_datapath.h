@@ -26,6 +26,8 @@ class FakeDatapath final : public datapath::Datapath {
   std::vector<datapath::Flow> open;
   std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled
   std::map<datapath::WorkloadId, std::string> not_covered;
+  std::map<datapath::WorkloadId, std::vector<datapath::Difference>> differences;
+  std::map<datapath::WorkloadId, Error> lost_canaries;
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
   std::string why_no_fast_path;
   std::vector<datapath::FastPathPort> ports;
@@ -34,6 +36,8 @@ class FakeDatapath final : public datapath::Datapath {
   std::string mesh_cgroup;
   int applies = 0;
   int looks_for_forbidden = 0, looks_for_removed = 0;
+  std::vector<datapath::WorkloadId> audited;  // one after the other
+  std::set<datapath::WorkloadId> canaries;    // on their way
   std::vector<datapath::State> history;  // every state applied, in order
 
   Result<> attach_mesh(const std::string& cgroup_path) override {
@@ -53,6 +57,27 @@ class FakeDatapath final : public datapath::Datapath {
   }
   const std::map<datapath::WorkloadId, std::string>& uncovered() const override {
     return not_covered;
+  }
+  Result<std::vector<datapath::Difference>> audit(
+      const datapath::EnrolledWorkload& workload) override {
+    MESH_TRY(operation());
+    audited.push_back(workload.id);
+    return differences[workload.id];
+  }
+  Result<> send_canary(const datapath::EnrolledWorkload& workload,
+                       std::chrono::steady_clock::time_point) override {
+    MESH_TRY(operation());
+    canaries.insert(workload.id);
+    return success();
+  }
+  std::map<datapath::WorkloadId, Result<>> take_canaries(
+      std::chrono::steady_clock::time_point) override {
+    std::map<datapath::WorkloadId, Result<>> outcomes;
+    for (const datapath::WorkloadId id : std::exchange(canaries, {})) {
+      const auto lost = lost_canaries.find(id);
+      outcomes.emplace(id, lost == lost_canaries.end() ? success() : Result<>(lost->second));
+    }
+    return outcomes;
   }
   Result<> end_forbidden(const datapath::State&) override {
     MESH_TRY(operation());

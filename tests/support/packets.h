@@ -38,6 +38,13 @@ inline Bytes bytes_of(const IpAddress& address) {
   return {all.begin() + (address.is_v4() ? 12 : 0), all.end()};
 }
 
+inline std::string text_of(const Mac& mac) {
+  char text[18];
+  std::snprintf(text, sizeof text, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3],
+                mac[4], mac[5]);
+  return text;
+}
+
 inline std::uint16_t internet_sum(const Bytes& bytes, std::uint32_t sum = 0) {
   for (std::size_t i = 0; i < bytes.size(); i += 2)
     sum += static_cast<std::uint32_t>(bytes[i] << 8U) + (i + 1 < bytes.size() ? bytes[i + 1] : 0U);

@@ -4,7 +4,9 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <filesystem>
@@ -539,6 +541,77 @@ TEST_F(NodeTest, AStrictWorkloadWhosePacketsAreNotPolicedIsNamed) {
   const api::Status status = node_->status(now_);
   EXPECT_EQ(status.state, "degraded");
   EXPECT_THAT(status.reasons, testing::Contains("workload default/a: " + why));
+}
+
+TEST_F(NodeTest, AnAuditLooksAtEveryWorkloadOnceARoundAndSaysWhatItFinds) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  for (const char* name : {"a", "b"}) answer_enrol(id_of(name));
+  answer_enrol(1);
+  acknowledge();
+  const std::uint32_t a = id_of("a");
+  const auto captured = [&](const char* name) {
+    return node_->workload({"default", name})->captured;
+  };
+  EXPECT_EQ(captured("a"), "");
+  for (int step = 0; step < Audit::kSteps; ++step)
+    node_->audit(now_ += Audit::Clock::duration(Audit::kRound) / Audit::kSteps);
+  EXPECT_THAT(datapath_.audited, testing::UnorderedElementsAre(a, id_of("b")))
+      << "each once, and not the gateway";
+  EXPECT_EQ(captured("a"), "yes");
+  EXPECT_EQ(state_of("a"), "enrolled");
+
+  datapath_.differences[a] = {{"its hook connect4", true}, {"program 9 (x) at its hook", false}};
+  datapath_.lost_canaries.emplace(a, Error{Errc::refused, "not captured"});
+  for (int step = 0; step < Audit::kSteps; ++step)
+    node_->audit(now_ += Audit::Clock::duration(Audit::kRound) / Audit::kSteps);
+  EXPECT_EQ(captured("a"), "no");
+  EXPECT_EQ(captured("b"), "yes");
+  EXPECT_EQ(state_of("a"),
+            "enrolled: not captured; not as it should be: program 9 (x) at its hook");
+  EXPECT_EQ(node_->status(now_).state, "degraded");
+  node_->tick(now_, 0);
+  const json::object counters = messages(feed::kKernelCounters).back().at("audit").as_object();
+  EXPECT_EQ(counters.at("differences").to_number<int>(), 2);
+  EXPECT_EQ(counters.at("repairs").to_number<int>(), 1);
+  EXPECT_EQ(counters.at("canaries_lost").to_number<int>(), 1);
+
+  datapath_.differences.clear();
+  datapath_.lost_canaries.clear();
+  for (int step = 0; step < Audit::kSteps; ++step)
+    node_->audit(now_ += Audit::Clock::duration(Audit::kRound) / Audit::kSteps);
+  EXPECT_EQ(captured("a"), "yes");
+}
+
+// As `ss -K` closes it: its owners still have it, but it refuses.
+TEST_F(NodeTest, AListenerThatWasClosedListensAgainWhileTheProxyIsThere) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const auto listens = [&] {
+    int on = 0;
+    socklen_t size = sizeof on;
+    ::getsockopt(listener.get(), SOL_SOCKET, SO_ACCEPTCONN, &on, &size);
+    return on != 0;
+  };
+  feed::HoldMessage held;
+  held.type = feed::HoldType::kEnrolled;
+  held.workload = id_of("a");
+  held.netns_cookie = 1000;
+  held.families = feed::kHasFamily4;
+  feed::Fds fds;
+  fds.emplace_back(::fcntl(listener.get(), F_DUPFD_CLOEXEC, 3));
+  ASSERT_TRUE(node_->hold_events().on_frame(feed::as_bytes(held), std::move(fds)));
+  acknowledge();
+  proxy_.connected = false;
+  node_->audit(now_);
+  EXPECT_FALSE(listens()) << "meshhold refuses in its place";
+  proxy_.connected = true;
+  node_->audit(now_ += Audit::kRound);
+  EXPECT_TRUE(listens());
 }
 
 TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {

@@ -1,0 +1,131 @@
+#include "control/audit.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+
+namespace mesh::control {
+namespace {
+
+Logger log() {
+  static const Logger made = logger("control");
+  return made;
+}
+
+// One that was closed under its owners (ss -K, for one) is still bound: it can listen again.
+void look_at_listeners(const Enrolment& enrolment, std::vector<datapath::Difference>& out) {
+  for (const UniqueFd& listener : enrolment.listeners) {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    if (::getsockopt(listener.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
+        listens != 0)
+      continue;
+    out.push_back({"its listener on the proxy's port", ::listen(listener.get(), SOMAXCONN) == 0});
+  }
+}
+
+std::string joined(const std::vector<std::string>& texts) {
+  std::string out;
+  for (const std::string& text : texts) out += (out.empty() ? "" : ", ") + text;
+  return out;
+}
+
+}  // namespace
+
+std::string Audit::Record::problem() const {
+  std::string text = canary;
+  if (!differences.empty())
+    text +=
+        (text.empty() ? "not as it should be: " : "; not as it should be: ") + joined(differences);
+  return text;
+}
+
+bool Audit::step(const Workloads& workloads, bool listens, Clock::time_point now) {
+  std::map<datapath::WorkloadId, datapath::EnrolledWorkload> kernel;
+  for (Client& client : workloads.clients())
+    if (!client.kernel.cgroup.empty()) kernel.emplace(client.kernel.id, std::move(client.kernel));
+  bool changed =
+      std::erase_if(records_, [&](const auto& item) { return !kernel.contains(item.first); }) != 0;
+  changed = take_canaries(now) || changed;
+  std::size_t left = kernel.size() / kSteps + 1;
+  for (const auto& [name, enrolment] : workloads.all()) {
+    const auto found = kernel.find(enrolment.id);
+    if (left == 0) break;
+    if (found == kernel.end() || enrolment.state != Enrolment::State::kHeld) continue;
+    Record& record = records_[enrolment.id];
+    if (record.due > now) continue;
+    const std::string before = record.problem();
+    look_at(enrolment, found->second, listens, record, now);
+    changed = changed || record.problem() != before;
+    --left;
+  }
+  return changed;
+}
+
+void Audit::look_at(const Enrolment& enrolment, const datapath::EnrolledWorkload& kernel,
+                    bool listens, Record& record, Clock::time_point now) {
+  record.due = now + kRound;
+  record.differences.clear();
+  ++counters_["workloads_looked_at"];
+  for (datapath::Difference& difference : differences_of(enrolment, kernel, listens)) {
+    ++counters_["differences"];
+    log()->warn("a workload is not as it should be name={} difference={} repaired={}",
+                enrolment.workload->name.to_string(), difference.what, difference.is_repaired);
+    if (difference.is_repaired)
+      ++counters_["repairs"];
+    else
+      record.differences.push_back(std::move(difference.what));
+  }
+  ++counters_["canaries_sent"];
+  if (auto sent = datapath_.send_canary(kernel, now); !sent) {
+    ++counters_["canaries_lost"];
+    record.canary = sent.error().message;
+  }
+}
+
+std::vector<datapath::Difference> Audit::differences_of(const Enrolment& enrolment,
+                                                        const datapath::EnrolledWorkload& kernel,
+                                                        bool listens) {
+  std::vector<datapath::Difference> differences;
+  if (auto found = datapath_.audit(kernel))
+    differences = std::move(found).value();
+  else
+    differences.push_back({found.error().message, false});
+  if (listens) look_at_listeners(enrolment, differences);
+  return differences;
+}
+
+bool Audit::take_canaries(Clock::time_point now) {
+  bool changed = false;
+  for (auto& [id, outcome] : datapath_.take_canaries(now)) {
+    const auto at = records_.find(id);
+    if (!outcome) ++counters_["canaries_lost"];
+    if (at == records_.end()) continue;
+    Record& record = at->second;
+    std::string text = outcome ? std::string() : outcome.error().message;
+    changed = changed || !record.is_canary_back || record.canary != text;
+    if (!text.empty() && record.canary != text)
+      log()->warn("a canary says that a workload is not captured id={} reason={}", id, text);
+    record.is_canary_back = true;
+    record.canary = std::move(text);
+  }
+  return changed;
+}
+
+std::string Audit::captured(datapath::WorkloadId id) const {
+  const auto at = records_.find(id);
+  if (at == records_.end()) return {};
+  const std::string problem = at->second.problem();
+  if (!problem.empty()) return "no";
+  return at->second.is_canary_back ? "yes" : "";
+}
+
+std::string Audit::problem(datapath::WorkloadId id) const {
+  const auto at = records_.find(id);
+  return at == records_.end() ? std::string() : at->second.problem();
+}
+
+}  // namespace mesh::control

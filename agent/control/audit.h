@@ -1,0 +1,62 @@
+// Audit: is what should be captured captured? Every enrolled workload is looked at once in kRound:
+// its hooks, rows and packet programs in the kernel, its listeners, and a canary from inside. What
+// differs is put right where that can be, and counted and shown in any case. The work is spread
+// over the round. One thread; time is an argument.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "control/workloads.h"
+#include "datapath/datapath.h"
+
+namespace mesh::control {
+
+class Audit {
+ public:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::seconds kRound{10};
+  static constexpr int kSteps = 20;  // of a round: step() is called every half second
+
+  explicit Audit(datapath::Datapath& datapath) : datapath_(datapath) {}
+
+  // `listens`: the proxy is there, so its listeners shall listen. Returns true when what it says of
+  // somebody changed.
+  bool step(const Workloads& workloads, bool listens, Clock::time_point now);
+
+  // "yes" (a canary proved it, and nothing is missing), "no", or empty: not looked at yet.
+  std::string captured(datapath::WorkloadId id) const;
+  // Why it is not captured as it should be; empty where it is.
+  std::string problem(datapath::WorkloadId id) const;
+  // By name: "workloads_looked_at", "differences", "repairs", "canaries_sent", "canaries_lost".
+  const std::map<std::string, std::uint64_t>& counters() const { return counters_; }
+
+ private:
+  struct Record {
+    Clock::time_point due;
+    std::vector<std::string> differences;  // that could not be repaired
+    std::string canary;                    // why the last one says no
+    bool is_canary_back = false;
+    std::string problem() const;
+  };
+
+  void look_at(const Enrolment& enrolment, const datapath::EnrolledWorkload& kernel, bool listens,
+               Record& record, Clock::time_point now);
+  std::vector<datapath::Difference> differences_of(const Enrolment& enrolment,
+                                                   const datapath::EnrolledWorkload& kernel,
+                                                   bool listens);
+  bool take_canaries(Clock::time_point now);
+
+  datapath::Datapath& datapath_;
+  std::map<datapath::WorkloadId, Record> records_;
+  std::map<std::string, std::uint64_t> counters_ = {{"workloads_looked_at", 0},
+                                                    {"differences", 0},
+                                                    {"repairs", 0},
+                                                    {"canaries_sent", 0},
+                                                    {"canaries_lost", 0}};
+};
+
+}  // namespace mesh::control

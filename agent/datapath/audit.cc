@@ -1,0 +1,117 @@
+#include "datapath/audit.h"
+
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "datapath/packet.h"
+
+namespace mesh::datapath {
+namespace {
+
+constexpr std::size_t kMaxPrograms = 64;
+
+struct Program {
+  std::uint32_t id = 0;
+  std::string name;
+};
+
+Program program_of(int fd) {
+  bpf_prog_info info{};
+  std::uint32_t size = sizeof info;
+  if (fd < 0 || ::bpf_obj_get_info_by_fd(fd, &info, &size) != 0) return {};
+  return {info.id, info.name};
+}
+
+std::string text_of(std::uint32_t id) {
+  const UniqueFd fd(::bpf_prog_get_fd_by_id(id));
+  return "program " + std::to_string(id) + " (" + program_of(fd.get()).name + ")";
+}
+
+std::optional<bpf_link_info> link_at(const std::string& pin) {
+  const UniqueFd link(::bpf_obj_get(pin.c_str()));
+  bpf_link_info info{};
+  std::uint32_t size = sizeof info;
+  if (!link || ::bpf_obj_get_info_by_fd(link.get(), &info, &size) != 0) return std::nullopt;
+  return info;
+}
+
+// In the order in which they run, those of parents too.
+std::vector<std::uint32_t> programs_at(int target, int type, std::uint32_t flags) {
+  std::vector<std::uint32_t> ids(kMaxPrograms);
+  auto count = static_cast<std::uint32_t>(ids.size());
+  if (::bpf_prog_query(target, static_cast<bpf_attach_type>(type), flags, nullptr, ids.data(),
+                       &count) != 0)
+    count = 0;
+  ids.resize(count);
+  return ids;
+}
+
+// Ours runs, and first; what a parent has after it is named by `meshctl check`.
+void look_at_hook(const Hook& hook, std::uint32_t ours, int cgroup, LinkFindings& out) {
+  const auto name = [&](std::uint32_t id) {
+    out.foreign.push_back(text_of(id) + " at its hook " + hook.name);
+  };
+  for (const std::uint32_t id : programs_at(cgroup, hook.attach_type, 0))
+    if (id != ours) name(id);
+  const auto running = programs_at(cgroup, hook.attach_type, BPF_F_QUERY_EFFECTIVE);
+  const auto at = std::ranges::find(running, ours);
+  if (at == running.end()) return;  // a link that is missing, and named as that
+  for (auto before = running.begin(); before != at; ++before) name(*before);
+}
+
+Result<> look_at_hooks(const Object& object, const std::string& set,
+                       const EnrolledWorkload& workload, LinkFindings& out) {
+  const UniqueFd cgroup(::open(workload.cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  struct stat status{};
+  if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
+    return errno_error(errno, "open cgroup " + workload.cgroup);
+  for (const Hook& hook : workload_hooks()) {
+    const std::uint32_t ours = program_of(object.program(hook.program)).id;
+    const auto link = link_at(object.links_dir(set) + "/" + hook.name);
+    if (!link || link->type != BPF_LINK_TYPE_CGROUP || link->prog_id != ours ||
+        link->cgroup.cgroup_id != status.st_ino ||
+        link->cgroup.attach_type != static_cast<std::uint32_t>(hook.attach_type))
+      out.missing.push_back(std::string("its hook ") + hook.name);
+    look_at_hook(hook, ours, cgroup.get(), out);
+  }
+  return success();
+}
+
+Result<> look_at_namespace(const Object& object, const std::string& set, int netns,
+                           LinkFindings& out) {
+  struct stat status{};
+  if (::fstat(netns, &status) != 0) return errno_error(errno, "look at a network namespace");
+  const auto link = link_at(object.links_dir(set) + "/sk_lookup");
+  const UniqueFd program(link ? ::bpf_prog_get_fd_by_id(link->prog_id) : -1);
+  if (!link || link->type != BPF_LINK_TYPE_NETNS || link->netns.netns_ino != status.st_ino ||
+      program_of(program.get()).name != "um_sk_lookup")
+    out.missing.emplace_back("its hook sk_lookup");
+  for (const std::uint32_t id : programs_at(netns, BPF_SK_LOOKUP, 0))
+    if (!link || id != link->prog_id)
+      out.foreign.push_back(text_of(id) + " at sk_lookup in its network namespace");
+  return success();
+}
+
+}  // namespace
+
+Result<LinkFindings> look_at_links(const Object& object, const std::string& set,
+                                   const EnrolledWorkload& workload) {
+  LinkFindings out;
+  MESH_TRY(look_at_hooks(object, set, workload, out));
+  if (workload.netns < 0) return out;
+  MESH_TRY(look_at_namespace(object, set, workload.netns, out));
+  if (!workload.strict) return out;
+  MESH_TRY(const auto devices, host_sides(workload.netns));
+  for (std::string& missing : missing_packets(object.links_dir(set), devices))
+    out.missing.push_back(std::move(missing));
+  return out;
+}
+
+}  // namespace mesh::datapath

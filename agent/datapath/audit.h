@@ -1,0 +1,20 @@
+// What of an enrolled workload's links and filters is not as attach() left it. Needs root.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "datapath/datapath.h"
+#include "datapath/object.h"
+
+namespace mesh::datapath {
+
+struct LinkFindings {
+  std::vector<std::string> missing;  // attach() puts them right
+  std::vector<std::string> foreign;  // programs of others, which may override ours
+};
+Result<LinkFindings> look_at_links(const Object& object, const std::string& set,
+                                   const EnrolledWorkload& workload);
+
+}  // namespace mesh::datapath

@@ -1,0 +1,216 @@
+// What goes wrong with an enrolled workload is found, put right or named, by one audit; and a
+// canary tells whether its connects are captured.
+#include <gmock/gmock.h>
+#include <linux/bpf.h>
+#include <sys/syscall.h>
+
+#include <functional>
+
+#include "tests/support/packets.h"
+
+namespace mesh::test {
+namespace {
+
+using datapath::Difference;
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+class AuditTest : public BridgedTest {
+ protected:
+  void SetUp() override {
+    BridgedTest::SetUp();
+    if (IsSkipped()) return;
+    elsewhere_.emplace(Cgroup::create("elsewhere"));
+    app().strict = true;
+    app().ingress = 5;
+    app().egress = 6;
+    state_.peers[ip("10.9.0.1")] = {kAppClass, 5};
+    verdict(5, 0, true, 51, 0);
+    verdict(6, 0, true, 61, 0);
+    apply_all();
+  }
+  void TearDown() override {
+    foreign_.clear();
+    BridgedTest::TearDown();
+  }
+  datapath::EnrolledWorkload& app() { return state_.workloads[kApp]; }
+  std::vector<Difference> audit() { return must(datapath_->audit(app())); }
+  // It is found and repaired by one audit, and the next finds nothing.
+  void repairs(const std::string& what) {
+    EXPECT_THAT(audit(), ElementsAre(Difference{what, true})) << what;
+    EXPECT_THAT(audit(), IsEmpty()) << what;
+  }
+  std::string link_path(const std::string& name) const {
+    return options_.pin_dir + "/links/7/" + name;
+  }
+  void detach(const std::string& name) const {
+    UniqueFd link(::bpf_obj_get(link_path(name).c_str()));
+    ASSERT_EQ(::bpf_link_detach(link.get()), 0) << name << ": " << std::strerror(errno);
+  }
+  std::uint32_t generation() const {
+    const std::uint32_t zero = 0;
+    um_config config{};
+    EXPECT_EQ(::bpf_map_lookup_elem(map("um_config").get(), &zero, &config), 0);
+    return (config.flags & UM_CONFIG_GENERATION) != 0 ? 1 : 0;
+  }
+  // What came of a canary that is sent now.
+  Result<> canary() {
+    using Clock = std::chrono::steady_clock;
+    must(datapath_->send_canary(app(), Clock::now()));
+    for (const auto deadline = Clock::now() + std::chrono::seconds(30); Clock::now() < deadline;) {
+      // It is not for this test to say how soon it must be back.
+      auto outcomes = datapath_->take_canaries(Clock::time_point{});
+      if (!outcomes.empty()) return std::move(outcomes.at(kApp));
+      ::poll(nullptr, 0, 1);
+    }
+    return Error{Errc::timed_out, "nothing came of it"};
+  }
+  // A program that does nothing but return 1, linked there.
+  void link_foreign(bpf_prog_type program_type, bpf_attach_type type, int target) {
+    const bpf_insn instructions[] = {
+        {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 1},
+        {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0}};
+    LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = type);
+    UniqueFd program(
+        ::bpf_prog_load(program_type, "stranger", "Apache-2.0", instructions, 2, &options));
+    ASSERT_TRUE(program) << std::strerror(errno);
+    foreign_.emplace_back(::bpf_link_create(program.get(), target, type, nullptr));
+    ASSERT_TRUE(foreign_.back()) << std::strerror(errno);
+  }
+
+  std::optional<Cgroup> elsewhere_;
+  std::vector<UniqueFd> foreign_;
+};
+
+TEST_F(AuditTest, AHealthyWorkloadHasNoDifferencesAndItsCanaryComesBack) {
+  EXPECT_THAT(audit(), IsEmpty());
+  must(canary());
+  EXPECT_EQ(count("connects_canary"), 2) << "by IPv4 and IPv6";
+}
+
+TEST_F(AuditTest, EveryLinkThatIsDetachedOrUnpinnedIsMadeAgain) {
+  for (const auto& entry : std::filesystem::directory_iterator(options_.pin_dir + "/links/7")) {
+    const std::string name = entry.path().filename();
+    if (!name.starts_with("packet_") && !name.starts_with("filter_")) {
+      detach(name);
+      repairs("its hook " + name);
+      detach(name);  // a link goes with its pin, but only later
+      ASSERT_EQ(::unlink(link_path(name).c_str()), 0);
+      repairs("its hook " + name);
+    }
+  }
+  must(canary());
+}
+
+TEST_F(AuditTest, TheProgramsForItsPacketsAreMadeAgain) {
+  const auto device = host_->run([] { return ::if_nametoindex("to-app"); });
+  const std::string name = "from_" + std::to_string(device);
+  if (::access(link_path("packet_" + name).c_str(), F_OK) == 0)
+    detach("packet_" + name);
+  else
+    host_->command("tc filter del dev to-app ingress");
+  repairs("the program for its packets " + std::string("from_device ") + std::to_string(device));
+  host_->command("ip link del to-app");
+  plug(*app_, "to-app-again", "10.9.0.1/24");
+  const auto again = std::to_string(host_->run([] { return ::if_nametoindex("to-app-again"); }));
+  EXPECT_THAT(audit(),
+              ElementsAre(Difference{"the program for its packets from_device " + again, true},
+                          Difference{"the program for its packets to_device " + again, true}));
+  EXPECT_THAT(audit(), IsEmpty());
+}
+
+TEST_F(AuditTest, ItsRowsAreWrittenAgain) {
+  const um_workload_key cookie{app_->cookie(), generation(), 0};
+  const auto ip_words = [](const char* text) {
+    um_address out;
+    std::memcpy(&out, ip(text).bytes().data(), sizeof out);
+    return out;
+  };
+  UniqueFd rows = map("um_workloads");
+  ASSERT_EQ(::bpf_map_delete_elem(rows.get(), &cookie), 0);
+  EXPECT_FALSE(canary()) << "without its row";
+  repairs("its row in um_workloads");
+  um_workload other{};
+  other.id = kApp;
+  ASSERT_EQ(::bpf_map_update_elem(rows.get(), &cookie, &other, BPF_ANY), 0);
+  repairs("its row in um_workloads");
+  const um_own_key own{kApp, ip_words("10.9.0.1")};
+  ASSERT_EQ(::bpf_map_delete_elem(map("um_own_addresses").get(), &own), 0);
+  repairs("its row in um_own_addresses");
+  const um_peer_key peer{generation(), own.address};
+  ASSERT_EQ(::bpf_map_delete_elem(map("um_peers").get(), &peer), 0);
+  repairs("its row in um_peers");
+  for (const um_set_key set : {um_set_key{5, generation()}, um_set_key{6, generation()}}) {
+    ASSERT_EQ(::bpf_map_delete_elem(map("um_sets").get(), &set), 0);
+    repairs("its policy set");
+  }
+  must(canary());
+}
+
+TEST_F(AuditTest, ProgramsOfOthersAreNamed) {
+  link_foreign(BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP, app_->fd());
+  auto differences = audit();
+  ASSERT_EQ(differences.size(), 1);
+  EXPECT_THAT(differences[0].what,
+              testing::MatchesRegex("program [0-9]+ .stranger. at sk_lookup in its network "
+                                    "namespace"));
+  EXPECT_FALSE(differences[0].is_repaired);
+  foreign_.clear();
+  EXPECT_THAT(audit(), IsEmpty());
+  UniqueFd group(::open(app_group_->path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  link_foreign(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT, group.get());
+  differences = audit();
+  ASSERT_EQ(differences.size(), 1);
+  EXPECT_THAT(differences[0].what,
+              testing::MatchesRegex("program [0-9]+ .stranger. at its hook connect4"));
+}
+
+TEST_F(AuditTest, AControlGroupThatWasMadeAnewIsHookedAgain) {
+  ASSERT_EQ(::rmdir(app_group_->path().c_str()), 0);
+  ASSERT_EQ(::mkdir(app_group_->path().c_str(), 0755), 0);
+  EXPECT_EQ(canary().error().code, Errc::refused);
+  const auto differences = audit();
+  EXPECT_GE(differences.size(), 5);
+  for (const Difference& difference : differences) {
+    EXPECT_TRUE(difference.is_repaired) << difference.what;
+  }
+  EXPECT_THAT(audit(), IsEmpty());
+  must(canary());
+}
+
+TEST_F(AuditTest, ACanarySaysWhichFamilyIsNotCaptured) {
+  detach("connect6");
+  auto six = canary();
+  ASSERT_FALSE(six);
+  EXPECT_EQ(six.error().code, Errc::refused);
+  EXPECT_THAT(six.error().message, testing::HasSubstr("by IPv6 was not captured"));
+  detach("connect4");
+  auto four = canary();
+  ASSERT_FALSE(four);
+  EXPECT_THAT(four.error().message, testing::HasSubstr("by IPv4 was not captured"));
+}
+
+// So it hangs there, as one does that the scheduler starves.
+TEST_F(AuditTest, ACanaryThatDoesNotComeBackIsGivenUp) {
+  std::ofstream(app_group_->path() + "/cgroup.freeze") << 1 << std::flush;
+  const auto sent = std::chrono::steady_clock::now();
+  must(datapath_->send_canary(app(), sent));
+  EXPECT_THAT(datapath_->take_canaries(sent), IsEmpty());
+  auto outcomes = datapath_->take_canaries(sent + std::chrono::seconds(2));
+  ASSERT_TRUE(outcomes.contains(kApp));
+  EXPECT_EQ(outcomes.at(kApp).error().code, Errc::timed_out);
+  EXPECT_THAT(datapath_->take_canaries(sent + std::chrono::seconds(3)), IsEmpty());
+  std::ofstream(app_group_->path() + "/cgroup.freeze") << 0 << std::flush;
+}
+
+TEST_F(AuditTest, WhoCouldNotBeEnrolledIsNotAudited) {
+  app().netns = -1;
+  app().netns_cookie = 1;
+  apply();
+  EXPECT_THAT(audit(), IsEmpty());
+  must(datapath_->send_canary(app(), std::chrono::steady_clock::now()));
+  EXPECT_EQ(count("connects_canary"), 0);
+}
+
+}  // namespace
+}  // namespace mesh::test
