@@ -38,7 +38,7 @@ class FakeDatapath final : public datapath::Datapath {
   int looks_for_forbidden = 0, looks_for_removed = 0;
   std::vector<datapath::WorkloadId> audited;  // one after the other
   std::set<datapath::WorkloadId> canaries;    // on their way
-  std::vector<datapath::State> history;  // every state applied, in order
+  std::vector<datapath::State> history;       // every state applied, in order
 
   Result<> attach_mesh(const std::string& cgroup_path) override {
     MESH_TRY(operation());
