@@ -223,24 +223,27 @@ UM_APART int um_may_reach(const struct um_workload* client, const struct um_dest
   return um_is_allowed(um_rule(peer->ingress, own_class, to, config, out), mesh, out);
 }
 
-static __always_inline void um_decide_proxied(const struct um_workload* client, __u32 service,
-                                              struct um_decision* out) {
+// False where nothing is decided: the proxy is away, and this client goes on without it.
+static __always_inline int um_decide_proxied(const struct um_workload* client, __u32 service,
+                                             struct um_decision* out) {
   const __u32* refusal = um_find_refusal(client->id, service);
   if (refusal) {
     struct um_verdict denied = {.policy = *refusal};
     um_ruled(out, &denied);
     um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_POLICY);
-    return;
+    return 1;
   }
   if (client->flags & UM_WORKLOAD_REFUSALS_INCOMPLETE) {
     um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_MAP_FULL);
-    return;
+    return 1;
   }
-  if (!um_is_proxy_alive(um_heartbeat(), um_now())) {
-    um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_PROXY_AWAY);
-    return;
+  if (um_is_proxy_alive(um_heartbeat(), um_now())) {
+    um_decided(out, UM_REDIRECT, UM_CONNECTS_REDIRECTED);
+    return 1;
   }
-  um_decided(out, UM_REDIRECT, UM_CONNECTS_REDIRECTED);
+  if (client->flags & UM_WORKLOAD_BYPASS) return 0;
+  um_decided(out, UM_REFUSE, UM_CONNECTS_REFUSED_PROXY_AWAY);
+  return 1;
 }
 
 // The client's own state of the service, where that depends on the client. What is not there did
@@ -352,11 +355,12 @@ static __always_inline void um_decide_workload_by(__u32 config, const struct um_
   }
   struct um_service service = {};
   if (um_find_service(&in->to, &service)) {
-    if (service.kind == UM_SERVICE_BY_CLIENT) um_service_of_client(client->id, &in->to, &service);
-    if (service.kind == UM_SERVICE_PROXY)
-      um_decide_proxied(client, service.number, out);
-    else
-      um_decide_balanced(client, in, &service, config, out);
+    int is_proxied = service.kind == UM_SERVICE_PROXY;
+    if (is_proxied && um_decide_proxied(client, service.number, out)) return;
+    if (is_proxied || service.kind == UM_SERVICE_BY_CLIENT)
+      um_service_of_client(client->id, &in->to, &service);
+    um_decide_balanced(client, in, &service, config, out);
+    if (is_proxied && out->action == UM_BALANCE) out->counter = UM_CONNECTS_BYPASSED;
     return;
   }
   // It would leave for an address that is nobody's, and hang.

@@ -60,6 +60,9 @@ enum um_workload_flags {
   UM_WORKLOAD_RECORDED = 2,
   // The responder is there for it: what it asks of port 53 goes to 127.53.0.SLOT:UM_DNS_PORT.
   UM_WORKLOAD_DNS = 4,
+  // While the proxy is away it goes straight to an endpoint (um_client_services) of what is
+  // proxied.
+  UM_WORKLOAD_BYPASS = 8,
 };
 // What policy is decided by - um_workloads, um_sets, um_peers, um_blocks - is there in two
 // generations, told apart in their keys. A decision reads once which is active (um_config), and
@@ -121,7 +124,7 @@ struct um_service {
 UM_ASSERT(sizeof(struct um_service) == 8);
 
 // um_client_services: where a client's own state of a service stands in um_slots (__u32); as
-// um_services.
+// um_services. Of a proxied service, where a client with UM_WORKLOAD_BYPASS goes.
 struct um_client_service {
   __u32 client;
   struct um_destination service;
@@ -413,6 +416,7 @@ UM_ASSERT(sizeof(struct um_udp_choice) == 32);
   X(CONNECTS_DENIED_NO_VERDICT, "connects_denied_no_verdict")                       \
   X(CONNECTS_DENIED_MAP_FULL, "connects_denied_map_full")                           \
   X(CONNECTS_DENIED_UNKNOWN_WORKLOAD, "connects_denied_unknown_workload")           \
+  X(CONNECTS_BYPASSED, "connects_bypassed")                                         \
   X(CONNECTS_REFUSED_PROXY_AWAY, "connects_refused_proxy_away")                     \
   X(CONNECTS_REFUSED_NO_ENDPOINT, "connects_refused_no_endpoint")                   \
   X(CONNECTS_REFUSED_NO_DESTINATION, "connects_refused_no_destination")             \

@@ -173,6 +173,10 @@ void read_annotations(Report& report, const Labels& annotations, Workload& workl
       workload.strict = value == "strict";
       if (!workload.strict && value != "permissive")
         report.error(path, "must be strict or permissive, not '" + value + "'");
+    } else if (name == "on-proxy-failure") {
+      workload.bypasses_proxy = value == "bypass";
+      if (!workload.bypasses_proxy && value != "refuse")
+        report.error(path, "must be bypass or refuse, not '" + value + "'");
     } else if (name == "addresses") {
       for (std::size_t at = 0; at <= value.size();) {
         std::size_t comma = std::min(value.find(',', at), value.size());

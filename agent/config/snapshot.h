@@ -40,6 +40,8 @@ struct Workload {
   std::string netns;    // annotation undermesh.io/netns; empty: not enrolled here
   std::string cgroup;   // annotation undermesh.io/cgroup
   bool strict = false;  // annotation undermesh.io/mode; what nothing lets in is denied
+  // Annotation undermesh.io/on-proxy-failure: without the proxy, straight to an endpoint.
+  bool bypasses_proxy = false;
 
   bool is_local() const { return !netns.empty() && !cgroup.empty(); }
   // "cluster.local/ns/<ns>/sa/<service account>", the principal without "spiffe://".

@@ -111,6 +111,18 @@ void add_udp_service(const Snapshot& snapshot, const config::Service& service, s
     state.udp_services[{ip, port}] = balanced_udp(snapshot, service, {ip, port}, id);
 }
 
+// Where those clients go that bypass the proxy while it is away: as they would without its rules.
+void add_bypass(const KernelInput& input, const config::Service& service, const SocketAddress& to,
+                ServiceEntry& entry) {
+  for (const Client& client : input.clients) {
+    if (!client.kernel.bypasses_proxy) continue;
+    if (!entry.of_clients) entry.of_clients.emplace();
+    (*entry.of_clients)[client.kernel.id] =
+        columns_for(input.snapshot, *client.workload, service, to);
+  }
+  if (entry.of_clients) entry.affinity = service.affinity.value_or(std::chrono::seconds{0});
+}
+
 void add_service(const KernelInput& input, const config::Service& service,
                  const config::ServicePort& port, Numbers& numbers, State& state) {
   const std::uint32_t id =
@@ -126,7 +138,8 @@ void add_service(const KernelInput& input, const config::Service& service,
     const bool has_entry = now != input.current.services.end() && now->second.id == id;
     const bool is_there = has_entry && now->second.kind == ServiceEntry::Kind::kProxy;
     if (is_there || is_proxied_by(input.acked, address, service.host)) {
-      state.services[address] = {id, ServiceEntry::Kind::kProxy, {}};
+      ServiceEntry& entry = state.services[address] = {id, ServiceEntry::Kind::kProxy, {}};
+      add_bypass(input, service, address, entry);
       is_proxied = true;
     } else {
       // Without an entry a connect would leave for an address that is nobody's, and hang; without

@@ -259,6 +259,7 @@ std::vector<Client> Workloads::clients() const {
     kernel.addresses = enrolment.workload->addresses;
     kernel.netns = enrolment.netns.get();
     kernel.strict = enrolment.workload->strict;
+    kernel.bypasses_proxy = enrolment.workload->bypasses_proxy;
     clients.push_back({std::move(kernel), enrolment.workload});
   }
   return clients;

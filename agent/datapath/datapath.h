@@ -42,6 +42,8 @@ struct EnrolledWorkload {
   SetId ingress = 0, egress = 0;
   // The responder serves it (127.0.0.0/8:15053 on lo, UDP and TCP): it asks that, not its resolver.
   bool has_responder = false;
+  // While the proxy is away it goes straight to endpoints (ServiceEntry::of_clients).
+  bool bypasses_proxy = false;
   // Borrowed; for its hook on what arrives. -1: that hook stays as it is, or is not there.
   int netns = -1;
   // Without all that it shall have it may talk to nobody, and what it had open before is ended. Its
@@ -51,7 +53,7 @@ struct EnrolledWorkload {
 
   auto kernel_part() const {
     return std::tie(id, netns_cookie, cgroup, addresses, class4, class6, ingress, egress,
-                    has_responder);
+                    has_responder, bypasses_proxy);
   }
   friend bool operator==(const EnrolledWorkload& a, const EnrolledWorkload& b) {
     return a.kernel_part() == b.kernel_part();
@@ -80,7 +82,8 @@ struct ServiceEntry {
   Kind kind = Kind::kBalance;
   // Of kBalance. An IPv4 service address has no IPv6 endpoints: its clients could not go there.
   Columns columns;
-  // In place of `columns`, where they depend on the client; one that is not here is refused.
+  // In place of `columns`, where they depend on the client; one that is not here is refused. Of
+  // kProxy, where those clients go that bypass the proxy while it is away.
   std::optional<std::map<WorkloadId, Columns>> of_clients = {};
   std::chrono::seconds affinity{0};  // a client keeps its endpoint for so long; 0: it does not
   bool resets_on_removal = false;    // connections to what was an endpoint (end_removed())

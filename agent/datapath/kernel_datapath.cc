@@ -94,7 +94,8 @@ void add_workload(const EnrolledWorkload& workload, Wanted& wanted, Problems& pr
     return;
   }
   const std::uint32_t flags = (workload.cgroup.empty() ? UM_WORKLOAD_RECORDED : 0U) |
-                              (workload.has_responder ? UM_WORKLOAD_DNS : 0U);
+                              (workload.has_responder ? UM_WORKLOAD_DNS : 0U) |
+                              (workload.bypasses_proxy ? UM_WORKLOAD_BYPASS : 0U);
   const um_workload entry{workload.id,      flags,          workload.class4, workload.class6,
                           workload.ingress, workload.egress};
   const auto [owner, is_first] =

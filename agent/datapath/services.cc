@@ -152,7 +152,10 @@ Result<> Services::read() {
   entries_.clear();
   for (const auto& [key, slot] : services_.entries())
     if (const um_service word = at(slot); word.kind != UM_SERVICE_REFUSED)
-      entries_.emplace(key, entry_of(key, word));
+      entries_.emplace(key, entry_of(word));
+  for (const auto& [client, slot] : clients_.entries())
+    if (const auto entry = entries_.find(client.service); entry != entries_.end())
+      add_client(client.client, at(slot), entry->second);
   sweep();
   return success();
 }
@@ -182,17 +185,21 @@ void Services::add_columns(const um_service& word, ServiceEntry& entry, Columns&
   }
 }
 
-ServiceEntry Services::entry_of(const um_destination& key, const um_service& word) const {
+ServiceEntry Services::entry_of(const um_service& word) const {
   ServiceEntry entry;
   entry.id = word.number;
   if (word.kind == UM_SERVICE_PROXY) entry.kind = ServiceEntry::Kind::kProxy;
   add_columns(word, entry, entry.columns);
-  if (word.kind != UM_SERVICE_BY_CLIENT) return entry;
-  entry.of_clients.emplace();
-  for (const auto& [client, slot] : clients_.entries())
-    if (std::memcmp(&client.service, &key, sizeof key) == 0)
-      add_columns(at(slot), entry, (*entry.of_clients)[client.client]);
+  if (word.kind == UM_SERVICE_BY_CLIENT) entry.of_clients.emplace();
   return entry;
+}
+
+void Services::add_client(WorkloadId client, const um_service& word, ServiceEntry& entry) const {
+  if (!entry.of_clients) {
+    if (entry.kind != ServiceEntry::Kind::kProxy) return;
+    entry.of_clients.emplace();
+  }
+  add_columns(word, entry, (*entry.of_clients)[client]);
 }
 
 // --- what shall be there
@@ -280,10 +287,11 @@ int Services::put_clients(const um_destination& key, const ServiceEntry& entry) 
 
 int Services::put_one(const um_destination& key, const ServiceEntry& entry) {
   um_service word{entry.id, UM_SERVICE_PROXY, 0, 0};
+  const bool is_proxied = entry.kind == ServiceEntry::Kind::kProxy;
   if (entry.of_clients) {
-    word.kind = UM_SERVICE_BY_CLIENT;
+    if (!is_proxied) word.kind = UM_SERVICE_BY_CLIENT;
     if (const int error = put_clients(key, entry); error != 0) return error;
-  } else if (entry.kind == ServiceEntry::Kind::kBalance) {
+  } else if (!is_proxied) {
     if (const int error = choose(key, entry, entry.columns, word); error != 0) return error;
   }
   return place(services_, key, word);

@@ -63,7 +63,8 @@ class Services {
   void delete_choice(std::uint32_t number, const Backends& backends);
   int put_one(const um_destination& key, const ServiceEntry& entry);
   int put_clients(const um_destination& key, const ServiceEntry& entry);
-  ServiceEntry entry_of(const um_destination& key, const um_service& word) const;
+  ServiceEntry entry_of(const um_service& word) const;
+  void add_client(WorkloadId client, const um_service& word, ServiceEntry& entry) const;
   void add_columns(const um_service& word, ServiceEntry& entry, Columns& columns) const;
   template <class Key>
   int place(Map<Key, std::uint32_t>& map, const Key& key, const um_service& word);

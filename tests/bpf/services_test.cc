@@ -56,6 +56,30 @@ class ServicesTest : public DatapathTest {
   }
 };
 
+TEST_F(ServicesTest, WhoBypassesTheProxyGoesStraightWhileItIsAway) {
+  ServiceEntry entry{2, ServiceEntry::Kind::kProxy, {}};
+  entry.of_clients.emplace();
+  (*entry.of_clients)[kApp] = all_to(kSecond);
+  state_.services[at(kService)] = entry;
+  apply_all();
+  EXPECT_EQ(connect_from_app(kService), kRefused) << "it did not ask for it";
+  state_.workloads[kApp].bypasses_proxy = true;
+  apply_all();
+  EXPECT_EQ(peer_from_app(kService, AF_INET).address, at(kService));
+  EXPECT_EQ(accepted_by(second_), 1);
+  EXPECT_EQ(count("connects_bypassed"), 1);
+  datapath_.reset();
+  open();
+  EXPECT_EQ(must(datapath_->adopt()).services, state_.services);
+  verdict(3, 0, false, 21);
+  has_set("10.9.0.3", 3);
+  apply_all();
+  EXPECT_EQ(connect_from_app(kService), kRefused) << "policy holds";
+  proxy_lives();
+  EXPECT_EQ(connect_from_app(kService), 0);
+  EXPECT_EQ(next_destination(proxy4_, SOL_IP).address, at(kService)) << "it is back";
+}
+
 TEST_F(ServicesTest, WeightsAndSharesOfNobodyAreKept) {
   goes_to(kService, columns_of({{at(kFirst), 60}, {at(kSecond), 15}, {std::nullopt, 25}}));
   apply_all();

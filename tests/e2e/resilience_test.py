@@ -165,6 +165,8 @@ class Resilience(unittest.TestCase):
         mesh.meshctl("sandbox", "run", "slow", "-l", "app=slow", "--detach", "--", "/usr/bin/python3", "-c", SLOW, WORK / "slow.log",
                      WORK / "release")
         mesh.meshctl("sandbox", "run", "client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
+        mesh.meshctl("sandbox", "run", "free", "--annotation", "undermesh.io/on-proxy-failure=bypass", "--detach", "--", "sleep",
+                     "infinity")
         apply(CONFIG)
         mesh.eventually("the origin answers through the mesh",
                         lambda: mesh.load_from("client", "http://origin:8080/10", 1)["statuses"] == {"200": 1}, 60)
@@ -326,6 +328,8 @@ class Resilience(unittest.TestCase):
         address = mesh.meshctl_json("get", "Service", "origin")["spec"]["clusterIP"]
         mesh.eventually("connects are refused",
                         lambda: mesh.connect_from("client", f"{address}:8080")[0]["result"] == "ECONNREFUSED", 8)
+        self.assertEqual(mesh.load_from("free", "http://origin:8080/10", 4)["statuses"], {"200": 4}, "it bypasses the proxy")
+        self.assertEqual(mesh.load_from("free", "http://guarded:8080/10", 1)["statuses"], {}, "policy holds")
         mesh.meshctl("up", "--state-dir", WORK / "state")
         wait_ready()
         self.assertEqual(mesh.load_from("client", "http://origin:8080/10", 4)["statuses"], {"200": 4})

@@ -329,6 +329,13 @@ inline World with_service(const World::Service& service, std::int64_t age,
   world.heartbeat_age_ns = age;
   return world;
 }
+// A proxied service, and where the client goes while the proxy is away.
+inline World bypassing(std::int64_t age, std::uint32_t client, const std::string& endpoint,
+                       std::vector<World::Verdict> verdicts = {}) {
+  World::Service service{1, UM_SERVICE_PROXY, {}};
+  service.of_clients[client].emplace_back(endpoint);
+  return with_service(service, age, std::move(verdicts), UM_WORKLOAD_BYPASS);
+}
 inline World refusing(std::int64_t age, std::uint32_t policy) {
   World world = with_service({1, UM_SERVICE_PROXY, {}}, age);
   world.refusals = {{7, 1, policy}};
@@ -792,6 +799,28 @@ inline std::vector<DecideCase> decide_cases() {
        .action = UM_REFUSE,
        .counter = UM_CONNECTS_REFUSED_PROXY_AWAY,
        .world = with_service(proxy, 3 * kSecond)},
+      {.name = "BypassesNoProxyThatIsThere",
+       .to = "10.78.0.1:80",
+       .action = UM_REDIRECT,
+       .counter = UM_CONNECTS_REDIRECTED,
+       .world = bypassing(kSecond, 7, "10.0.0.11:1")},
+      {.name = "BypassesAProxyThatIsAway",
+       .to = "10.78.0.1:80",
+       .action = UM_BALANCE,
+       .counter = UM_CONNECTS_BYPASSED,
+       .world = bypassing(3 * kSecond, 7, "10.0.0.11:1"),
+       .backend = "10.0.0.11:1"},
+      {.name = "BypassesAProxyToWhereItMayGoAlone",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_POLICY,
+       .world = bypassing(3 * kSecond, 7, "10.0.0.9:80", {deny}),
+       .policy = 22},
+      {.name = "BypassesAProxyByItsOwnEndpointsAlone",
+       .to = "10.78.0.1:80",
+       .action = UM_REFUSE,
+       .counter = UM_CONNECTS_DENIED_MAP_FULL,
+       .world = bypassing(3 * kSecond, 8, "10.0.0.11:1")},
       {.name = "HeartbeatFromTheFuture",
        .to = "10.78.0.1:80",
        .action = UM_REFUSE,

@@ -420,12 +420,29 @@ TEST(WorkloadEntry, HasAMode) {
                           "permissive, not 'Strict'"));
 }
 
+TEST(WorkloadEntry, SaysWhatItDoesWithoutTheProxy) {
+  const auto text = [](const char* what) {
+    return "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: o\n  "
+           "annotations:\n    undermesh.io/on-proxy-failure: " +
+           std::string(what) + "\nspec: {address: 10.0.0.1}\n";
+  };
+  const auto bypasses = [&](const char* what) {
+    return compile_text(text(what)).snapshot->workloads.at({"default", "o"})->bypasses_proxy;
+  };
+  EXPECT_TRUE(bypasses("bypass"));
+  EXPECT_FALSE(bypasses("refuse"));
+  EXPECT_THAT(validate_text(text("open")),
+              ElementsAre("error t.yaml:6: WorkloadEntry default/o: "
+                          "metadata.annotations[\"undermesh.io/on-proxy-failure\"]: must be bypass "
+                          "or refuse, not 'open'"));
+}
+
 TEST(WorkloadEntry, RefusesAnnotationsOfOursThatDoNothing) {
   EXPECT_THAT(validate_text("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  "
-                            "name: o\n  annotations:\n    undermesh.io/on-proxy-failure: "
-                            "bypass\nspec: {address: 10.0.0.1}\n"),
+                            "name: o\n  annotations:\n    undermesh.io/bypass: "
+                            "always\nspec: {address: 10.0.0.1}\n"),
               ElementsAre("error t.yaml:6: WorkloadEntry default/o: "
-                          "metadata.annotations[\"undermesh.io/on-proxy-failure\"]: not supported; "
+                          "metadata.annotations[\"undermesh.io/bypass\"]: not supported; "
                           "remove the annotation"));
 }
 

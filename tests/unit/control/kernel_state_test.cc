@@ -71,6 +71,7 @@ class KernelState : public testing::Test {
       kernel.id = id;
       kernel.netns_cookie = id + 1000;
       kernel.addresses = workload->addresses;
+      kernel.bypasses_proxy = workload->bypasses_proxy;
       clients.push_back({kernel, workload});
       ids_[name.name] = id++;
     }
@@ -129,6 +130,26 @@ TEST_F(KernelState, AServiceThatIsPointedThereStaysSoWithoutAnAcknowledgement) {
   const auto acked = snapshot_of(kWorkloads + kHttp);
   current_ = build(kHttp, acked.get());
   EXPECT_EQ(build(kHttp).services, current_.services) << "meshd restarted";
+}
+
+TEST_F(KernelState, WhoBypassesTheProxyHasTheEndpointsOfWhatIsProxied) {
+  const std::string rules = R"(---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec: {hosts: [reviews], http: [{fault: {abort: {httpStatus: 500, percentage: {value: 100}}}, route: [{destination: {host: reviews}}]}]}
+)";
+  const std::string free =
+      "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: free, "
+      "annotations: {undermesh.io/on-proxy-failure: bypass}}\nspec: {address: 10.77.0.9}\n";
+  const std::string text = kHttp + rules + free;
+  const auto acked = snapshot_of(kWorkloads + text);
+  const State state = build(text, acked.get());
+  const ServiceEntry& entry = state.services.at(at("10.78.0.1:9080"));
+  EXPECT_EQ(entry.kind, ServiceEntry::Kind::kProxy);
+  ASSERT_TRUE(entry.of_clients);
+  ASSERT_EQ(entry.of_clients->size(), 1U);
+  EXPECT_EQ(entry.of_clients->at(ids_["free"]).size(), 2U);
 }
 
 TEST_F(KernelState, ATcpServiceIsBalancedAtOnceAndKeepsThatUntilTheProxyHasIt) {
