@@ -59,6 +59,11 @@ static __always_inline void um_decide_resolver(const struct um_connect* in,
     out->counter = UM_DNS_LEFT_IPV6;
     return;
   }
+  // The responder could not ask it: the mesh's own sockets may not go there.
+  if (um_is_link_local(&in->to.address)) {
+    out->counter = UM_DNS_LEFT_LINK_LOCAL;
+    return;
+  }
   struct um_address resolver = in->to.address;
   int slot = um_resolver_slot(in->netns_cookie, &resolver, in->to.port);
   if (slot < 0) {

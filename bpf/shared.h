@@ -444,6 +444,7 @@ UM_ASSERT(sizeof(struct um_udp_choice) == 32);
   X(DNS_LEFT_NO_SLOT, "dns_left_no_slot")                                           \
   X(DNS_LEFT_BOUND_DEVICE, "dns_left_bound_device")                                 \
   X(DNS_LEFT_IPV6, "dns_left_ipv6")                                                 \
+  X(DNS_LEFT_LINK_LOCAL, "dns_left_link_local")                                     \
   X(RECORDS_WRITTEN, "records_written")                                             \
   X(RECORDS_FULL, "records_full")                                                   \
   X(FLOWS_FULL, "flows_full")                                                       \

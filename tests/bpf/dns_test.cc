@@ -174,6 +174,23 @@ TEST_F(DnsTest, GoesToTheResolverWithoutAResponder) {
   EXPECT_FALSE(accept_within(responder_.get(), 0));
 }
 
+// One on the node, or a cloud's: the responder could not ask it, so it is not asked instead.
+TEST_F(DnsTest, GoesToALinkLocalResolverByItself) {
+  server_->command("ip addr add 169.254.20.10/32 dev veth0");
+  app_->command("ip route add 169.254.20.10/32 dev veth0");
+  UniqueFd resolver = server_->listen("169.254.20.10:53");
+  Cgroup elsewhere = Cgroup::create("elsewhere");
+  apply_all();
+  Echo echo(elsewhere, *server_, {"169.254.20.10:53"});
+  EXPECT_EQ(connect_from_app("169.254.20.10:53"), 0);
+  EXPECT_TRUE(accept_within(resolver.get()));
+  EXPECT_EQ(count("dns_left_link_local"), 1);
+  EXPECT_STREQ(ask_from_app("169.254.20.10:53", AF_INET).text, "169.254.20.10:53");
+  EXPECT_STREQ(ask_connected("169.254.20.10:53", AF_INET).text, "169.254.20.10:53");
+  EXPECT_EQ(count("dns_left_link_local"), 3);
+  EXPECT_FALSE(accept_within(responder_.get(), 0));
+}
+
 TEST_F(DnsTest, DatagramsGoToTheResponderAndSeemToComeFromTheResolver) {
   answer_datagrams();
   apply_all();
