@@ -333,7 +333,7 @@ inline World with_service(const World::Service& service, std::int64_t age,
 inline World bypassing(std::int64_t age, std::uint32_t client, const std::string& endpoint,
                        std::vector<World::Verdict> verdicts = {}) {
   World::Service service{1, UM_SERVICE_PROXY, {}};
-  service.of_clients[client].emplace_back(endpoint);
+  service.of_clients[client].emplace_back(endpoint.c_str());
   return with_service(service, age, std::move(verdicts), UM_WORKLOAD_BYPASS);
 }
 inline World refusing(std::int64_t age, std::uint32_t policy) {
