@@ -10,6 +10,7 @@
 #include <optional>
 #include <string_view>
 
+#include "datapath/fastpath.h"
 #include "datapath/packet.h"
 
 namespace mesh::datapath {
@@ -54,9 +55,10 @@ std::vector<std::uint32_t> programs_at(int target, int type, std::uint32_t flags
 }
 
 // Ours runs, and first; what a parent has after it is named by `meshctl check`.
-void look_at_hook(const Hook& hook, std::uint32_t ours, int cgroup, LinkFindings& out) {
+void look_at_hook(const Hook& hook, std::uint32_t ours, std::uint32_t fast_path, int cgroup,
+                  LinkFindings& out) {
   const auto name = [&](std::uint32_t id) {
-    out.foreign.push_back(text_of(id) + " at its hook " + hook.name);
+    if (id != fast_path) out.foreign.push_back(text_of(id) + " at its hook " + hook.name);
   };
   for (const std::uint32_t id : programs_at(cgroup, hook.attach_type, 0))
     if (id != ours) name(id);
@@ -72,6 +74,7 @@ Result<> look_at_hooks(const Object& object, const std::string& set,
   struct stat status{};
   if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
     return errno_error(errno, "open cgroup " + workload.cgroup);
+  const auto fast = link_at(fast_path_link(object.pin_dir(), set));
   for (const Hook& hook : workload_hooks()) {
     const std::uint32_t ours = program_of(object.program(hook.program)).id;
     const auto link = link_at(object.links_dir(set) + "/" + hook.name);
@@ -79,7 +82,7 @@ Result<> look_at_hooks(const Object& object, const std::string& set,
         link->cgroup.cgroup_id != status.st_ino ||
         link->cgroup.attach_type != static_cast<std::uint32_t>(hook.attach_type))
       out.missing.push_back(std::string("its hook ") + hook.name);
-    look_at_hook(hook, ours, cgroup.get(), out);
+    look_at_hook(hook, ours, fast ? fast->prog_id : 0, cgroup.get(), out);
   }
   return success();
 }

@@ -120,6 +120,10 @@ std::string why_no_fast_path() {
          " does not charge redirected data to its receiver: 6.13 does";
 }
 
+std::string fast_path_link(const std::string& pin_dir, const std::string& name) {
+  return base_dir(pin_dir) + "/links/" + name;
+}
+
 Result<FastPath> FastPath::open(const std::string& pin_dir,
                                 const std::map<std::string, UniqueFd>& shared) {
   if (const std::string why = why_no_fast_path(); !why.empty())

@@ -29,6 +29,9 @@ struct FastPathNode {
   friend bool operator==(const FastPathNode&, const FastPathNode&) = default;
 };
 
+// The pin of its link at the cgroup of that name.
+std::string fast_path_link(const std::string& pin_dir, const std::string& name);
+
 class FastPath {
  public:
   // Loads the programs, with the object's maps (by name); takes over the pinned maps. Off, unless

@@ -51,6 +51,7 @@ class Object {
   bool must_change_over() const { return has_previous() || is_damaged_; }
   bool has_previous() const { return previous_layout_ != 0; }
   int program(const std::string& name) const { return programs_.at(name).get(); }
+  const std::string& pin_dir() const { return pin_dir_; }
   std::string links_dir(const std::string& set) const { return pin_dir_ + "/links/" + set; }
 
   // Of the layout that was; none: there is no such map, or no other layout.
