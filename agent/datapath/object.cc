@@ -206,11 +206,14 @@ bool has_shape_of(const bpf_map* map, int fd) {
          info.map_flags == ::bpf_map__map_flags(map);
 }
 
-// Pins that are not what this object's maps must be go; true where all of them are there.
-// They name each other's entries by numbers: programs at work go on with all of the old ones.
-constexpr std::string_view kServiceMaps[] = {"um_services", "um_client_services", "um_slots",
-                                             "um_backends", "um_members"};
+// They name each other's entries by numbers, or one says which of the others' are decided by:
+// programs at work go on with all of the old ones.
+const std::vector<std::string_view> kTogether[] = {
+    {"um_services", "um_client_services", "um_slots", "um_backends", "um_members"},
+    {"um_config", "um_workloads", "um_sets", "um_peers", "um_blocks"},
+};
 
+// Pins that are not what this object's maps must be go; true where all of them are there.
 Result<bool> keep_sound_maps(const bpf_object* object, const std::string& pin_dir) {
   std::set<std::string> damaged;
   const bpf_map* map = nullptr;
@@ -219,9 +222,9 @@ Result<bool> keep_sound_maps(const bpf_object* object, const std::string& pin_di
     if (!fd || !has_shape_of(map, fd.get())) damaged.insert(::bpf_map__name(map));
   }
   const bool is_sound = damaged.empty();
-  if (std::ranges::any_of(kServiceMaps,
-                          [&](auto name) { return damaged.contains(std::string(name)); }))
-    damaged.insert(std::begin(kServiceMaps), std::end(kServiceMaps));
+  for (const auto& group : kTogether)
+    if (std::ranges::any_of(group, [&](auto name) { return damaged.contains(std::string(name)); }))
+      damaged.insert(group.begin(), group.end());
   for (const std::string& name : damaged) {
     MESH_TRY(unpin(map_pin(pin_dir, name)));
   }

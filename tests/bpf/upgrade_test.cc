@@ -274,6 +274,14 @@ class DamageTest : public UpgradeTest {
     std::ranges::sort(found);
     return found;
   }
+  // In an emulated machine each takes seconds: a few will do.
+  std::vector<std::string> pins_to_damage() const {
+    std::vector<std::string> pins = all_pins();
+    if (std::getenv("MESH_TEST_SMALL") == nullptr) return pins;
+    std::size_t at = 0;
+    std::erase_if(pins, [&](const std::string&) { return at++ % 8 != 0; });
+    return pins;
+  }
   // A link goes with its pin, but only later.
   static void remove(const std::string& pin) {
     UniqueFd object(::bpf_obj_get(pin.c_str()));
@@ -299,7 +307,7 @@ class DamageTest : public UpgradeTest {
 TEST_F(DamageTest, AnyPinThatIsMissingIsMadeAgain) {
   const std::vector<std::string> pins = all_pins();
   ASSERT_GE(pins.size(), 40);
-  for (const std::string& pin : pins) {
+  for (const std::string& pin : pins_to_damage()) {
     datapath_.reset();
     remove(pin);
     open();
@@ -313,7 +321,7 @@ TEST_F(DamageTest, AnyPinThatIsMissingIsMadeAgain) {
 TEST_F(DamageTest, AnyPinThatIsOfSomethingElseIsMadeAgain) {
   UniqueFd other(::bpf_map_create(BPF_MAP_TYPE_HASH, "other", 3, 5, 1, nullptr));
   const std::vector<std::string> pins = all_pins();
-  for (const std::string& pin : pins) {
+  for (const std::string& pin : pins_to_damage()) {
     if (pin.ends_with("/meta")) continue;  // refused by name, see below
     datapath_.reset();
     remove(pin);
