@@ -15,15 +15,17 @@ Logger log() {
   return made;
 }
 
+int option(const UniqueFd& socket, int name) {
+  int value = 0;
+  socklen_t size = sizeof value;
+  return ::getsockopt(socket.get(), SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
+}
+
 // One that was closed under its owners (ss -K, for one) is still bound: it can listen again.
 void look_at_listeners(const Enrolment& enrolment, std::vector<datapath::Difference>& out) {
   for (const UniqueFd& listener : enrolment.listeners) {
-    int listens = 0;
-    socklen_t size = sizeof listens;
-    if (::getsockopt(listener.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
-        listens != 0)
-      continue;
-    out.push_back({"its listener on the proxy's port", ::listen(listener.get(), SOMAXCONN) == 0});
+    if (option(listener, SO_TYPE) == SOCK_DGRAM || option(listener, SO_ACCEPTCONN) == 1) continue;
+    out.push_back({"a listener of the mesh in it", ::listen(listener.get(), SOMAXCONN) == 0});
   }
 }
 

@@ -604,6 +604,7 @@ TEST_F(NodeTest, AListenerThatWasClosedListensAgainWhileTheProxyIsThere) {
   held.families = feed::kHasFamily4;
   feed::Fds fds;
   fds.emplace_back(::fcntl(listener.get(), F_DUPFD_CLOEXEC, 3));
+  fds.emplace_back(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));  // for DNS: does not listen
   ASSERT_TRUE(node_->hold_events().on_frame(feed::as_bytes(held), std::move(fds)));
   acknowledge();
   proxy_.connected = false;
@@ -612,6 +613,8 @@ TEST_F(NodeTest, AListenerThatWasClosedListensAgainWhileTheProxyIsThere) {
   proxy_.connected = true;
   node_->audit(now_ += Audit::kRound);
   EXPECT_TRUE(listens());
+  node_->audit(now_ += Audit::kRound);
+  EXPECT_EQ(node_->workload({"default", "a"})->captured, "yes");
 }
 
 TEST_F(NodeTest, ARestartKeepsTheKernelsStateUntilThePeersAreHeard) {
