@@ -72,7 +72,9 @@ Flow reported_flow(const um_event& event) {
 }  // namespace
 
 Flows::Flows(const Object& object)
-    : connections_fd_(object.map("um_connections")), events_fd_(object.map("um_events")) {}
+    : connections_fd_(object.map("um_connections")),
+      events_fd_(object.map("um_events")),
+      ring_(::ring_buffer__new(events_fd_, &on_event, this, nullptr)) {}
 
 Flows::~Flows() { ::ring_buffer__free(ring_); }
 
@@ -86,8 +88,8 @@ int Flows::on_event(void* self, void* data, std::size_t size) {
 }
 
 Result<std::vector<Flow>> Flows::take() {
-  if (ring_ == nullptr) ring_ = ::ring_buffer__new(events_fd_, &on_event, this, nullptr);
-  if (ring_ == nullptr) return errno_error(errno, "open the ring of connection events");
+  if (ring_ == nullptr)
+    return Error{Errc::exhausted, "the ring of connection events could not be opened"};
   if (const int error = ::ring_buffer__consume(ring_); error < 0)
     return errno_error(-error, "read the ring of connection events");
   return std::exchange(taken_, {});

@@ -33,7 +33,7 @@ class Flows {
   Result<> forget_orphans(const State& state, const std::set<std::uint64_t>& found);
 
   int connections_fd_, events_fd_;
-  ring_buffer* ring_ = nullptr;
+  ring_buffer* ring_;  // null: it could not be opened
   std::vector<Flow> taken_;
   std::set<std::uint64_t> missing_;  // since the last open()
 };

@@ -17,6 +17,7 @@
 
 #include "base/address.h"
 #include "base/unique_fd.h"
+#include "tests/support/bind_both.h"
 
 namespace mesh::test {
 
@@ -31,19 +32,11 @@ class FakeResolver {
   using Handler = std::function<std::vector<std::string>(const Seen&)>;
 
   explicit FakeResolver(Handler handler) : handler_(std::move(handler)) {
-    udp_.reset(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    tcp_.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in at{};
-    at.sin_family = AF_INET;
-    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof at;
+    const std::uint16_t port = bind_both(INADDR_LOOPBACK, 0, udp_, tcp_);
     const int buffer = 1 << 20;
     ::setsockopt(udp_.get(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
-    EXPECT_EQ(::bind(udp_.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
-    ::getsockname(udp_.get(), reinterpret_cast<sockaddr*>(&at), &size);
-    EXPECT_EQ(::bind(tcp_.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
     EXPECT_EQ(::listen(tcp_.get(), 64), 0);
-    address_ = {IpAddress::v4(127, 0, 0, 1), ntohs(at.sin_port)};
+    address_ = {IpAddress::v4(127, 0, 0, 1), port};
     stop_.reset(::eventfd(0, EFD_CLOEXEC));
     thread_ = std::thread([this] { serve(); });
   }

@@ -22,6 +22,7 @@
 
 #include "config/object.h"
 #include "proxy/proxy.h"
+#include "tests/support/bind_both.h"
 #include "tests/support/fake_upstream.h"
 
 namespace mesh::test {
@@ -92,19 +93,13 @@ class ProxyFixture : public testing::Test {
     auto& id = ids_[name];
     if (id == 0) id = ++last_id_;
     enrolled_[id] = {"default", name};
-    sockaddr_in at{};
-    at.sin_family = AF_INET;
-    socklen_t size = sizeof at;
-    UniqueFd udp(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    UniqueFd tcp(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    UniqueFd udp, tcp;
+    const std::uint16_t port = bind_both(INADDR_ANY, SOCK_NONBLOCK, udp, tcp);
     const int on = 1, buffer = 1 << 20;
     ::setsockopt(udp.get(), IPPROTO_IP, IP_PKTINFO, &on, sizeof on);
     ::setsockopt(udp.get(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
-    EXPECT_EQ(::bind(udp.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
-    ::getsockname(udp.get(), reinterpret_cast<sockaddr*>(&at), &size);
-    EXPECT_EQ(::bind(tcp.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
     EXPECT_EQ(::listen(tcp.get(), 128), 0);
-    const SocketAddress address{IpAddress::v4(0, 0, 0, 0), ntohs(at.sin_port)};
+    const SocketAddress address{IpAddress::v4(0, 0, 0, 0), port};
     add_listener({id, feed::ListenerKind::kDnsUdp, 4, address}, std::move(udp));
     add_listener({id, feed::ListenerKind::kDnsTcp, 4, address}, std::move(tcp));
     return address.port;
