@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 """Side by side, interleaved: no mesh, Undermesh, HAProxy in the middle. One table, build/bench.json.
 
-usage: run.py [WORK|smoke]
+usage: run.py [WORK|scale|smoke]
 
 The main figure is CPU time per request: what the scheduler accounted to the processes of each variant
 (/proc/PID/task/*/schedstat), everything pinned to one CPU, medians over rounds A B C A B C. "cpu" against
 haproxy is the proxy's own (ours: every process of the mesh); "cpu" against none is the whole system's:
 client, proxy and origin. A ratio below 1 is always better for us. Traffic stays between this run's own
-network namespaces; everything it makes it takes down.
+network namespaces; everything it makes it takes down. "scale" is another kind of work: see scale.py.
 """
 import contextlib
 import glob
@@ -20,6 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+import scale
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BIN = pathlib.Path(os.environ.get("MESH_BIN_DIR", ROOT / "build" / "bin"))
@@ -251,13 +253,22 @@ def table(rows):
     print("\nRatio below 1: better than the peer. cpu against haproxy: the proxies alone; against none: client, proxy and origin.")
 
 
+def run_scale(smoke):
+    rows, figures = scale.run(BIN / "bench_scale", smoke)
+    (ROOT / "build/bench-scale.json").write_text(json.dumps({"rows": rows, "figures": figures}, indent=1) + "\n")
+    scale.table(rows)
+
+
 def main():
     what = sys.argv[1] if len(sys.argv) > 1 else "all"
     smoke = what == "smoke"
-    if what not in ("all", "smoke", *WORKS):
-        raise SystemExit(f"bench: no work '{what}'; there are: {', '.join(WORKS)}, smoke")
+    if what not in ("all", "smoke", "scale", *WORKS):
+        raise SystemExit(f"bench: no work '{what}'; there are: {', '.join(WORKS)}, scale, smoke")
     works = [what] if what in WORKS else list(WORKS)
     WORK_DIR.mkdir(parents=True, exist_ok=True)
+    if what == "scale":
+        run_scale(smoke=False)
+        return
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # an exception, so that everything is taken down
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     rows = []
@@ -271,6 +282,8 @@ def main():
                       ", ".join(f"{variant} {r[variant]['cpu']:.2f} (system {r[variant]['system']:.2f})" for variant in r))
     (ROOT / "build/bench.json").write_text(json.dumps(rows, indent=1) + "\n")
     table(rows)
+    if smoke:
+        run_scale(smoke=True)
 
 
 main()

@@ -65,6 +65,10 @@ struct Maps {
     MESH_TRY(services.read());
     return refusals.read();
   }
+  std::uint64_t writes() const {
+    return policy.writes() + own_addresses.writes() + records.writes() + services.writes() +
+           refusals.writes();
+  }
 
   PolicyMaps policy;
   Map<um_own_key, std::uint32_t> own_addresses;
@@ -359,6 +363,7 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(auto out, read_counters(object_.map("um_counters"), object_.map("um_policy_counts")));
     out.totals["connections_ended_by_policy"] = connections_ended_;
     out.totals["connections_reset_on_removal"] = connections_reset_;
+    out.totals["map_entries_written"] = maps_.writes();  // or deleted
     return out;
   }
 

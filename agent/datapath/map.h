@@ -52,6 +52,7 @@ class Map {
   const Entries& entries() const { return entries_; }
   // Something was written or deleted since this was asked last.
   bool take_changed() { return std::exchange(changed_, false); }
+  std::uint64_t writes() const { return writes_; }  // entries written or deleted so far
 
   Result<> read() {
     entries_.clear();
@@ -81,6 +82,7 @@ class Map {
         continue;
       }
       changed_ = true;
+      ++writes_;
       const Key own = of_kernel(key);
       if (::bpf_map_update_elem(fd_, &own, &value, BPF_ANY) == 0) {
         entries_.insert_or_assign(key, value);
@@ -106,6 +108,7 @@ class Map {
       return false;
     if (::bpf_map_update_elem(fd_, &own, &known->second, BPF_ANY) != 0)
       return errno_error(errno, std::string("write again to map ") + name_);
+    ++writes_;
     return true;
   }
 
@@ -117,6 +120,7 @@ class Map {
         continue;
       }
       changed_ = true;
+      ++writes_;
       const Key own = of_kernel(entry->first);
       if (::bpf_map_delete_elem(fd_, &own) != 0 && errno != ENOENT)
         return errno_error(errno, std::string("delete from map ") + name_);
@@ -141,6 +145,7 @@ class Map {
   std::size_t limit_;
   Entries entries_;
   bool changed_ = false;
+  std::uint64_t writes_ = 0;
 };
 
 }  // namespace mesh::datapath

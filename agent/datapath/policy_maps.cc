@@ -61,6 +61,10 @@ bool PolicyMaps::holds(const Entries& wanted) const {
          datapath::is_same(now.blocks.entries(), wanted.blocks);
 }
 
+std::uint64_t PolicyMaps::writes() const {
+  return generations_[0].writes() + generations_[1].writes();
+}
+
 PolicyMaps::Entries PolicyMaps::entries() const {
   const Generation& now = generations_[active_];
   return {now.workloads.entries(), now.sets.entries(), now.peers.entries(), now.blocks.entries()};

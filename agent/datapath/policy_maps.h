@@ -48,6 +48,8 @@ class PolicyMaps {
   Entries entries() const;
   const auto& workloads() const { return generations_[active_].workloads.entries(); }
 
+  std::uint64_t writes() const;  // entries written or deleted so far
+
   // What does not fit is not in the map afterwards; all else is as wanted.
   Result<Misfits> prepare(const Entries& wanted);
   void set_active(std::uint32_t generation) { active_ = generation; }
@@ -68,6 +70,9 @@ class PolicyMaps {
   struct Generation {
     Generation(const Object& object, std::uint32_t number);
     Result<> read();
+    std::uint64_t writes() const {
+      return workloads.writes() + sets.writes() + peers.writes() + blocks.writes();
+    }
 
     Map<um_workload_key, um_workload> workloads;
     PolicySets sets;

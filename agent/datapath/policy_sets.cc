@@ -68,7 +68,7 @@ Result<> PolicySets::read() {
 }
 
 Result<UniqueFd> PolicySets::map_for(SetId set, const VerdictsPtr& wanted,
-                                     const PolicySets& other) const {
+                                     const PolicySets& other) {
   const auto known = other.entries_.find(set);
   if (known != other.entries_.end() && is_same_set(known->second, wanted)) {
     const um_set_key key = other.key_of(set);
@@ -76,6 +76,7 @@ Result<UniqueFd> PolicySets::map_for(SetId set, const VerdictsPtr& wanted,
     if (::bpf_map_lookup_elem(fd_, &key, &map_id) == 0)
       if (UniqueFd fd(::bpf_map_get_fd_by_id(map_id)); fd) return fd;
   }
+  writes_ += wanted->size();
   return make_set(*wanted);
 }
 
@@ -95,6 +96,7 @@ std::map<SetId, int> PolicySets::put(const Entries& wanted, const PolicySets& ot
     auto count = static_cast<std::uint32_t>(keys.size());
     LIBBPF_OPTS(bpf_map_batch_opts, options);
     if (count == 0) return;
+    writes_ += count;
     const int error =
         ::bpf_map_update_batch(fd_, keys.data(), fds.data(), &count, &options) == 0 ? 0 : errno;
     // Where the kernel fails early, `count` is what it was.
@@ -138,6 +140,7 @@ Result<> PolicySets::keep_only(const Entries& wanted) {
   for (const auto& [set, verdicts] : entries_)
     if (!wanted.contains(set)) gone.push_back(key_of(set));
   if (gone.empty()) return success();
+  writes_ += gone.size();
   auto count = static_cast<std::uint32_t>(gone.size());
   LIBBPF_OPTS(bpf_map_batch_opts, options);
   if (::bpf_map_delete_batch(fd_, gone.data(), &count, &options) != 0) {

@@ -28,6 +28,8 @@ class PolicySets {
       : fd_(fd), generation_(generation), limit_(limit) {}
 
   const Entries& entries() const { return entries_; }
+  // Entries written or deleted so far, those of the sets' own maps among them.
+  std::uint64_t writes() const { return writes_; }
   Result<> read();
   // As Map's. `other`: the other generation.
   std::map<SetId, int> put(const Entries& wanted, const PolicySets& other);
@@ -37,12 +39,13 @@ class PolicySets {
 
  private:
   um_set_key key_of(SetId set) const { return {set, generation_}; }
-  Result<UniqueFd> map_for(SetId set, const VerdictsPtr& wanted, const PolicySets& other) const;
+  Result<UniqueFd> map_for(SetId set, const VerdictsPtr& wanted, const PolicySets& other);
 
   int fd_;
   std::uint32_t generation_;
   std::size_t limit_;
   Entries entries_;
+  std::uint64_t writes_ = 0;
 };
 
 bool is_same_set(const PolicySets::VerdictsPtr& a, const PolicySets::VerdictsPtr& b);

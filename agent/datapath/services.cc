@@ -74,7 +74,8 @@ Services::Services(Services&& other) noexcept
       free_slots_(std::move(other.free_slots_)),
       left_slots_(std::move(other.left_slots_)),
       entries_(std::move(other.entries_)),
-      changed_(other.changed_) {}
+      changed_(other.changed_),
+      writes_(other.writes_) {}
 
 // --- what is there
 
@@ -170,6 +171,7 @@ void Services::store(std::uint32_t slot, const um_service& word) {
   const um_service old = at(slot);
   if (std::memcmp(&old, &word, sizeof old) == 0) return;
   changed_ = true;
+  ++writes_;
   std::atomic_ref<std::uint64_t>(slots_[slot])
       .store(std::bit_cast<std::uint64_t>(word), std::memory_order_release);
 }
@@ -202,6 +204,8 @@ void Services::add_client(WorkloadId client, const um_service& word, ServiceEntr
   add_columns(word, entry, (*entry.of_clients)[client]);
 }
 
+std::uint64_t Services::writes() const { return writes_ + services_.writes() + clients_.writes(); }
+
 // --- what shall be there
 
 void Services::delete_choice(std::uint32_t number, const Backends& backends) {
@@ -210,9 +214,11 @@ void Services::delete_choice(std::uint32_t number, const Backends& backends) {
   LIBBPF_OPTS(bpf_map_batch_opts, options);
   if (::bpf_map_delete_batch(backends_fd_, keys.data(), &count, &options) != 0)
     for (const um_backend_key& key : keys) ::bpf_map_delete_elem(backends_fd_, &key);
+  writes_ += keys.size();
   for (const um_destination& backend : members_of(backends)) {
     const um_member member{number, backend};
     ::bpf_map_delete_elem(members_fd_, &member);
+    ++writes_;
   }
 }
 
@@ -224,9 +230,11 @@ int Services::write_choice(std::uint32_t number, const Backends& backends) {
     const um_member member{number, backend};
     if (error == 0 && ::bpf_map_update_elem(members_fd_, &member, &one, BPF_ANY) != 0)
       error = errno;
+    ++writes_;
   }
   auto keys = keys_of(number, backends.size());
   auto count = static_cast<std::uint32_t>(keys.size());
+  writes_ += keys.size();
   LIBBPF_OPTS(bpf_map_batch_opts, options);
   if (error == 0 &&
       ::bpf_map_update_batch(backends_fd_, keys.data(), backends.data(), &count, &options) != 0)

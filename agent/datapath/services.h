@@ -37,6 +37,7 @@ class Services {
   Result<> read();
   // What programs may remember was replaced since this was asked last.
   bool take_changed() { return std::exchange(changed_, false); }
+  std::uint64_t writes() const;  // entries written or deleted so far
   // Returns what did not fit: that stays as it was.
   Failures put(const Entries& wanted);
   // These do not fit for now; they refuse. Returns those that cannot even be marked so.
@@ -79,6 +80,7 @@ class Services {
   std::vector<std::uint32_t> free_slots_, left_slots_;
   Entries entries_;
   bool changed_ = false;
+  std::uint64_t writes_ = 0;  // of slots, backends and members
 };
 
 }  // namespace mesh::datapath
