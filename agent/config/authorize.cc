@@ -73,19 +73,19 @@ class Authorization {
     using Action = AuthorizationPolicy::Action;
     const bool is_audit = policy.action == Action::kAudit;
     if (policy.refused) {
-      if (!is_audit && !refused_) refused_ = Verdict{false, policy.name.to_string()};
+      if (!is_audit && !refused_) refused_ = Verdict{false, display_name(policy)};
       return;
     }
     if (policy.action == Action::kAllow && !default_)
-      default_ = Verdict{false, policy.name.to_string()};
+      default_ = Verdict{false, display_name(policy)};
     if (is_audit ? audit_.has_value() : outcome(policy).has_value()) return;
     flow.is_denying = policy.action != Action::kAllow;
     const int rule = matching_rule(policy, flow);
     if (rule < 0) return;
     if (is_audit)
-      audit_ = Verdict::Audit{policy.name.to_string(), rule};
+      audit_ = Verdict::Audit{display_name(policy), rule};
     else
-      outcome(policy) = Verdict{policy.action == Action::kAllow, policy.name.to_string(), rule};
+      outcome(policy) = Verdict{policy.action == Action::kAllow, display_name(policy), rule};
   }
 
   Verdict verdict() const {
@@ -156,7 +156,7 @@ bool matches(const NetworkRule& rule, const std::string& policy_ns, const Networ
 }
 
 Verdict verdict_of(const NetworkPolicy& policy, bool allowed, int rule = -1) {
-  return {allowed, "NetworkPolicy " + policy.name.to_string(), rule, {}};
+  return {allowed, display_name(policy), rule, {}};
 }
 
 // What the policies say together; `rules`: those of the direction.
@@ -233,6 +233,18 @@ std::vector<const NetworkPolicy*> network_policies(const Snapshot& snapshot,
 }
 
 }  // namespace
+
+std::string display_name(const AuthorizationPolicy& policy) {
+  return "AuthorizationPolicy " + policy.name.to_string();
+}
+
+std::string display_name(const NetworkPolicy& policy) {
+  return "NetworkPolicy " + policy.name.to_string();
+}
+
+std::string rule_name(const std::string& policy, int rule) {
+  return rule < 0 ? policy : policy + "[" + std::to_string(rule) + "]";
+}
 
 bool AuthorizationPolicy::selects(const Workload& workload) const {
   return (everywhere || workload.name.ns == name.ns) && has_labels(workload.labels, selector);

@@ -126,16 +126,21 @@ struct Peer {
   std::optional<IpAddress> address;    // none: not known
 };
 
+// A policy as people read it everywhere: "AuthorizationPolicy ns/name", "NetworkPolicy ns/name".
+std::string display_name(const AuthorizationPolicy& policy);
+std::string display_name(const NetworkPolicy& policy);
+// With a rule of it, counted from 0: "NetworkPolicy ns/name[0]"; of its default (-1): no brackets.
+std::string rule_name(const std::string& policy, int rule);
+
 inline constexpr std::string_view kStrictDefault = "default of strict workloads";
 
 struct Verdict {
   bool allowed = true;
-  // Who says so: "ns/name" of an AuthorizationPolicy, "NetworkPolicy ns/name", kStrictDefault;
-  // empty when nothing selects either end.
+  // Who says so: its display_name(), kStrictDefault; empty when nothing selects either end.
   std::string policy;
   int rule = -1;  // index in the policy; -1: its default (nothing matched), or a refused policy
   struct Audit {
-    std::string policy;  // "ns/name"
+    std::string policy;
     int rule = 0;
     friend bool operator==(const Audit&, const Audit&) = default;
   };

@@ -41,14 +41,14 @@ PolicyParts::PolicyParts(const Snapshot& snapshot) : snapshot_(snapshot) {
         blocks_.insert(blocks_.end(), list->begin(), list->end());
   };
   for (const AuthorizationPolicyPtr& policy : snapshot.policies) {
-    name(policy.get(), policy->name.to_string());
+    name(policy.get(), display_name(*policy));
     for (const L4Rule& rule : policy->rules) {
       add(rule.from);
       add(rule.when);
     }
   }
   for (const NetworkPolicyPtr& policy : snapshot.network_policies) {
-    name(policy.get(), "NetworkPolicy " + policy->name.to_string());
+    name(policy.get(), display_name(*policy));
     for (const auto* rules : {&policy->ingress_rules, &policy->egress_rules})
       for (const NetworkRule& rule : *rules) {
         for (const NetworkPeer& peer : rule.peers) see(peer);

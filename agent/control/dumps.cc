@@ -218,16 +218,15 @@ api::Dump dump_policies(const Snapshot& snapshot,
                          {"policy", "action", "rules", "selects", "denied", "allowed", "state"});
   for (const auto& policy : snapshot.policies) {
     json::object row =
-        policy_row(snapshot, *policy, policy->name.to_string(), counts, policy->rules.size());
+        policy_row(snapshot, *policy, display_name(*policy), counts, policy->rules.size());
     row["action"] = action_text(policy->action);
     if (policy->refused && policy->action == config::AuthorizationPolicy::Action::kAudit)
       row["state"] = "refused: audits nothing";
     dump.rows.push_back(std::move(row));
   }
   for (const auto& policy : snapshot.network_policies) {
-    json::object row =
-        policy_row(snapshot, *policy, "NetworkPolicy " + policy->name.to_string(), counts,
-                   policy->ingress_rules.size() + policy->egress_rules.size());
+    json::object row = policy_row(snapshot, *policy, display_name(*policy), counts,
+                                  policy->ingress_rules.size() + policy->egress_rules.size());
     row["action"] = !policy->egress ? "Ingress" : !policy->ingress ? "Egress" : "Ingress,Egress";
     dump.rows.push_back(std::move(row));
   }

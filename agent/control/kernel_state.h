@@ -31,7 +31,7 @@ datapath::State kernel_state(const KernelInput& input, Numbers& numbers);
 // A short text for each client that changes when the set of destinations that it is denied does.
 std::map<datapath::WorkloadId, std::string> denials(const datapath::State& state);
 
-// "ns/name" and rule of a policy's number; nullopt: not a number of ours.
+// config::display_name() and rule of a policy's number; nullopt: not a number of ours.
 struct PolicyRule {
   std::string policy;
   int rule = -1;

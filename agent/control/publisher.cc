@@ -54,10 +54,9 @@ std::map<std::string, int> policy_sizes(const config::Snapshot& snapshot) {
     int& size = sizes[name];
     size = std::max(size, static_cast<int>(rules));
   };
-  for (const auto& policy : snapshot.policies) add(policy->name.to_string(), policy->rules.size());
+  for (const auto& policy : snapshot.policies) add(display_name(*policy), policy->rules.size());
   for (const auto& policy : snapshot.network_policies)
-    add("NetworkPolicy " + policy->name.to_string(),
-        std::max(policy->ingress_rules.size(), policy->egress_rules.size()));
+    add(display_name(*policy), std::max(policy->ingress_rules.size(), policy->egress_rules.size()));
   return sizes;
 }
 

@@ -55,13 +55,15 @@ ResponseFlag flag_of(std::string_view reason) {
   return ResponseFlag::kUnauthorized;
 }
 
-// As Istio's RBAC filter says it.
+// As Istio's RBAC filter begins it; without spaces, which would be columns, as Envoy has it.
 std::string details_of(const json::object& record) {
   const std::string policy = text(record, "policy");
   if (policy.empty()) return text(record, "reason");
   const json::value* rule = record.if_contains("rule");
-  return "rbac_access_denied_matched_policy[" + policy + "-rule[" +
-         (rule != nullptr && rule->is_int64() ? std::to_string(rule->get_int64()) : "none") + "]]";
+  std::string name = config::rule_name(
+      policy, rule != nullptr && rule->is_int64() ? static_cast<int>(rule->get_int64()) : -1);
+  std::ranges::replace(name, ' ', '_');
+  return "rbac_access_denied_matched_policy[" + name + "]";
 }
 
 }  // namespace

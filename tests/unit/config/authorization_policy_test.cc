@@ -74,8 +74,10 @@ TEST(Authorization, AllowsWhatAnAllowPolicyNamesAndNothingElse) {
       kBooks + policy("selector: {matchLabels: {app: reviews}}, rules: [{from: [{source: "
                       "{principals: [cluster.local/ns/books/sa/productpage]}}]}]"));
   EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "allowed books/p[0]");
-  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+            "allowed AuthorizationPolicy books/p[0]");
+  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")),
+            "denied AuthorizationPolicy books/p[-1]");
   EXPECT_EQ(verdict(compiled, books("ratings"), books("db")), "allowed ");
   EXPECT_EQ(verdict(compiled, books("reviews"), books("reviews")), "allowed ") << "itself";
 }
@@ -86,14 +88,17 @@ TEST(Authorization, DeniesFirst) {
       policy("action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}, {from: [{source: "
              "{namespaces: [shop]}}]}]",
              "no-shop"));
-  EXPECT_EQ(verdict(compiled, {"shop", "shop"}, books("reviews")), "denied books/no-shop[1]");
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "allowed books/everyone[0]");
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews"), 1), "denied books/no-shop[0]");
+  EXPECT_EQ(verdict(compiled, {"shop", "shop"}, books("reviews")),
+            "denied AuthorizationPolicy books/no-shop[1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+            "allowed AuthorizationPolicy books/everyone[0]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews"), 1),
+            "denied AuthorizationPolicy books/no-shop[0]");
 }
 
 TEST(Authorization, NothingMatchesWithoutRules) {
   EXPECT_EQ(verdict(compile_text(kBooks + policy("")), books(kPage), books("reviews")),
-            "denied books/p[-1]");
+            "denied AuthorizationPolicy books/p[-1]");
   EXPECT_EQ(verdict(compile_text(kBooks + policy("action: DENY")), books(kPage), books("reviews")),
             "allowed ");
 }
@@ -102,7 +107,8 @@ TEST(Authorization, OfTheRootNamespaceIsEverywhere) {
   auto compiled =
       compile_text(kBooks + policy("selector: {matchLabels: {app: reviews}}", "p", "istio-system") +
                    policy("", "q", "other"));
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "denied istio-system/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+            "denied AuthorizationPolicy istio-system/p[-1]");
   EXPECT_EQ(verdict(compiled, books(kPage), books("db")), "allowed ");
 }
 
@@ -116,7 +122,8 @@ TEST(Authorization, TakesTheAddressThatTheClientUses) {
   EXPECT_FALSE(authorize(snapshot, {&page, IpAddress::parse("fd77::3").value()}, {&reviews, {}},
                          Transport::kTcp, 1)
                    .allowed);
-  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")),
+            "denied AuthorizationPolicy books/p[-1]");
 }
 
 TEST(Authorization, AsksForEveryAddressThatTheClientMayUse) {
@@ -221,11 +228,14 @@ TEST(Authorization, OfAStrictWorkloadIsDeniedUnlessSomethingLetsItIn) {
       {"", "denied default of strict workloads", "denied default of strict workloads"},
       {policy("action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]"),
        "denied default of strict workloads", "denied default of strict workloads"},
-      {policy("action: DENY, rules: [{}]"), "denied books/p", "denied books/p"},
+      {policy("action: DENY, rules: [{}]"), "denied AuthorizationPolicy books/p",
+       "denied AuthorizationPolicy books/p"},
       {policy("action: AUDIT, rules: [{}]"), "denied default of strict workloads",
        "denied default of strict workloads"},
-      {policy("rules: [{" + page + "}]"), "allowed books/p", "allowed books/p"},
-      {policy("rules: [{to: [{operation: {ports: ['1']}}]}]"), "denied books/p", "denied books/p"},
+      {policy("rules: [{" + page + "}]"), "allowed AuthorizationPolicy books/p",
+       "allowed AuthorizationPolicy books/p"},
+      {policy("rules: [{to: [{operation: {ports: ['1']}}]}]"), "denied AuthorizationPolicy books/p",
+       "denied AuthorizationPolicy books/p"},
       {network + "[Egress], egress: [{}]}\n", "denied default of strict workloads",
        "denied default of strict workloads"},
       {network + "[Ingress], ingress: [{ports: [{port: 9080}]}]}\n",
@@ -259,9 +269,9 @@ TEST(Authorization, AnAuditPolicyIsNamedAndChangesNothing) {
     std::string others, expected;
   } cases[] = {
       {"", "allowed "},
-      {policy("", "none"), "denied books/none[-1]"},
-      {policy("rules: [{}]", "all"), "allowed books/all[0]"},
-      {policy("action: DENY, rules: [{}]", "deny"), "denied books/deny[0]"},
+      {policy("", "none"), "denied AuthorizationPolicy books/none[-1]"},
+      {policy("rules: [{}]", "all"), "allowed AuthorizationPolicy books/all[0]"},
+      {policy("action: DENY, rules: [{}]", "deny"), "denied AuthorizationPolicy books/deny[0]"},
   };
   for (const auto& c : cases) {
     auto compiled = compile_text(kBooks + audit + c.others);
@@ -274,7 +284,8 @@ TEST(Authorization, AnAuditPolicyIsNamedAndChangesNothing) {
                        {workloads.at(books("reviews")).get(), {}}, Transport::kTcp, 9080)
           .audit;
     };
-    EXPECT_EQ(audit_of(kPage), (Verdict::Audit{"books/audit", 1})) << c.expected;
+    EXPECT_EQ(audit_of(kPage), (Verdict::Audit{"AuthorizationPolicy books/audit", 1}))
+        << c.expected;
     EXPECT_EQ(audit_of("ratings"), std::nullopt);
   }
 }
@@ -299,7 +310,7 @@ TEST(Authorization, AnAuditPolicyLeavesOutHttpFieldsOnTcpPorts) {
   EXPECT_EQ(authorize(*compiled.snapshot, {workloads.at(books(kPage)).get(), {}},
                       {workloads.at(books("db")).get(), {}}, Transport::kTcp, 3306)
                 .audit,
-            (Verdict::Audit{"books/p", 0}));
+            (Verdict::Audit{"AuthorizationPolicy books/p", 0}));
 }
 
 TEST(Authorization, ConditionsAreAnded) {
@@ -308,17 +319,23 @@ TEST(Authorization, ConditionsAreAnded) {
                       "source.principal, notValues: ['*/sa/ratings']}, {key: destination.port, "
                       "values: ['9080']}, {key: source.ip, values: [10.77.0.0/16]}]}]"));
   EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "allowed books/p[0]");
-  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")), "denied books/p[-1]");
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews"), 9081), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+            "allowed AuthorizationPolicy books/p[0]");
+  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")),
+            "denied AuthorizationPolicy books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews"), 9081),
+            "denied AuthorizationPolicy books/p[-1]");
 }
 
 TEST(Authorization, AccountsWithoutNamespaceAreThePolicys) {
   auto compiled = compile_text(
       kBooks + policy("rules: [{from: [{source: {serviceAccounts: [ratings, shop/default]}}]}]"));
-  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")), "allowed books/p[0]");
-  EXPECT_EQ(verdict(compiled, {"shop", "shop"}, books("reviews")), "allowed books/p[0]");
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books("ratings"), books("reviews")),
+            "allowed AuthorizationPolicy books/p[0]");
+  EXPECT_EQ(verdict(compiled, {"shop", "shop"}, books("reviews")),
+            "allowed AuthorizationPolicy books/p[0]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+            "denied AuthorizationPolicy books/p[-1]");
 }
 
 TEST(Authorization, RefusedPoliciesDenyWhatTheySelect) {
@@ -378,9 +395,11 @@ TEST(Authorization, RefusedPoliciesDenyWhatTheySelect) {
   for (const auto& c : cases) {
     auto compiled = compile_text(kBooks + policy(c.spec));
     EXPECT_THAT(compiled.refused, SizeIs(1)) << c.spec;
-    EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "denied books/p[-1]") << c.spec;
+    EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+              "denied AuthorizationPolicy books/p[-1]")
+        << c.spec;
     EXPECT_EQ(verdict(compiled, books(kPage), books("db")),
-              c.whole_namespace ? "denied books/p[-1]" : "allowed ")
+              c.whole_namespace ? "denied AuthorizationPolicy books/p[-1]" : "allowed ")
         << c.spec;
     EXPECT_EQ(verdict(compiled, books(kPage), {"shop", "shop"}), "allowed ") << c.spec;
   }
@@ -391,14 +410,15 @@ TEST(Authorization, WithoutAReadableSpecDeniesTheNamespace) {
       kBooks +
       "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, "
       "namespace: books}\nspec: [1]\n");
-  EXPECT_EQ(verdict(compiled, books(kPage), books("db")), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("db")), "denied AuthorizationPolicy books/p[-1]");
 }
 
 TEST(Authorization, OfAnUnknownVersionDenies) {
   std::string text = policy("selector: {matchLabels: {app: reviews}}, rules: [{}]");
   text.replace(text.find("istio.io/v1"), 11, "istio.io/v9");
   auto compiled = compile_text(kBooks + text);
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+            "denied AuthorizationPolicy books/p[-1]");
   EXPECT_EQ(verdict(compiled, books(kPage), books("db")), "allowed ");
 }
 
@@ -406,7 +426,8 @@ TEST(Authorization, InTwoFilesDeniesWhatTheSecondSelects) {
   std::string open = policy("selector: {matchLabels: {app: reviews}}, rules: [{}]");
   auto compiled = compile_text(kBooks + open + open);
   EXPECT_THAT(compiled.refused, SizeIs(1));
-  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")), "denied books/p[-1]");
+  EXPECT_EQ(verdict(compiled, books(kPage), books("reviews")),
+            "denied AuthorizationPolicy books/p[-1]");
 }
 
 TEST(Authorization, SaysWhereAndThatItDenies) {
@@ -465,18 +486,21 @@ TEST(Authorization, OfTcpPortsTakesHttpFieldsAsIstio) {
                                             "}, {from: "
                                             "[{source: {principals: ['*/sa/ratings']}}]}]"));
   EXPECT_THAT(allow.refused, IsEmpty());
-  EXPECT_EQ(verdict(allow, books(kPage), books("db")), "denied books/p[-1]") << "never matches";
-  EXPECT_EQ(verdict(allow, books("ratings"), books("db")), "allowed books/p[1]");
+  EXPECT_EQ(verdict(allow, books(kPage), books("db")), "denied AuthorizationPolicy books/p[-1]")
+      << "never matches";
+  EXPECT_EQ(verdict(allow, books("ratings"), books("db")),
+            "allowed AuthorizationPolicy books/p[1]");
   EXPECT_THAT(texts_of(allow.problems), SizeIs(1));
   auto deny = compile_text(
       kBooks + policy(select + "action: DENY, rules: [{" + page + ", " + methods + "}]"));
-  EXPECT_EQ(verdict(deny, books(kPage), books("db")), "denied books/p[0]")
+  EXPECT_EQ(verdict(deny, books(kPage), books("db")), "denied AuthorizationPolicy books/p[0]")
       << "the field is left out";
   EXPECT_EQ(verdict(deny, books("ratings"), books("db")), "allowed ");
   auto claims = compile_text(
       kBooks +
       policy(select + "action: DENY, rules: [{from: [{source: {requestPrincipals: ['*']}}]}]"));
-  EXPECT_EQ(verdict(claims, books("ratings"), books("db")), "denied books/p[0]");
+  EXPECT_EQ(verdict(claims, books("ratings"), books("db")),
+            "denied AuthorizationPolicy books/p[0]");
 }
 
 TEST(Authorization, WithHttpFieldsIsRefusedWhileItSelectsNothing) {

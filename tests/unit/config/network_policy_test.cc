@@ -214,10 +214,11 @@ TEST(NetworkPolicy, AndAuthorizationPolicyMustBothAllow) {
       "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: "
       "page}}}]}]");
   EXPECT_EQ(World(network + authorization("rules: [{}]")).ask("page", "db:1"),
-            "allowed books/a[0]");
+            "allowed AuthorizationPolicy books/a[0]");
   EXPECT_EQ(World(network + authorization("rules: [{}]")).ask("cache", "db:1"),
             "denied NetworkPolicy books/p[-1]");
-  EXPECT_EQ(World(network + authorization("")).ask("page", "db:1"), "denied books/a[-1]");
+  EXPECT_EQ(World(network + authorization("")).ask("page", "db:1"),
+            "denied AuthorizationPolicy books/a[-1]");
   EXPECT_EQ(World(network + authorization("")).ask("page", "db:1/UDP"),
             "allowed NetworkPolicy books/p[0]");
 }

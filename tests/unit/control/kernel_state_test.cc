@@ -272,7 +272,8 @@ TEST_F(KernelState, APolicyDecidesForEachClient) {
   EXPECT_EQ(verdict(state, "ratings", "10.77.0.1"), nullptr);
   const auto rules = policy_rules(numbers_);
   EXPECT_EQ(rules.at(verdict(state, "productpage", "10.77.0.2")->policy).rule, 0);
-  EXPECT_EQ(rules.at(verdict(state, "ratings", "10.77.0.2")->policy).policy, "default/reviews");
+  EXPECT_EQ(rules.at(verdict(state, "ratings", "10.77.0.2")->policy).policy,
+            "AuthorizationPolicy default/reviews");
   EXPECT_EQ(rules.at(verdict(state, "ratings", "10.77.0.2")->policy).rule, -1);
 }
 
@@ -469,7 +470,7 @@ TEST_F(KernelState, AnAuditPolicyIsCountedAndChangesNothing) {
   const auto* seen = verdict(state, "ratings", "10.77.0.2");
   ASSERT_NE(seen, nullptr);
   EXPECT_TRUE(seen->allowed);
-  EXPECT_EQ(policy_rules(numbers_).at(seen->audit).policy, "default/watch");
+  EXPECT_EQ(policy_rules(numbers_).at(seen->audit).policy, "AuthorizationPolicy default/watch");
   EXPECT_EQ(verdict(state, "productpage", "10.77.0.2")->audit, 0U);
 }
 

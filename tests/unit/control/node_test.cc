@@ -974,7 +974,8 @@ TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
   datapath_.counts.denied_by_policy[number] = 3;
   node_->tick(now_, 1234);
   const auto counters = messages(feed::kKernelCounters).back();
-  EXPECT_EQ(counters.at("denied_by_policy").at(0).at("policy").as_string(), "default/deny-a");
+  EXPECT_EQ(counters.at("denied_by_policy").at(0).at("policy").as_string(),
+            "AuthorizationPolicy default/deny-a");
   EXPECT_EQ(counters.at("denied_by_policy").at(0).at("count").to_number<int>(), 3);
 }
 

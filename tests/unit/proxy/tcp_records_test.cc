@@ -122,8 +122,11 @@ TEST_F(TcpRecordsTest, ARefusalNamesItsPolicyOrTheReason) {
         more + "}]");
     return lines_;
   };
-  EXPECT_THAT(denied(R"("reason": "connects_denied_policy", "policy": "default/db", "rule": 2)"),
-              HasSubstr("\" 0 UAEX - rbac_access_denied_matched_policy[default/db-rule[2]] "));
+  EXPECT_THAT(
+      denied(
+          R"("reason": "connects_denied_policy", "policy": "AuthorizationPolicy default/db", "rule": 2)"),
+      HasSubstr(
+          "\" 0 UAEX - rbac_access_denied_matched_policy[AuthorizationPolicy_default/db[2]] "));
   EXPECT_THAT(denied(R"("reason": "connects_refused_no_endpoint")"),
               HasSubstr("\" 0 UH - connects_refused_no_endpoint "));
   EXPECT_THAT(denied(R"("reason": "connects_refused_no_destination")"),
