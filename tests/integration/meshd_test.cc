@@ -410,7 +410,8 @@ TEST_F(Meshd, EnrolsAWorkloadRedirectsItAndEnforcesPolicy) {
   EXPECT_EQ(client.connect("10.9.0.2:9080"), ECONNREFUSED);
   ASSERT_TRUE(proxy_->serve_until([&] {
     const auto policies = status().policies;
-    return policies.size() == 1 && policies[0].policy == "AuthorizationPolicy default/deny" && policies[0].denied >= 2;
+    return policies.size() == 1 && policies[0].policy == "AuthorizationPolicy default/deny" &&
+           policies[0].denied >= 2;
   }));
   remove("AuthorizationPolicy", "deny");
   EXPECT_EQ(client.connect("10.9.0.2:9080"), ENETUNREACH) << "no policy: only no route";
