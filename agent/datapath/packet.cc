@@ -224,8 +224,12 @@ Result<bool> ensure_link(const std::string& dir, const Direction& direction, std
 
 // ---- clsact filters, where it has not
 
+// libbpf refuses (EINVAL) a structure of options with anything but zeros behind its last field, so
+// the padding too is set here.
 struct Filter {
   Filter(const Direction& direction, std::uint32_t device) {
+    std::memset(&hook, 0, sizeof hook);
+    std::memset(&options, 0, sizeof options);
     hook.sz = sizeof hook;
     hook.ifindex = static_cast<int>(device);
     hook.attach_point = direction.point;
@@ -233,8 +237,8 @@ struct Filter {
     options.handle = kFilterHandle;
     options.priority = kFilterPriority;
   }
-  bpf_tc_hook hook{};
-  bpf_tc_opts options{};
+  bpf_tc_hook hook;
+  bpf_tc_opts options;
 };
 
 Result<> ensure_filter(const std::string& dir, const Direction& direction, std::uint32_t device,
@@ -335,15 +339,12 @@ Result<> attach_packets(const std::string& dir, const std::vector<std::uint32_t>
   return success();
 }
 
-// A filter is taken for attached while it is pinned: on Linux 6.1 a second question after a filter
-// is answered with EINVAL, and so are all later ones (seen on 6.1.192, with libbpf 1.1).
 std::vector<std::string> missing_packets(const std::string& dir,
                                          const std::vector<std::uint32_t>& devices) {
   std::vector<std::string> missing;
   for (const std::uint32_t device : devices)
     for (const Direction& direction : kDirections) {
-      const std::string filter = dir + "/" + name_of({kFilter, &direction, device});
-      if (!is_linked(dir, direction, device) && ::access(filter.c_str(), F_OK) != 0)
+      if (!is_linked(dir, direction, device) && !is_filtered(dir, direction, device))
         missing.push_back("the program for its packets " + std::string(direction.name) + "device " +
                           std::to_string(device));
     }

@@ -291,6 +291,7 @@ TEST_F(BypassTest, AnAddressThatTheNextWorkloadHas) {
     const Cgroup& group = is_next ? next_group : *app_group_;
     host_->command(is_next ? "ip link set to-app down; ip link set to-next up"
                            : "ip link set to-next down; ip link set to-app up");
+    carries(ns, is_next ? "to-next" : "to-app");
     const datapath::ClassId peer = is_next ? kNextClass : kAppClass;
     std::erase_if(state_.workloads, [](const auto& one) { return one.first != kServer; });
     state_.workloads[id] = workload(id, ns, group.path());

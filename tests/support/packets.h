@@ -233,6 +233,17 @@ class BridgedTest : public DatapathTest {
                    " && ip link set " + device + " master br0 up");
     ns.command("ip link set veth0 up");
     ns.add_address("veth0", address);
+    carries(ns, device);
+  }
+  // Both ends of a device that was set up send only when the kernel has seen their carrier, which
+  // it does later, in a work queue: with many namespaces being taken down, seconds later.
+  void carries(const NetNs& ns, const std::string& device) const {
+    const auto until_up = [](const std::string& end) {
+      return "for i in $(seq 600); do ip -o link show " + end +
+             " | grep -q 'state UP' && exit 0; sleep 0.05; done; exit 1";
+    };
+    host_->command(until_up(device));
+    ns.command(until_up("veth0"));
   }
   void TearDown() override {
     DatapathTest::TearDown();
