@@ -15,7 +15,7 @@ std::string cache_key(const SocketAddress& resolver, const Query& query) {
   return key + query.name;
 }
 
-std::vector<std::uint8_t> Cache::find(std::string_view key, Time now) {
+std::vector<std::uint8_t> Cache::find(std::string_view key, Time now, std::size_t limit) {
   const auto found = by_key_.find(key);
   if (found == by_key_.end()) return {};
   const Entries::iterator entry = found->second;
@@ -23,6 +23,7 @@ std::vector<std::uint8_t> Cache::find(std::string_view key, Time now) {
     erase(entry);
     return {};
   }
+  if (entry->response.size() > limit) return {};
   entries_.splice(entries_.begin(), entries_, entry);
   std::vector<std::uint8_t> response = entry->response;
   const auto old = std::chrono::duration_cast<std::chrono::seconds>(now - entry->stored);

@@ -28,8 +28,8 @@ class Cache {
       : most_entries_(most_entries), most_bytes_(most_bytes) {}
 
   // The answer with its TTLs as they are now, and the number and question of somebody else (set_id,
-  // echo_question); empty: none.
-  std::vector<std::uint8_t> find(std::string_view key, Time now);
+  // echo_question); empty: none, or one of more than `limit` bytes.
+  std::vector<std::uint8_t> find(std::string_view key, Time now, std::size_t limit = kMaxMessage);
   // Kept only where time_to_live() allows it.
   void put(std::string key, Bytes response, Time now);
   std::size_t size() const { return entries_.size(); }

@@ -11,6 +11,7 @@ constexpr std::uint16_t kOpcode = 0x7800;
 constexpr std::uint32_t kDo = 0x8000;
 constexpr std::size_t kMaxName = 255;
 constexpr std::size_t kOptSize = 11;
+constexpr int kMaxJumps = 64;              // of one name; compression needs one a label at most
 constexpr std::uint32_t kMaxTtl = 86'400;  // a day; longer ones are kept for so long
 
 std::uint8_t lower(std::uint8_t c) {
@@ -39,6 +40,8 @@ class Reader {
   }
   // `text`, where given, gets the name in lower case; returns whether the text says it all.
   bool name(std::string* text = nullptr);
+  // Past a name, wherever its pointer leads.
+  void skip_name();
 
  private:
   bool has(std::size_t size) {
@@ -50,10 +53,12 @@ class Reader {
   bool ok_;
 };
 
-// Every pointer leads to before the one before it, so there is no way round in circles.
+// Every pointer leads to before the one before it, so there is no way round in circles; and they
+// are counted, since a message of pointers alone, each record at its top, is walked a record long.
 bool Reader::name(std::string* text) {
   std::size_t from = at_, most = at_, length = 1;
-  bool jumped = false, is_plain = true;
+  int jumps = 0;
+  bool is_plain = true;
   if (text) text->clear();
   while (ok_) {
     ok_ = from < bytes_.size();
@@ -63,9 +68,8 @@ bool Reader::name(std::string* text) {
       ok_ = bytes_.size() - from >= 2;
       if (!ok_) break;
       const std::size_t to = static_cast<std::size_t>(size & 0x3f) << 8 | bytes_[from + 1];
-      ok_ = to < most && to >= kHeaderSize;
-      if (!jumped) at_ = from + 2;
-      jumped = true;
+      ok_ = to < most && to >= kHeaderSize && jumps < kMaxJumps;
+      if (jumps++ == 0) at_ = from + 2;
       from = most = to;
       continue;
     }
@@ -80,8 +84,16 @@ bool Reader::name(std::string* text) {
     if (!text->empty()) *text += '.';
     for (const std::uint8_t c : label) *text += static_cast<char>(lower(c));
   }
-  if (!jumped) at_ = from;
+  if (jumps == 0) at_ = from;
   return ok_ && is_plain;
+}
+
+void Reader::skip_name() {
+  while (has(1)) {
+    const std::uint8_t size = bytes_[at_];
+    skip(size >= 0xc0 ? 2U : size + 1U);
+    if (size == 0 || size >= 0xc0) return;
+  }
 }
 
 struct Header {
@@ -103,10 +115,9 @@ struct RecordHead {
   std::size_t ttl_at = 0, data_at = 0;
   std::uint16_t data_size = 0;
 };
-// Leaves the reader after the record.
-RecordHead read_record(Reader& in, std::string* owner = nullptr) {
+// Of a record after its name; leaves the reader after the record.
+RecordHead read_after_name(Reader& in) {
   RecordHead head;
-  in.name(owner);
   head.type = in.u16();
   head.klass = in.u16();
   head.ttl_at = in.at();
@@ -115,6 +126,10 @@ RecordHead read_record(Reader& in, std::string* owner = nullptr) {
   head.data_at = in.at();
   in.skip(head.data_size);
   return head;
+}
+RecordHead read_record(Reader& in, std::string* owner = nullptr) {
+  in.name(owner);
+  return read_after_name(in);
 }
 
 bool read_opt(const RecordHead& head, Query& query) {
@@ -231,6 +246,7 @@ std::optional<Query> parse_query(Bytes message) {
   query.id = header.id;
   query.flags = header.flags;
   if ((header.flags & kOpcode) != 0 || header.questions != 1) return query;
+  if (message.size() > kMaxQuery) return std::nullopt;
   Reader in(message, kHeaderSize);
   query.is_plain = in.name(&query.name);
   if (!query.is_plain) query.name.clear();
@@ -397,11 +413,12 @@ void age(std::span<std::uint8_t> response, std::uint32_t seconds) {
   const Header header = read_header(response);
   Reader in(response, kHeaderSize);
   for (std::size_t i = 0; i < header.questions; ++i) {
-    in.name();
+    in.skip_name();
     in.u32();
   }
   for (std::size_t i = 0; i < header.records(); ++i) {
-    const RecordHead head = read_record(in);
+    in.skip_name();
+    const RecordHead head = read_after_name(in);
     if (!in.ok()) return;
     if (head.type == type::kOpt) continue;
     const std::uint32_t left = head.ttl > seconds ? head.ttl - seconds : 0;

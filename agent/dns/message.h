@@ -24,7 +24,10 @@ using Bytes = std::span<const std::uint8_t>;
 inline constexpr std::size_t kHeaderSize = 12;
 inline constexpr std::size_t kMaxMessage = 65'535;
 inline constexpr std::size_t kPlainUdpSize = 512;  // of a client that does not say what it takes
-inline constexpr std::size_t kOurUdpSize = 1232;   // what we say, and the most that we send
+inline constexpr std::size_t kOurUdpSize = 1232;   // what we say that we take
+// Of a standard query: a name, an OPT record and signatures; what it costs to read is bounded by
+// it.
+inline constexpr std::size_t kMaxQuery = 4096;
 
 enum class Rcode : std::uint8_t {
   kNoError = 0,
@@ -58,8 +61,8 @@ struct Query {
   bool is_cacheable = false;
 };
 
-// nullopt: no query at all (too short, a response), or one that contradicts itself; an answer could
-// do harm.
+// nullopt: no query at all (too short, a response), too long, or one that contradicts itself; an
+// answer could do harm.
 std::optional<Query> parse_query(Bytes message);
 
 struct Service {  // the data of an SRV record
@@ -103,7 +106,7 @@ void echo_question(std::span<std::uint8_t> response, const Query& query, Bytes q
 
 // How many seconds it may be kept (RFC 2308 for negative ones); nullopt: it may not be.
 std::optional<std::uint32_t> time_to_live(Bytes response);
-// Takes `seconds` off each TTL.
+// Takes `seconds` off each TTL of a response that has a time_to_live().
 void age(std::span<std::uint8_t> response, std::uint32_t seconds);
 
 // The A, AAAA and CNAME records of its answer section, with whole names.

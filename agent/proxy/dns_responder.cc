@@ -113,7 +113,8 @@ net::Task<> DnsResponder::serve_datagrams(std::shared_ptr<net::UdpSocket> socket
     }
     if (client_.workload() == nullptr) continue;
     const Origin origin{socket, datagram.value().peer, datagram.value().local};
-    auto asked = read(buffer.first(datagram.value().size), socket->fd(), origin.local, false);
+    const auto bytes = buffer.first(datagram.value().size);
+    auto asked = read({bytes.begin(), bytes.end()}, socket->fd(), origin.local, false);
     if (asked) answer_or_forward(*std::move(asked), origin);
     if (++served % Limits::kTurns == 0) (void)co_await net::yield(scope);
   }
@@ -142,10 +143,13 @@ net::Task<> DnsResponder::serve_connection(UniqueFd fd) {
   ++connections_;
   net::Scope scope(client_.scope());
   const auto local = net::local_address(stream->fd());
-  while (local && client_.workload() != nullptr) {
-    const Message bytes = co_await read_message(*stream, scope, limits.dns_idle);
-    if (bytes.empty()) break;
-    auto asked = read(bytes, stream->fd(), local.value().ip, true);
+  std::uint32_t served = 0;
+  while (local) {
+    if (served++ % Limits::kTurns == Limits::kTurns - 1) (void)co_await net::yield(scope);
+    Message bytes = co_await read_message(*stream, scope, limits.dns_idle);
+    // The workload may have ended during the wait.
+    if (bytes.empty() || client_.workload() == nullptr) break;
+    auto asked = read(std::move(bytes), stream->fd(), local.value().ip, true);
     if (!asked) break;
     auto answer = answer_here(*asked);
     if (!answer && in_flight_ >= limits.dns_in_flight) {
@@ -162,14 +166,14 @@ net::Task<> DnsResponder::serve_connection(UniqueFd fd) {
   --connections_;
 }
 
-std::optional<DnsResponder::Asked> DnsResponder::read(std::span<const std::uint8_t> bytes, int fd,
-                                                      const IpAddress& local, bool by_tcp) {
-  const auto query = dns::parse_query(bytes);
-  if (!query) {
+std::optional<DnsResponder::Asked> DnsResponder::read(Message bytes, int fd, const IpAddress& local,
+                                                      bool by_tcp) {
+  auto query = dns::parse_query(bytes);
+  if (!query || (!by_tcp && bytes.size() > dns::kMaxQuery)) {
     worker_.counters().dns.add(DnsResult::kMalformed);
     return std::nullopt;
   }
-  Asked asked{{bytes.begin(), bytes.end()}, *query, std::nullopt, by_tcp};
+  Asked asked{std::move(bytes), *std::move(query), std::nullopt, by_tcp};
   if (auto resolver = worker_.original_resolver(fd, local)) asked.resolver = resolver.value();
   return asked;
 }
@@ -219,9 +223,9 @@ std::optional<DnsResponder::Message> DnsResponder::answer_by_mesh(Asked& asked) 
 
 DnsResponder::Message DnsResponder::from_cache(const Asked& asked) {
   if (!asked.query.is_standard || !asked.query.is_cacheable) return {};
-  Message found =
-      cache_.find(dns::cache_key(*asked.resolver, asked.query), worker_.reactor().now());
-  if (found.empty() || found.size() > asked.limit()) return {};
+  Message found = cache_.find(dns::cache_key(*asked.resolver, asked.query), worker_.reactor().now(),
+                              asked.limit());
+  if (found.empty()) return {};
   dns::set_id(found, asked.query.id);
   dns::echo_question(found, asked.query, asked.bytes);
   return found;
@@ -239,7 +243,9 @@ net::Task<DnsResponder::Message> DnsResponder::forward(Asked& asked, net::Scope&
   net::Scope scope(parent);
   scope.expires_after(worker_.limits().dns_deadline);
   // Of an alias its target is asked for instead.
-  Message bytes = asked.alias ? dns::write_query(asked.query, asked.alias->target) : asked.bytes;
+  Message of_target;
+  if (asked.alias) of_target = dns::write_query(asked.query, asked.alias->target);
+  Message& bytes = asked.alias ? of_target : asked.bytes;
   dns::Query query = asked.query;
   if (asked.alias) query = dns::parse_query(bytes).value_or(asked.query);
   Message response;
@@ -297,27 +303,28 @@ std::optional<SocketAddress> DnsResponder::reachable(const SocketAddress& resolv
 }
 
 net::Task<Result<DnsResponder::Message>> DnsResponder::ask(const SocketAddress& resolver,
-                                                           const Message& query_bytes,
-                                                           const dns::Query& query, bool by_tcp,
-                                                           net::Scope& scope) {
+                                                           Message& bytes, const dns::Query& query,
+                                                           bool by_tcp, net::Scope& scope) {
   if (client_.workload() == nullptr) co_return Error{Errc::unavailable, "the workload has ended"};
   const auto to = reachable(resolver, by_tcp);
   if (!to) co_return Error{Errc::unavailable, "the resolver's Service has no endpoint"};
-  if (by_tcp) co_return co_await ask_by_tcp(*to, query_bytes, query, scope);
-  co_return co_await ask_by_udp(*to, query_bytes, query, scope);
+  const std::uint16_t number = random_number();
+  dns::set_id(bytes, number);
+  if (by_tcp) co_return co_await ask_by_tcp(*to, bytes, query, number, scope);
+  co_return co_await ask_by_udp(*to, bytes, query, number, scope);
 }
 
 net::Task<Result<DnsResponder::Message>> DnsResponder::ask_by_udp(SocketAddress resolver,
-                                                                  Message bytes,
+                                                                  const Message& bytes,
                                                                   const dns::Query& query,
+                                                                  std::uint16_t number,
                                                                   net::Scope& scope) {
   const auto kind = resolver.ip.is_v4() ? SocketKind::kUdp4 : SocketKind::kUdp6;
   MESH_CO_TRY(auto fd, co_await client_.stock(kind).take(scope));
   MESH_CO_TRY(auto socket, net::connect_udp(worker_.reactor(), std::move(fd), resolver));
-  const std::uint16_t number = random_number();
-  dns::set_id(bytes, number);
   MESH_CO_TRY(socket->send(bytes));
-  while (true) {
+  for (std::uint32_t ignored = 0;; ++ignored) {
+    if (ignored % Limits::kTurns == Limits::kTurns - 1) (void)co_await net::yield(scope);
     // All share the buffer: it is read before anything else runs.
     MESH_CO_TRY(const auto datagram, co_await socket->receive(worker_.datagram(), scope));
     const Bytes response = worker_.datagram().first(datagram.size);
@@ -328,19 +335,19 @@ net::Task<Result<DnsResponder::Message>> DnsResponder::ask_by_udp(SocketAddress 
 }
 
 net::Task<Result<DnsResponder::Message>> DnsResponder::ask_by_tcp(SocketAddress resolver,
-                                                                  Message bytes,
+                                                                  const Message& bytes,
                                                                   const dns::Query& query,
+                                                                  std::uint16_t number,
                                                                   net::Scope& scope) {
   const auto kind = resolver.ip.is_v4() ? SocketKind::kTcp4 : SocketKind::kTcp6;
   const auto idle = worker_.limits().dns_deadline;
   MESH_CO_TRY(auto fd, co_await client_.stock(kind).take(scope));
   MESH_CO_TRY(auto stream,
               co_await net::connect(worker_.reactor(), std::move(fd), resolver, scope));
-  const std::uint16_t number = random_number();
-  dns::set_id(bytes, number);
   if (!co_await write_message(*stream, bytes, scope, idle))
     co_return Error{Errc::reset, "the resolver broke off"};
-  while (true) {
+  for (std::uint32_t ignored = 0;; ++ignored) {
+    if (ignored % Limits::kTurns == Limits::kTurns - 1) (void)co_await net::yield(scope);
     Message response = co_await read_message(*stream, scope, idle);
     if (response.empty()) {
       if (auto why = scope.cancelled()) co_return net::cancelled_error(*why);
@@ -369,7 +376,8 @@ net::Task<bool> DnsResponder::relay_transfer(const Asked& asked, net::TcpStream&
   auto stream = co_await net::connect(worker_.reactor(), std::move(fd).value(), *to, connecting);
   if (!stream || !co_await write_message(*stream.value(), asked.bytes, scope, idle))
     co_return false;
-  while (true) {
+  for (std::uint32_t relayed = 0;; ++relayed) {
+    if (relayed % Limits::kTurns == Limits::kTurns - 1) (void)co_await net::yield(scope);
     const Message response = co_await read_message(*stream.value(), scope, idle);
     if (response.empty() || !co_await write_message(client, response, scope, idle)) co_return false;
   }

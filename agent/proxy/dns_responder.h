@@ -78,8 +78,7 @@ class DnsResponder {
   };
   struct InFlight;
 
-  std::optional<Asked> read(std::span<const std::uint8_t> bytes, int fd, const IpAddress& local,
-                            bool by_tcp);
+  std::optional<Asked> read(Message bytes, int fd, const IpAddress& local, bool by_tcp);
   // What can be said without asking: the answer, an empty one (drop it), or nullopt: forward it.
   std::optional<Message> answer_here(Asked& asked);
   std::optional<Message> answer_by_mesh(Asked& asked);
@@ -88,12 +87,15 @@ class DnsResponder {
   net::Task<> forward_datagram(Asked asked, Origin origin);
   // Empty: no answer.
   net::Task<Message> forward(Asked& asked, net::Scope& scope);
-  net::Task<Result<Message>> ask(const SocketAddress& resolver, const Message& query_bytes,
+  // Under a number of our own, which replaces that in `bytes`.
+  net::Task<Result<Message>> ask(const SocketAddress& resolver, Message& bytes,
                                  const dns::Query& query, bool by_tcp, net::Scope& scope);
-  net::Task<Result<Message>> ask_by_udp(SocketAddress resolver, Message bytes,
-                                        const dns::Query& query, net::Scope& scope);
-  net::Task<Result<Message>> ask_by_tcp(SocketAddress resolver, Message bytes,
-                                        const dns::Query& query, net::Scope& scope);
+  net::Task<Result<Message>> ask_by_udp(SocketAddress resolver, const Message& bytes,
+                                        const dns::Query& query, std::uint16_t number,
+                                        net::Scope& scope);
+  net::Task<Result<Message>> ask_by_tcp(SocketAddress resolver, const Message& bytes,
+                                        const dns::Query& query, std::uint16_t number,
+                                        net::Scope& scope);
   net::Task<bool> relay_transfer(const Asked& asked, net::TcpStream& client, net::Scope& scope);
   Message finish(const Asked& asked, Message response) const;
   std::optional<SocketAddress> reachable(const SocketAddress& resolver, bool by_tcp);

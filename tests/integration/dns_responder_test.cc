@@ -92,27 +92,53 @@ class Asker {
   sockaddr_in at_{};
 };
 
+// A client's connection.
+class TcpAsker {
+ public:
+  explicit TcpAsker(const SocketAddress& to)
+      : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    const timeval patience{kPatienceMs / 1000, 0};
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    at.sin_port = htons(to.port);
+    std::memcpy(&at.sin_addr, to.ip.bytes().data() + 12, 4);
+    EXPECT_EQ(::connect(fd_.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+  }
+  void send(const std::string& query) {
+    const std::string message = bytes::u16(static_cast<unsigned>(query.size())) + query;
+    // In two parts: a reader must not rely on getting it at once.
+    ::send(fd_.get(), message.data(), 1, MSG_NOSIGNAL);
+    ::send(fd_.get(), message.data() + 1, message.size() - 1, MSG_NOSIGNAL);
+  }
+  // "nothing": the end, or no answer came.
+  std::string receive() {
+    unsigned char size[2];
+    if (::recv(fd_.get(), size, 2, MSG_WAITALL) != 2) return "nothing";
+    std::string answer(static_cast<std::size_t>(size[0] << 8 | size[1]), '\0');
+    if (::recv(fd_.get(), answer.data(), answer.size(), MSG_WAITALL) !=
+        static_cast<ssize_t>(answer.size()))
+      return "half an answer";
+    return answer;
+  }
+  // Whatever comes until the end, with the lengths.
+  std::string receive_all() {
+    std::string all;
+    char part[4096];
+    for (ssize_t n; (n = ::recv(fd_.get(), part, sizeof part, 0)) > 0;)
+      all.append(part, static_cast<std::size_t>(n));
+    return all;
+  }
+
+ private:
+  UniqueFd fd_;
+};
+
 // One query a connection.
 std::string ask_by_tcp(const SocketAddress& to, const std::string& query) {
-  const UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const timeval patience{kPatienceMs / 1000, 0};
-  ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-  sockaddr_in at{};
-  at.sin_family = AF_INET;
-  at.sin_port = htons(to.port);
-  std::memcpy(&at.sin_addr, to.ip.bytes().data() + 12, 4);
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&at), sizeof at) != 0) return "refused";
-  const std::string message = bytes::u16(static_cast<unsigned>(query.size())) + query;
-  // In two parts: a reader must not rely on getting it at once.
-  ::send(fd.get(), message.data(), 1, MSG_NOSIGNAL);
-  ::send(fd.get(), message.data() + 1, message.size() - 1, MSG_NOSIGNAL);
-  unsigned char size[2];
-  if (::recv(fd.get(), size, 2, MSG_WAITALL) != 2) return "nothing";
-  std::string answer(static_cast<std::size_t>(size[0] << 8 | size[1]), '\0');
-  if (::recv(fd.get(), answer.data(), answer.size(), MSG_WAITALL) !=
-      static_cast<ssize_t>(answer.size()))
-    return "half an answer";
-  return answer;
+  TcpAsker asker(to);
+  asker.send(query);
+  return asker.receive();
 }
 
 std::string about(const std::string& answer) {
@@ -341,7 +367,7 @@ TEST_F(DnsResponder, BelievesNobodyButTheResolverItAsked) {
 }
 
 TEST_F(DnsResponder, AResolverThatDoesNotAnswerHoldsNobodyElseUp) {
-  options_.limits.dns_deadline = std::chrono::milliseconds(200);
+  options_.limits.dns_deadline = std::chrono::hours(1);
   options_.limits.dns_in_flight = 3;
   const std::uint16_t port = dns_client("page");
   configure(world());
@@ -351,10 +377,23 @@ TEST_F(DnsResponder, AResolverThatDoesNotAnswerHoldsNobodyElseUp) {
   for (int i = 0; i < 5; ++i) asker.send(bytes::query("n" + std::to_string(i) + ".example", 1, 9));
   EXPECT_EQ(about(asker.ask(bytes::query("reviews", 1, 1))), "10.78.0.1");
   EXPECT_EQ(eventually_counted("over_limit", 2), 2);
+  EXPECT_TRUE(eventually([&] { return silent.seen().size() == 3; }));
+  on_main([this] { proxy_->revoke(workload_id("page")); });
   EXPECT_EQ(eventually_counted("unanswered", 3), 3);
   EXPECT_EQ(metric("undermesh_dns_queries_in_flight"), 0);
   EXPECT_EQ(silent.seen().size(), 3U);  // one each: the client does its own retries
   EXPECT_EQ(asker.receive(0), "nothing");
+}
+
+TEST_F(DnsResponder, GivesAResolverUpAtItsDeadline) {
+  options_.limits.dns_deadline = std::chrono::milliseconds(20);
+  const std::uint16_t port = dns_client("page");
+  configure(world());
+  FakeResolver silent([](const auto&) { return std::vector<std::string>{}; });
+  Asker asker(at(port, 7, silent.address()));
+  asker.send(bytes::query("www.example.com", 1));
+  EXPECT_EQ(eventually_counted("unanswered", 1), 1);
+  EXPECT_EQ(metric("undermesh_dns_queries_in_flight"), 0);
 }
 
 TEST_F(DnsResponder, SaysAtOnceThatAResolverCannotBeAsked) {
@@ -452,20 +491,9 @@ TEST_F(DnsResponder, HandsAZoneTransferOnToItsEnd) {
   });
   const SocketAddress to = at(port, 7, resolver.address());
   const std::string query = bytes::query("example.com", dns::type::kAxfr, 77);
-  const UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const timeval patience{kPatienceMs / 1000, 0};
-  ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(to.port);
-  std::memcpy(&address.sin_addr, to.ip.bytes().data() + 12, 4);
-  ASSERT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  const std::string message = bytes::u16(static_cast<unsigned>(query.size())) + query;
-  ::send(fd.get(), message.data(), message.size(), MSG_NOSIGNAL);
-  std::string all;
-  char part[4096];
-  for (ssize_t n; (n = ::recv(fd.get(), part, sizeof part, 0)) > 0;)
-    all.append(part, static_cast<std::size_t>(n));
+  TcpAsker asker(to);
+  asker.send(query);
+  const std::string all = asker.receive_all();
   std::string expected;
   for (int last = 1; last <= 3; ++last) {
     const std::string answer = answer_to(query, last);
@@ -475,6 +503,8 @@ TEST_F(DnsResponder, HandsAZoneTransferOnToItsEnd) {
 }
 
 TEST_F(DnsResponder, AnswersAThousandQueriesAtOnce) {
+  // What is lost between the responder and the resolver stays in flight.
+  options_.limits.dns_deadline = std::chrono::hours(1);
   const std::uint16_t port = dns_client("page");
   configure(world());
   FakeResolver resolver(
@@ -502,6 +532,50 @@ TEST_F(DnsResponder, AnswersAThousandQueriesAtOnce) {
   }
   EXPECT_TRUE(left.empty()) << left.size() << " unanswered";
   EXPECT_EQ(counted("failed") + counted("unanswered"), 0);
+}
+
+// Which resolver each query was for, in the order in which the worker took them.
+std::vector<IpAddress>& queries_taken() {
+  static std::vector<IpAddress> instance;
+  return instance;
+}
+
+TEST_F(DnsResponder, AConnectionFullOfQueriesTakesTurnsWithOthers) {
+  queries_taken().clear();
+  options_.original_resolver = [](int, const IpAddress& at) -> Result<SocketAddress> {
+    queries_taken().push_back(at);
+    return SocketAddress{dns::kMeshResolver, 53};
+  };
+  const IpAddress page = IpAddress::v4(127, 53, 0, 1), cart = IpAddress::v4(127, 53, 0, 2);
+  TcpAsker from_page({page, dns_client("page")}), from_cart({cart, dns_client("cart")});
+  // They wait, in full, until the configuration says who asks.
+  constexpr unsigned kQueries = 200;
+  for (TcpAsker* asker : {&from_page, &from_cart})
+    for (unsigned i = 0; i < kQueries; ++i) asker->send(bytes::query("reviews", 1, i));
+  configure(world());
+  for (TcpAsker* asker : {&from_page, &from_cart})
+    for (unsigned i = 0; i < kQueries; ++i) ASSERT_EQ(about(asker->receive()), "10.78.0.1");
+  stop();
+  ASSERT_EQ(queries_taken().size(), 2 * kQueries);
+  std::size_t run = 0, longest = 0, seen = 0;
+  for (std::size_t i = 0; i < queries_taken().size() && seen < kQueries; ++i) {
+    if (queries_taken()[i] == queries_taken()[0]) ++seen;
+    run = i > 0 && queries_taken()[i] == queries_taken()[i - 1] ? run + 1 : 1;
+    longest = std::max(longest, run);
+  }
+  EXPECT_LE(longest, proxy::Limits::kTurns);
+}
+
+TEST_F(DnsResponder, AConnectionEndsWithItsWorkload) {
+  const std::uint16_t port = dns_client("page");
+  configure(world());
+  TcpAsker asker(at(port, 7, {dns::kMeshResolver, 53}));
+  asker.send(bytes::query("reviews", 1));
+  EXPECT_EQ(about(asker.receive()), "10.78.0.1");
+  configure("");  // the connection waits for a query while the workload goes
+  asker.send(bytes::query("reviews", 1));
+  EXPECT_EQ(asker.receive(), "nothing");
+  EXPECT_EQ(counted("answered"), 1);
 }
 
 TEST_F(DnsResponder, WaitsForItsWorkloadAndEndsWithIt) {

@@ -33,6 +33,14 @@ TEST(DnsCache, KeepsAnAnswerForItsTimeAndCountsItsTtlDown) {
   EXPECT_EQ(cache.bytes(), 0U);
 }
 
+TEST(DnsCache, GivesNoMoreThanTheClientTakes) {
+  Cache cache(10, 10'000);
+  const std::string answer = response("a.example", 60);
+  cache.put("a", view(answer), kStart);
+  EXPECT_TRUE(cache.find("a", kStart, answer.size() - 1).empty());
+  EXPECT_EQ(cache.find("a", kStart, answer.size()).size(), answer.size());
+}
+
 TEST(DnsCache, KeepsNothingThatHasNoTime) {
   Cache cache(10, 10'000);
   cache.put("a", view(response("a.example", 0)), kStart);

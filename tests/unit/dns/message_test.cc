@@ -93,6 +93,42 @@ TEST(DnsQuery, TakesNoOddNameForAHostName) {
   EXPECT_TRUE(parse_query(view(bytes::query("_http._tcp.a-b", 33)))->is_plain);
 }
 
+// A record whose data are `pointers` pointers, each to the one before and the first to the
+// question's name, and one that is owned by the name at the last of them. The question: a, A.
+std::string with_pointers(unsigned flags, unsigned pointers) {
+  const std::string question = bytes::question("a", 1);
+  const unsigned first = 12 + static_cast<unsigned>(question.size()) + 11;
+  std::string data;
+  for (unsigned i = 0; i < pointers; ++i)
+    data += bytes::u16(0xc000U | (i == 0 ? 12U : first + 2 * (i - 1)));
+  return bytes::header(1, flags, 1, 2) + question +
+         bytes::record(std::string(1, '\0'), 10, 60, data) +
+         bytes::record(bytes::u16(0xc000U | (first + 2 * (pointers - 1))), 1, 60,
+                       bytes::address(1, 2, 3, 4));
+}
+
+// Else a message of 64 KB takes millions of steps: thousands of names of thousands of pointers.
+TEST(DnsMessage, FollowsABoundedNumberOfPointersOfOneName) {
+  EXPECT_TRUE(parse_query(view(with_pointers(0x0100, 63))));  // and the one that leads to them
+  EXPECT_FALSE(parse_query(view(with_pointers(0x0100, 64))));
+  EXPECT_EQ(time_to_live(view(with_pointers(0x8180, 63))), 60U);
+  EXPECT_FALSE(time_to_live(view(with_pointers(0x8180, 64))));
+  EXPECT_TRUE(read_records(view(with_pointers(0x8180, 63))));
+  EXPECT_FALSE(read_records(view(with_pointers(0x8180, 64))));
+}
+
+TEST(DnsQuery, IsNoLongerThanAQueryNeeds) {
+  const auto padded = [](std::size_t size, unsigned flags = 0x0100) {
+    const std::string start = bytes::header(1, flags, 1, 0, 0, 1) + bytes::question("a.b", 1);
+    return start + bytes::opt(1232, false, std::string(size - start.size() - 11, '\0'));
+  };
+  ASSERT_EQ(padded(4096).size(), 4096U);
+  EXPECT_TRUE(parse_query(view(padded(4096))));
+  EXPECT_FALSE(parse_query(view(padded(4097))));
+  const auto update = parse_query(view(padded(40'000, 0x2800)));  // its records are not read
+  EXPECT_TRUE(update && !update->is_standard);
+}
+
 TEST(DnsQuery, IsNotWhatIsNone) {
   EXPECT_FALSE(parse_query({}));
   EXPECT_FALSE(parse_query(view(bytes::query("a", 1, 1, 0x8100))));  // a response: never answered
