@@ -53,7 +53,7 @@ struct {
   __uint(type, BPF_MAP_TYPE_LRU_HASH);
   __uint(max_entries, 16384);
   __type(key, struct um_datagram_key);
-  __type(value, __u64);
+  __type(value, struct um_udp_flow);
 } um_datagrams SEC(".maps");
 
 struct {

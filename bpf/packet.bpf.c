@@ -9,6 +9,7 @@
 // clang-format off
 #include "maps.h"
 #include "decide.h"
+#include "began.h"
 #include "act.h"
 #include "packet.h"
 // clang-format on
@@ -83,17 +84,18 @@ static __always_inline int um_sent_datagram(const struct um_workload* client,
                                             struct um_decision* decision) {
   um_decide_sent(client, &packet->to, config, decision);
   if (decision->action == UM_PASS) {
-    um_begin(um_workload_id, &packet->from, &packet->to);
+    um_note_datagram(um_workload_id, &packet->from, &packet->to, UM_BEGAN_HERE);
     return UM_CONTINUE;
   }
-  if (!um_began(um_workload_id, &packet->to, &packet->from)) return um_stop_refused(decision);
+  if (!um_has_begun(um_workload_id, &packet->from, &packet->to, UM_BEGAN_THERE))
+    return um_stop_refused(decision);
   // An answer: as what it answers would be judged now.
   struct um_arrival asked = {
       .netns_cookie = um_netns_cookie, .from = packet->to, .to = packet->from};
   struct um_decision answer = {};
   um_decide_arrival(&asked, &answer);
   if (answer.action == UM_REFUSE) return um_stop_refused(decision);
-  um_begin(um_workload_id, &packet->to, &packet->from);
+  um_note_datagram(um_workload_id, &packet->from, &packet->to, UM_BEGAN_THERE);
   return UM_CONTINUE;
 }
 
@@ -135,17 +137,18 @@ static __always_inline int um_arrived_datagram(const struct um_packet* packet,
   struct um_arrival in = {.netns_cookie = um_netns_cookie, .from = packet->from, .to = packet->to};
   um_decide_arrival(&in, decision);
   if (decision->action != UM_REFUSE) {
-    um_begin(um_workload_id, &packet->from, &packet->to);
+    um_note_datagram(um_workload_id, &packet->to, &packet->from, UM_BEGAN_THERE);
     return UM_CONTINUE;
   }
-  if (!um_began(um_workload_id, &packet->to, &packet->from)) return um_stop_refused(decision);
+  if (!um_has_begun(um_workload_id, &packet->to, &packet->from, UM_BEGAN_HERE))
+    return um_stop_refused(decision);
   const __u32 config = um_config_flags();
   const struct um_workload* client = um_find_workload(um_netns_cookie, um_generation(config));
   if (!client) return um_stop_refused(decision);
   struct um_decision asked = {};
   um_decide_sent(client, &packet->from, config, &asked);
   if (asked.action != UM_PASS) return um_stop_refused(decision);
-  um_begin(um_workload_id, &packet->to, &packet->from);
+  um_note_datagram(um_workload_id, &packet->to, &packet->from, UM_BEGAN_HERE);
   return UM_CONTINUE;
 }
 
@@ -171,6 +174,10 @@ int um_packet_to(struct __sk_buff* skb) {
   if (!um_is_multicast(&packet.to.address) &&
       !um_is_own_address(um_workload_id, &packet.to.address))
     return um_stop(UM_PACKETS_DROPPED_DESTINATION);
+  // What the workload sends to itself never comes this way, and would be judged as that.
+  if (um_is_loopback(&packet.from.address) ||
+      um_is_own_address(um_workload_id, &packet.from.address))
+    return um_stop(UM_PACKETS_DROPPED_SOURCE);
   if (packet.kind == UM_PACKET_FOLLOWS) return UM_CONTINUE;
 
   struct um_decision decision = {};

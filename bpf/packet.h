@@ -1,5 +1,6 @@
 // What a strict workload's packets are: read from the frame, and judged as the connects and
-// arrivals that they stand for. Included after maps.h, decide.h and act.h.
+// arrivals that they stand for. Included after maps.h, decide.h, began.h and
+// act.h.
 #ifndef UM_PACKET_H
 #define UM_PACKET_H
 
@@ -272,22 +273,22 @@ static __always_inline void um_decide_sent(const struct um_workload* client,
 
 // ---- datagrams: who began ------------------------------------------------------------------
 
-static __always_inline int um_began(__u32 workload, const struct um_destination* from,
-                                    const struct um_destination* to) {
-  struct um_datagram_key key = {.workload = workload, .from = *from, .to = *to};
-  const __u64* seen = bpf_map_lookup_elem(&um_datagrams, &key);
-  return seen && um_now() - *seen <= UM_DATAGRAM_LIMIT_NS;
+static __always_inline int um_has_begun(__u32 workload, const struct um_destination* own,
+                                        const struct um_destination* other, __u32 began) {
+  struct um_datagram_key key = {.workload = workload, .own = *own, .other = *other};
+  const struct um_udp_flow* known = bpf_map_lookup_elem(&um_datagrams, &key);
+  return um_is_begun(known, began, um_now(), UM_DATAGRAM_LASTS_NS);
 }
 
-static __always_inline void um_begin(__u32 workload, const struct um_destination* from,
-                                     const struct um_destination* to) {
-  struct um_datagram_key key = {.workload = workload, .from = *from, .to = *to};
+// It passes; where nothing did, that side begins. No room: answers are refused.
+static __always_inline void um_note_datagram(__u32 workload, const struct um_destination* own,
+                                             const struct um_destination* other, __u32 began) {
+  struct um_datagram_key key = {.workload = workload, .own = *own, .other = *other};
+  struct um_udp_flow* known = bpf_map_lookup_elem(&um_datagrams, &key);
   __u64 now = um_now();
-  __u64* seen = bpf_map_lookup_elem(&um_datagrams, &key);
-  if (seen)
-    *(volatile __u64*)seen = now;
-  else
-    bpf_map_update_elem(&um_datagrams, &key, &now, BPF_ANY);
+  if (um_goes_on(known, now, UM_DATAGRAM_LASTS_NS)) return;
+  struct um_udp_flow flow = {.used = now, .began = began};
+  if (bpf_map_update_elem(&um_datagrams, &key, &flow, BPF_ANY)) um_count(UM_DATAGRAM_RECORDS_LOST);
 }
 
 // ---- the answer to a SYN that is refused -----------------------------------------------------

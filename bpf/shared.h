@@ -356,16 +356,6 @@ UM_ASSERT(sizeof(struct um_resolver_key) == 16);
 // into the buffer: the kernel shows that to programs only where its own getsockopt succeeded.)
 #define UM_SO_RESOLVER 0x554d0000
 
-// um_datagrams: when (__u64, CLOCK_MONOTONIC nanoseconds) a strict workload was last sent, or last
-// sent, datagrams of one end that policy lets begin: those of the other end are answers.
-struct um_datagram_key {
-  __u32 workload;  // which end it is, its address says
-  struct um_destination from;
-  struct um_destination to;
-};
-UM_ASSERT(sizeof(struct um_datagram_key) == 44);
-#define UM_DATAGRAM_LIMIT_NS 120000000000ULL  // older: nobody began
-
 // um_udp_flows: least recently used out. Who began what passes between a UDP port of a workload and
 // somebody else; an answer may pass although its own direction is denied. Written where a datagram
 // is permitted by the policy of its direction, and nothing of the other direction is fresh.
@@ -385,6 +375,16 @@ struct um_udp_flow {
 UM_ASSERT(sizeof(struct um_udp_flow) == 16);
 #define UM_UDP_LASTS_NS 60000000000ULL  // without a datagram it is over, as is a choice
 #define UM_UDP_EXACT_NS 1000000000ULL
+
+// um_datagrams: least recently used out. The same (struct um_udp_flow) of a strict workload's
+// packets, by both ends' addresses.
+struct um_datagram_key {
+  __u32 workload;
+  struct um_destination own;  // or a group's, or broadcast
+  struct um_destination other;
+};
+UM_ASSERT(sizeof(struct um_datagram_key) == 44);
+#define UM_DATAGRAM_LASTS_NS 120000000000ULL  // not before what the hooks remember is over
 
 // um_udp_choices: least recently used out. To which backend an unconnected socket's datagrams to a
 // service go, and by which service's address that backend answers.

@@ -7,6 +7,7 @@
 #include "maps.h"
 #include "udp_maps.h"
 #include "decide.h"
+#include "began.h"
 #include "dns.h"
 #include "udp.h"
 #include "act.h"

@@ -1,7 +1,7 @@
 // What happens to a datagram at either end, and to a UDP socket that connects.
 //
-// Included after decide.h and dns.h; as there, whoever includes it provides the lookups first, and
-// what is remembered of a datagram:
+// Included after decide.h, began.h and dns.h; as there, whoever includes it provides the lookups
+// first, and what is remembered of a datagram:
 //   struct um_udp_flow*         um_find_udp_flow(const struct um_udp_flow_key*)
 //   void                        um_write_udp_flow(const struct um_udp_flow_key*,
 //                                                 const struct um_udp_flow*)
@@ -11,8 +11,7 @@
 //   int                         um_is_service(const struct um_destination*)
 // Each direction is judged as TCP is: by the policies of who sends, and of who receives. What one
 // of them denies may still be an answer: then the direction that began is judged, by the policies
-// that hold now, so a revocation ends answers too. As long as anything passes, who began stays who
-// began: an answer never makes the one it answers a server.
+// that hold now, so a revocation ends answers too (began.h).
 #ifndef UM_UDP_H
 #define UM_UDP_H
 
@@ -24,15 +23,6 @@ struct um_datagram {
   __u8 own_peer;  // it is connected there: neither a service nor a resolver for it
   __u8 zero[5];
 };
-
-static __always_inline int um_is_fresh(__u64 used, __u64 now) {
-  return now < used || now - used < UM_UDP_LASTS_NS;
-}
-
-// Most datagrams write nothing.
-static __always_inline void um_use(__u64* used, __u64 now) {
-  if (now > *used && now - *used >= UM_UDP_EXACT_NS) *used = now;
-}
 
 static __always_inline void um_flow_key_of(struct um_udp_flow_key* key, __u32 workload, __u16 port,
                                            const struct um_destination* other) {
@@ -50,10 +40,7 @@ UM_APART int um_note_flow(__u32 workload, __u16 port, const struct um_destinatio
   um_flow_key_of(&key, workload, port, other);
   __u64 now = um_now();
   struct um_udp_flow* known = um_find_udp_flow(&key);
-  if (known && um_is_fresh(known->used, now)) {
-    um_use(&known->used, now);
-    return 0;
-  }
+  if (um_goes_on(known, now, UM_UDP_LASTS_NS)) return 0;
   struct um_udp_flow flow = {.used = now, .began = began};
   um_write_udp_flow(&key, &flow);
   return 0;
@@ -67,7 +54,7 @@ UM_APART int um_answers(__u32 workload, __u16 port, const struct um_destination*
   um_flow_key_of(&key, workload, port, other);
   __u64 now = um_now();
   struct um_udp_flow* known = um_find_udp_flow(&key);
-  if (!known || known->began != began || !um_is_fresh(known->used, now)) return 0;
+  if (!um_is_begun(known, began, now, UM_UDP_LASTS_NS)) return 0;
   um_use(&known->used, now);
   return 1;
 }
@@ -92,7 +79,7 @@ static __always_inline int um_stay(const struct um_datagram* in, __u32 config,
   struct um_udp_choice_key key = {.socket = in->socket, .at = in->to.to, .way = UM_TO_BACKEND};
   struct um_udp_choice* choice = um_find_udp_choice(&key);
   __u64 now = um_now();
-  if (!choice || !um_is_fresh(choice->used, now)) return 0;
+  if (!choice || !um_is_fresh(choice->used, now, UM_UDP_LASTS_NS)) return 0;
   const struct um_workload* client = um_find_workload(in->to.netns_cookie, um_generation(config));
   if (!client) return 0;
   um_use(&choice->used, now);

@@ -5,6 +5,7 @@
 
 #include <functional>
 
+#include "tests/support/datagrams.h"
 #include "tests/support/packets.h"
 
 namespace mesh::test {
@@ -242,6 +243,15 @@ TEST_F(PacketTest, WhatReachesAStrictWorkloadsPacketSockets) {
       in("SCTP", v4(132, plain("<it>")), "packets_dropped_protocol"),
       in("to another", between(v4(6, kSynAllowed), "10.9.0.9", "10.9.0.2"),
          "packets_dropped_destination"),
+      in("from itself", between(v4(6, kSynAllowed), "10.9.0.1", "10.9.0.1"),
+         "packets_dropped_source"),
+      in("from itself by IPv6", between(v6(17, kDatagramForbidden), "fd09::1", "fd09::1"),
+         "packets_dropped_source"),
+      in("a segment from itself",
+         between(v6(6, tcp(4000, kForbidden, kAck, "<it>")), "fd09::1", "fd09::1"),
+         "packets_dropped_source"),
+      in("from a loopback address", between(v4(17, kDatagramForbidden), "10.9.0.1", "127.0.0.1"),
+         "packets_dropped_source"),
       in("to all", between(v4(17, kDatagramAllowed), "255.255.255.255", "10.9.0.2"), ""),
       in("to all, forbidden", between(v4(17, kDatagramForbidden), "255.255.255.255", "10.9.0.2"),
          "arrivals_denied_policy"),
@@ -404,6 +414,57 @@ TEST_F(PacketTest, DatagramsAreJudgedAsThoseThatBegan) {
   state_.sets[7].erase({0, datapath::Transport::kUdp, 9000, 9000});
   apply_all();
   EXPECT_FALSE(out(9000, 4000));
+}
+
+// It answers all the time, which its own direction permits: that makes no server of who asks.
+TEST_F(PacketTest, AnswersMakeNoAskerAServer) {
+  auto& out_set = state_.sets[6];
+  auto& in_set = state_.sets[7];
+  for (auto* set : {&out_set, &in_set})
+    (*set)[{0, datapath::Transport::kAny, 0, 65535}] = {true, 61, 0};
+  state_.workloads[kApp].egress = 6;
+  state_.workloads[kApp].ingress = 7;
+  is_strict(true);
+  const auto out = [&](std::uint16_t from, std::uint16_t to) {
+    return leaves(from_app(ip_packet(v4(17, udp(from, to, "<it>")))));
+  };
+  const auto back = [&](std::uint16_t from, std::uint16_t to) {
+    Ip ip = v4(17, udp(from, to, "<it>"));
+    std::swap(ip.from, ip.to);
+    return arrives(from_server(ip_packet(ip)));
+  };
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(out(4000, 53));
+    EXPECT_TRUE(back(53, 4000));
+    EXPECT_TRUE(back(4000, 9000));
+    EXPECT_TRUE(out(9000, 4000));
+  }
+  out_set[{0, datapath::Transport::kUdp, 53, 53}] = {false, 62, 0};
+  apply_all();
+  EXPECT_FALSE(out(4000, 53)) << "it asked, and may no more";
+  EXPECT_TRUE(back(4000, 9000));
+  EXPECT_TRUE(out(9000, 4000));
+  in_set[{0, datapath::Transport::kUdp, 9000, 9000}] = {false, 72, 0};
+  apply_all();
+  EXPECT_FALSE(back(4000, 9000)) << "the other one asked";
+}
+
+// IPv6 takes a datagram for its own that comes from its own address, wherever it comes from.
+TEST_F(PacketTest, NobodyElseSendsInItsName) {
+  UniqueFd own = app_->run([] { return udp_socket(AF_INET6, "[fd09::1]:8081"); });
+  Ip ip{"fd09::1", "fd09::1", IPPROTO_UDP, udp(9, kForbidden, "<it>")};
+  const std::uint16_t sum = internet_sum(ip.payload, pseudo_sum(ip));
+  ip.payload[6] = static_cast<std::uint8_t>(sum >> 8U);
+  ip.payload[7] = static_cast<std::uint8_t>(sum);
+  const Bytes forged = from_server(ip_packet(ip));
+  is_strict(false);
+  EXPECT_TRUE(arrives(forged));
+  EXPECT_EQ(receive(own.get(), 30000).from, at("[fd09::1]:9")) << "default mode: believed";
+  is_strict(true);
+  const std::uint64_t before = count("packets_dropped_source");
+  EXPECT_FALSE(arrives(forged));
+  EXPECT_EQ(count("packets_dropped_source"), before + 1);
+  EXPECT_EQ(receive(own.get(), 0).err, ETIMEDOUT);
 }
 
 // A namespace within the workload, whose traffic the workload forwards.
