@@ -44,6 +44,7 @@ const um_destination* um_find_resolver(__u64, __u32 slot) {
 const um_destination* um_take_resolver(__u64, __u32 slot, const um_destination* resolver) {
   return &mesh::test::records.resolvers.emplace(slot, *resolver).first->second;
 }
+#include "bpf/began.h"
 #include "bpf/dns.h"
 #include "bpf/udp.h"
 }  // namespace
