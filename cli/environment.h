@@ -16,6 +16,7 @@ enum Exit : int {
   kNotFound = 4,
   kDegraded = 5,
   kPermission = 6,
+  kDenied = 7,  // authz check: not allowed, or not all of it
 };
 int exit_code(const Error& error);
 

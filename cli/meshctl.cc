@@ -19,6 +19,7 @@
 #include "kinds.h"
 #include "lifecycle.h"
 #include "objects.h"
+#include "policy_views.h"
 #include "sandbox.h"
 #include "supervisor.h"
 #include "up_options.h"
@@ -38,8 +39,8 @@ Examples:
   meshctl tap --destination reviews                        live requests
 
 Each command has its own --help. Exit status: 0 done, 1 failed or refused, 2 wrong usage,
-3 the mesh is not running, 4 not found, 5 degraded (status), 6 permission;
-sandbox run and exec: that of the command.)";
+3 the mesh is not running, 4 not found, 5 degraded (status), 6 permission,
+7 denied (authz check); sandbox run and exec: that of the command.)";
 
 constexpr const char* kMesh = "This machine's mesh";
 constexpr const char* kConfiguration = "Configuration";
@@ -229,6 +230,7 @@ class CommandLine {
   void add_sandbox_commands();
   void add_looking_commands();
   void add_bpf_commands();
+  void add_policy_commands();
   void add_sandbox_run(CLI::App& sandbox);
 
   CLI::App app_;
@@ -240,6 +242,7 @@ class CommandLine {
   Selection selection_;
   SandboxSpec sandbox_;
   TapOptions tap_;
+  AuthzQuestion authz_;
   std::vector<std::string> files_, labels_, annotations_, command_;
   std::string what_;
   std::string from_;  // of dns lookup
@@ -482,11 +485,48 @@ void CommandLine::add_looking_commands() {
       ->type_name("[NAMESPACE/]WORKLOAD");
   add_format(lookup_command);
 
+  add_policy_commands();
   add_bpf_commands();
 
   auto* version_command = command(app_, "version", "Versions of meshctl and of meshd", kLooking,
                                   [this] { return version(environment_, MESH_VERSION, format_); });
   add_format(version_command);
+}
+
+void CommandLine::add_policy_commands() {
+  auto* authz = command(app_, "authz", "Say who may connect to whom, and why", kLooking, nullptr);
+  authz->require_subcommand(1);
+  auto* check_command = command(*authz, "check", "The verdict on a connection, its rule, and why",
+                                "Commands", [this] {
+                                  authz_.ns = selection_.ns;
+                                  return authz_check(environment_, authz_, format_);
+                                });
+  check_command->footer(R"(
+What the kernel decides at both ends, from the rows that it has: the client's egress
+(NetworkPolicy), the server's ingress (AuthorizationPolicy, NetworkPolicy, mode). A service is
+checked for each endpoint that the client may be sent to; without a port, every range of ports
+that is treated differently. Nothing is sent.
+
+  --from  [NAMESPACE/]WORKLOAD or IP
+  --to    [service/|workload/][NAMESPACE/]NAME[:PORT], a host of the mesh, or IP[:PORT]; a NAME is
+          a service where there is one, as for who dials it, and of the client's namespace
+
+Examples:
+  meshctl authz check --from shop/cart --to reviews:9080
+  meshctl authz check --from 192.0.2.7 --to workload/db:3306
+  meshctl authz check --from cart --to 10.77.0.53:53 --udp -o json
+
+Exit status: 0 allowed, 7 denied, or allowed only in part (PARTLY), 4 no such name, 1 a service
+without endpoints.)");
+  check_command->add_option("--from", authz_.from, "Who connects: a workload or an address")
+      ->type_name("WORKLOAD|IP")
+      ->required();
+  check_command->add_option("--to", authz_.to, "Where to: a workload, service or address")
+      ->type_name("NAME|IP[:PORT]")
+      ->required();
+  check_command->add_flag("--udp", authz_.udp, "A datagram instead of a TCP connection");
+  add_namespace(check_command);
+  add_format(check_command);
 }
 
 void CommandLine::add_bpf_commands() {

@@ -159,6 +159,27 @@ void read(const json::value& value, Status& out, Context& at) {
       "kernel", out.kernel)("policies", out.policies);
 }
 
+void read(const json::value& value, AuthzReply::Policy& out, Context& at) {
+  Members(value, at)("policy", out.policy)("action", out.action)("outcome", out.outcome);
+}
+
+void read(const json::value& value, AuthzReply::End& out, Context& at) {
+  Members(value, at)("end", out.end)("workload", out.workload)("verdict", out.verdict)(
+      "policy", out.policy)("why", out.why)("audit", out.audit)("enforced", out.enforced)(
+      "policies", out.policies);
+}
+
+void read(const json::value& value, AuthzReply::Path& out, Context& at) {
+  Members(value, at)("workload", out.workload)("address", out.address)(
+      "first_port", out.first_port)("last_port", out.last_port)("proxied", out.proxied)(
+      "verdict", out.verdict)("why", out.why)("ends", out.ends);
+}
+
+void read(const json::value& value, AuthzReply& out, Context& at) {
+  Members(value, at)("verdict", out.verdict)("from", out.from)("to", out.to)(
+      "transport", out.transport)("version", out.version)("paths", out.paths)("notes", out.notes);
+}
+
 void read(const json::value& value, Dump& out, Context& at) {
   Members(value, at)("what", out.what)("version", out.version)("columns", out.columns)("rows",
                                                                                        out.rows);
@@ -352,6 +373,46 @@ json::object to_json(const Status& m) {
        })}};
 }
 
+namespace {
+
+json::object json_of(const AuthzReply::Policy& p) {
+  return {{"policy", p.policy}, {"action", p.action}, {"outcome", p.outcome}};
+}
+
+json::object json_of(const AuthzReply::End& e) {
+  return {{"end", e.end},
+          {"workload", e.workload},
+          {"verdict", e.verdict},
+          {"policy", e.policy},
+          {"why", e.why},
+          {"audit", e.audit},
+          {"enforced", e.enforced},
+          {"policies", list_of(e.policies, [](const auto& p) { return json_of(p); })}};
+}
+
+json::object json_of(const AuthzReply::Path& p) {
+  return {{"workload", p.workload},
+          {"address", p.address},
+          {"first_port", p.first_port},
+          {"last_port", p.last_port},
+          {"proxied", p.proxied},
+          {"verdict", p.verdict},
+          {"why", p.why},
+          {"ends", list_of(p.ends, [](const auto& e) { return json_of(e); })}};
+}
+
+}  // namespace
+
+json::object to_json(const AuthzReply& m) {
+  return {{"verdict", m.verdict},
+          {"from", m.from},
+          {"to", m.to},
+          {"transport", m.transport},
+          {"version", m.version},
+          {"paths", list_of(m.paths, [](const auto& p) { return json_of(p); })},
+          {"notes", list_of(m.notes)}};
+}
+
 json::object to_json(const Dump& m) {
   return {{"what", m.what},
           {"version", m.version},
@@ -397,6 +458,7 @@ template Result<ApplyReply> from_json(const json::value&);
 template Result<WorkloadStatus> from_json(const json::value&);
 template Result<WorkloadList> from_json(const json::value&);
 template Result<Status> from_json(const json::value&);
+template Result<AuthzReply> from_json(const json::value&);
 template Result<Dump> from_json(const json::value&);
 template Result<TapEvent> from_json(const json::value&);
 template Result<ErrorReply> from_json(const json::value&);

@@ -6,6 +6,7 @@
 //   GET  /v1/objects?kind=&namespace=&name=             -> ObjectList (empty list: none matches)
 //   GET  /v1/workloads[?wait=<ns>/<name>&seconds=N]     -> WorkloadList
 //   GET  /v1/dump/{routes,clusters,endpoints,policies}  -> Dump
+//   GET  /v1/authz?from=&to=&namespace=&udp=            -> AuthzReply (404: no such name)
 //   GET  /v1/tap?source=&destination=&status=           -> chunked, one TapEvent a line, no end
 //   POST /v1/apply     ApplyRequest                     -> ApplyReply
 //   POST /v1/validate  ApplyRequest                     -> ApplyReply, nothing is stored
@@ -148,6 +149,39 @@ struct Dump {
   std::vector<boost::json::object> rows;
 };
 
+// Whether somebody may connect to somewhere: what the kernel decides, and why.
+struct AuthzReply {
+  // A policy that was asked at an end, and what it says of this connection.
+  struct Policy {
+    std::string policy, action, outcome;  // "AuthorizationPolicy ns/name", "DENY", "rule 0 matches"
+  };
+  struct End {
+    std::string end;       // "egress" (of the client) or "ingress" (of the server)
+    std::string workload;  // "ns/name", whose policies are asked
+    std::string verdict;   // "ALLOW" or "DENY"
+    std::string policy;    // what decided, with its rule: "NetworkPolicy ns/name[0]"; "": none did
+    std::string why;
+    std::string audit;     // the AUDIT policy and rule that matched
+    bool enforced = true;  // by this node; else what the configuration says to another
+    std::vector<Policy> policies;
+  };
+  struct Path {            // to one endpoint, or to a range of ports that are treated alike
+    std::string workload;  // "ns/name"; "" where no workload has the address
+    std::string address;
+    std::uint16_t first_port = 0, last_port = 0;
+    bool proxied = false;  // HTTP: meshproxy goes there on behalf of the client
+    std::string verdict;   // "ALLOW" or "DENY"
+    std::string why;       // where no end says it
+    std::vector<End> ends;
+  };
+  std::string verdict;  // "ALLOW", "DENY", or "PARTLY": of some paths
+  std::string from, to;
+  std::string transport;  // "TCP" or "UDP"
+  std::uint64_t version = 0;
+  std::vector<Path> paths;
+  std::vector<std::string> notes;
+};
+
 struct TapEvent {
   std::string time;         // RFC 3339 with milliseconds, UTC, of the request's start
   std::string source;       // "ns/name" of the client workload, or the gateway
@@ -183,6 +217,7 @@ boost::json::object to_json(const WorkloadStatus&);
 boost::json::object to_json(const WorkloadList&);
 boost::json::object to_json(const Status&);
 boost::json::object to_json(const Dump&);
+boost::json::object to_json(const AuthzReply&);
 boost::json::object to_json(const TapEvent&);
 boost::json::object to_json(const ErrorReply&);
 

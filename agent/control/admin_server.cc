@@ -205,6 +205,15 @@ asio::awaitable<Response> answer(Node& node, const Request& request, const api::
     co_return respond(request, node.objects(query_of(target, "kind"), query_of(target, "namespace"),
                                             query_of(target, "name")));
   if (path == "/v1/workloads") co_return co_await workloads(node, request, target);
+  if (path == "/v1/authz") {
+    auto checked =
+        node.check_authz({query_of(target, "from"), query_of(target, "to"),
+                          target.query.contains("namespace") ? query_of(target, "namespace")
+                                                             : std::string("default"),
+                          query_of(target, "udp") == "1"});
+    if (!checked) co_return refuse(request, checked.error());
+    co_return respond(request, checked.value());
+  }
   if (path.starts_with("/v1/dump/")) co_return co_await dump(node, request, target);
   co_return refuse(request, Error{Errc::not_found, "no such path: GET " + path});
 }

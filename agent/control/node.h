@@ -16,6 +16,7 @@
 
 #include "api/messages.h"
 #include "control/audit.h"
+#include "control/authz.h"
 #include "control/flow_book.h"
 #include "control/heartbeat.h"
 #include "control/host_listeners.h"
@@ -96,6 +97,7 @@ class Node {
   std::uint64_t version() const { return publisher_.version(); }
   std::vector<api::Status::PolicyCount> policy_counts();
   Result<api::Dump> open_flows();
+  Result<api::AuthzReply> check_authz(const AuthzQuestion& question) const;
 
  private:
   class HoldEvents final : public PeerEvents {

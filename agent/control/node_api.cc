@@ -333,6 +333,24 @@ std::vector<api::Status::PolicyCount> Node::policy_counts() {
   return list;
 }
 
+Result<api::AuthzReply> Node::check_authz(const AuthzQuestion& question) const {
+  const std::vector<Client> clients = workloads_.clients();
+  const auto rules = policy_rules(parts_.numbers);
+  MESH_TRY(auto reply, control::check_authz({{*compilation_.snapshot, publisher_.kernel(), clients},
+                                             rules,
+                                             parts_.numbers.range(),
+                                             compilation_.problems},
+                                            question));
+  reply.version = publisher_.version();
+  if (!publisher_.kernel_error().empty())
+    reply.notes.push_back("the kernel's state cannot be written, so this is the one before: " +
+                          publisher_.kernel_error());
+  for (const auto& [id, error] : publisher_.kernel_errors())
+    reply.notes.push_back("not all of it is in the kernel, which refuses the rest: " +
+                          error.message);
+  return reply;
+}
+
 void Node::add_reasons(api::Status& status, Clock::time_point now) const {
   auto& reasons = status.reasons;
   if (!parts_.hold.is_connected())

@@ -27,6 +27,7 @@ class Numbers {
   // range: where service addresses come from; IPv4, at least 16 addresses.
   Numbers(Files& files, std::string path, IpBlock range);
   Result<> load();
+  const IpBlock& range() const { return range_; }
 
   std::uint32_t number(Space space, const std::string& name);  // the name's, or the next free one
   const std::map<std::string, std::uint32_t>& names(Space space) const { return of(space).numbers; }

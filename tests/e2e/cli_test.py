@@ -52,6 +52,36 @@ spec:
       route: [{{destination: {{host: web6}}}}]
     - route: [{{destination: {{host: web6}}}}]
 """
+SERVICE_OF_TCP = """apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec:
+  selector: {app: db}
+  ports: [{name: tcp, port: 3306, targetPort: 8080}]
+"""
+POLICIES = """apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-client}
+spec:
+  selector: {matchLabels: {app: db}}
+  action: DENY
+  rules:
+    - from: [{source: {namespaces: [elsewhere]}}]
+    - from: [{source: {serviceAccounts: [client]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: watch}
+spec: {selector: {matchLabels: {app: db}}, action: AUDIT, rules: [{}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: friend}
+spec:
+  podSelector: {matchLabels: {app: friend}}
+  policyTypes: [Egress]
+  egress: [{ports: [{port: 8080}]}]
+"""
 WEB = ("/usr/bin/python3", "-m", "http.server", "8080", "--bind", "::")
 GET = ("curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://web/")
 
@@ -145,6 +175,55 @@ class Cli(MeshOfItsOwn):
             self.assertEqual(ask("http://web6/"), "200")
         self.assertEqual([(e["source"], e["endpoint"], e["status"]) for e in events], [("default/client", f"[{address}]:8080", 200)])
         self.assertEqual(ask("http://[fd78::6]/teapot"), "418", "the rule of its name, by its address")
+
+    def check(self, source, destination, *more):
+        done = mesh.meshctl("authz", "check", "--from", source, "--to", destination, "-o", "json", *more, check=False)
+        return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+    def test_authz_check_says_what_the_kernel_does_and_why(self):
+        path = pathlib.Path(self._directory.name, "db.yaml")
+        path.write_text(SERVICE_OF_TCP)
+        mesh.meshctl("apply", "-f", path)
+        mesh.meshctl("sandbox", "run", "db", "-l", "app=db", "--detach", "--", *WEB)
+        for name in ("client", "friend"):
+            mesh.meshctl("sandbox", "run", name, "-l", f"app={name}", "--service-account", name, "--detach", "--",
+                         "sleep", "infinity")
+
+        url = f"http://{mesh.meshctl_json('get', 'svc', 'db')['spec']['clusterIP']}:3306/"
+
+        def connects(name):
+            return mesh.meshctl("sandbox", "exec", name, "--", *GET[:-1], url, check=False).stdout == "200"
+
+        for name in ("client", "friend"):
+            mesh.eventually("it answers without policies", lambda name=name: connects(name), 30)
+            code, said = self.check(name, "db")
+            self.assertEqual((code, said["verdict"]), (0, "ALLOW"), said)
+        path.write_text(POLICIES)
+        mesh.meshctl("apply", "-f", path)
+        self.assertFalse(connects("client"))
+        self.assertTrue(connects("friend"))
+
+        code, said = self.check("client", "db")
+        self.assertEqual((code, said["verdict"], said["to"]), (7, "DENY", "service db.default.svc.cluster.local"), said)
+        for path in said["paths"]:
+            ingress = next(end for end in path["ends"] if end["end"] == "ingress")
+            self.assertEqual((path["workload"], path["first_port"]), ("default/db", 8080))
+            self.assertEqual((ingress["policy"], ingress["audit"]),
+                             ("AuthorizationPolicy default/not-client[1]", "AuthorizationPolicy default/watch[0]"))
+        code, said = self.check("friend", "db:3306")
+        self.assertEqual((code, said["verdict"]), (0, "ALLOW"), said)
+        egress = next(end for end in said["paths"][0]["ends"] if end["end"] == "egress")
+        self.assertEqual(egress["policy"], "NetworkPolicy default/friend[0]")
+        code, said = self.check("friend", "workload/db")
+        self.assertEqual((code, said["verdict"]), (7, "PARTLY"), "only one port is open to it")
+        address = next(a for a in mesh.workload_addresses("db") if ":" not in a)
+        self.assertEqual([self.check("client", f"{address}:8080")[0], self.check("192.0.2.9", f"{address}:8080")[0],
+                          self.check("client", f"{address}:8080", "--udp")[0], self.check("nobody", "db")[0],
+                          self.check("client", "nothing")[0], self.check("client", "db:1")[0]], [7, 0, 0, 4, 4, 4])
+        table = mesh.meshctl("authz", "check", "--from", "client", "--to", "db", check=False).stdout
+        self.assertRegex(table, r"^DENY: workload default/client to service db")
+        self.assertRegex(table, r"ingress of default/db +DENY +AuthorizationPolicy default/not-client\[1\]")
+        self.assertRegex(table, r"AuthorizationPolicy default/watch +AUDIT +rule 0 matches")
 
     def test_meshd_clears_away_what_a_killed_sandbox_run_left(self):
         for kill in ("monitor", "everything"):
