@@ -4,6 +4,8 @@
 #ifndef UM_CONNECTIONS_H
 #define UM_CONNECTIONS_H
 
+#define EEXIST 17
+
 static __always_inline struct um_event* um_new_event(__u8 kind) {
   struct um_event* event = bpf_ringbuf_reserve(&um_events, sizeof *event, 0);
   if (!event) {
@@ -54,11 +56,6 @@ static __always_inline void um_report_denial(const struct um_decision* decision,
   bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }
 
-static __always_inline void um_record(__u64 cookie, const struct um_connection* connection) {
-  if (bpf_map_update_elem(&um_connections, &cookie, connection, BPF_ANY))
-    um_count(UM_CONNECTIONS_UNRECORDED);
-}
-
 // A connect that goes to where it asked, or to a backend.
 static __always_inline void um_record_connect(void* ctx, const struct um_connect* in,
                                               const struct um_decision* decision) {
@@ -67,7 +64,9 @@ static __always_inline void um_record_connect(void* ctx, const struct um_connect
   connection.service = in->to;
   connection.workload = decision->workload;
   connection.policy = um_last_policy(decision);
-  um_record(bpf_get_socket_cookie(ctx), &connection);
+  __u64 cookie = bpf_get_socket_cookie(ctx);
+  if (bpf_map_update_elem(&um_connections, &cookie, &connection, BPF_ANY))
+    um_count(UM_CONNECTIONS_UNRECORDED);
 }
 
 static __always_inline void um_record_accept(struct bpf_sock_ops* ops) {
@@ -78,7 +77,10 @@ static __always_inline void um_record_accept(struct bpf_sock_ops* ops) {
   connection.started = bpf_ktime_get_ns();
   connection.workload = server->id;
   connection.flags = UM_CONNECTION_INBOUND | UM_CONNECTION_ESTABLISHED;
-  um_record(bpf_get_socket_cookie(ops), &connection);
+  __u64 cookie = bpf_get_socket_cookie(ops);
+  long error = bpf_map_update_elem(&um_connections, &cookie, &connection, BPF_NOEXIST);
+  // Both ends connected at once: this one is the client that it was.
+  if (error && error != -EEXIST) um_count(UM_CONNECTIONS_UNRECORDED);
 }
 
 // A FIN is counted as a byte, at either end, and so is a SYN that we sent.
@@ -128,8 +130,10 @@ static __always_inline void um_see_state(struct bpf_sock_ops* ops, __u32 from, _
   } else if (to == BPF_TCP_FIN_WAIT2) {
     connection->at_fin_wait = ops->bytes_received;
   } else {
-    um_report_close(ops, cookie, connection, from);
+    // Who sees the event finds the record gone.
+    struct um_connection last = *connection;
     bpf_map_delete_elem(&um_connections, &cookie);
+    um_report_close(ops, cookie, &last, from);
   }
 }
 

@@ -66,12 +66,15 @@ static __always_inline int um_unbind_device(struct bpf_sock_addr* ctx, struct bp
 static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct bpf_sock* sk,
                                                const struct um_connect* in,
                                                struct um_decision* decision) {
-  // A socket can connect again (after AF_UNSPEC, or a refusal): what it remembers is over.
+  // A socket can connect again (after AF_UNSPEC, or a refusal): what it remembers is over. One of
+  // UDP that is refused stays connected where it was.
   struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
-  if (socket) socket->flags = 0;
+  if (socket) {
+    if (in->to.protocol != UM_UDP) socket->flags = 0;
+  }
 
   struct um_datagram datagram = {.to = *in, .port = bpf_htons((__u16)sk->src_port)};
-  um_decide_datagram(&datagram, decision);
+  um_decide_datagram(&datagram, 1, decision);
   um_count_rulings(decision);
   if (decision->action == UM_REFUSE) {
     if (decision->counter == UM_CONNECTS_CANARY)
@@ -79,6 +82,7 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
     um_report_denial(decision, 0, &in->to);
     return um_refuse(decision->counter);
   }
+  if (socket) socket->flags = 0;
   if (decision->action == UM_PASS) {
     if (decision->counter != UM_NO_COUNTER) um_count(decision->counter);
     if (decision->counter == UM_CONNECTS_DIRECT && in->to.protocol == UM_TCP)

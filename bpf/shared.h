@@ -370,7 +370,8 @@ enum um_udp_began { UM_BEGAN_HERE = 1, UM_BEGAN_THERE = 2 };
 struct um_udp_flow {
   __u64 used;   // CLOCK_MONOTONIC nanoseconds, of either direction, to within UM_UDP_EXACT_NS
   __u32 began;  // um_udp_began
-  __u32 zero;
+  // Not 0: a socket connected to who began, to answer. What it sends then is not seen here.
+  __u32 connected;
 };
 UM_ASSERT(sizeof(struct um_udp_flow) == 16);
 #define UM_UDP_LASTS_NS 60000000000ULL  // without a datagram it is over, as is a choice

@@ -71,7 +71,7 @@ static __always_inline int um_refuse_datagram(__u32 counter) {
 }
 
 static __always_inline int um_send(const struct um_datagram* in, struct um_decision* decision) {
-  um_decide_datagram(in, decision);
+  um_decide_datagram(in, 0, decision);
   um_count_rulings(decision);
   __u32 counter = um_counter_of(decision);
   if (decision->action == UM_REFUSE) return um_refuse_datagram(counter);

@@ -18,7 +18,7 @@
 // What a socket sends, or connects to.
 struct um_datagram {
   struct um_connect to;
-  __u64 socket;   // cookie; 0: it connects
+  __u64 socket;   // cookie, of one that sends
   __u16 port;     // be16, its own; 0: none yet
   __u8 own_peer;  // it is connected there: neither a service nor a resolver for it
   __u8 zero[5];
@@ -59,6 +59,26 @@ UM_APART int um_answers(__u32 workload, __u16 port, const struct um_destination*
   return 1;
 }
 
+// A socket connects there; what it sends and gets then is not seen. What was over begins anew,
+// here.
+UM_APART int um_note_connected(__u32 workload, __u16 port, const struct um_destination* other,
+                               __u32 answers) {
+  if (!other) return 0;
+  struct um_udp_flow_key key;
+  um_flow_key_of(&key, workload, port, other);
+  struct um_udp_flow* known = um_find_udp_flow(&key);
+  if (!known) return 0;
+  if (answers) {
+    known->connected = 1;
+    return 0;
+  }
+  __u64 now = um_now();
+  if (um_is_fresh(known->used, now, UM_UDP_LASTS_NS)) return 0;
+  struct um_udp_flow flow = {.used = now, .began = UM_BEGAN_HERE};
+  um_write_udp_flow(&key, &flow);
+  return 0;
+}
+
 static __always_inline int um_is_denied_by_policy(const struct um_decision* decision) {
   if (decision->action != UM_REFUSE) return 0;
   switch (decision->counter) {
@@ -92,6 +112,8 @@ static __always_inline int um_stay(const struct um_datagram* in, __u32 config,
 
 UM_APART int um_note_choice(const struct um_datagram* in, const struct um_destination* backend) {
   if (!in || !backend) return 0;
+  // sendmsg6 takes no mapped address: this datagram is refused, the next may go elsewhere.
+  if (!in->to.v4_only && um_is_v4(&backend->address)) return 0;
   struct um_udp_choice_key key = {.socket = in->socket, .at = in->to.to, .way = UM_TO_BACKEND};
   struct um_udp_choice choice = {.used = um_now(), .other = *backend};
   um_write_udp_choice(&key, &choice);
@@ -104,7 +126,7 @@ UM_APART int um_note_choice(const struct um_datagram* in, const struct um_destin
 
 // Denied as something of its own: the server's answer to what somebody else began?
 static __always_inline void um_send_answer(const struct um_workload* self,
-                                           const struct um_datagram* in, __u32 config,
+                                           const struct um_datagram* in, int connects, __u32 config,
                                            struct um_decision* out) {
   if (!in->port || !um_answers(self->id, in->port, &in->to.to, UM_BEGAN_THERE)) return;
   out->rulings = 0;
@@ -116,28 +138,33 @@ static __always_inline void um_send_answer(const struct um_workload* self,
     if (um_rule(self->ingress, peer_class, &own, config, out) != UM_ALLOWED) return;
   }
   um_decided(out, UM_PASS, UM_DATAGRAMS_ANSWERED);
+  if (connects) um_note_connected(self->id, in->port, &in->to.to, 1);
 }
 
 // A datagram, or a connect (of TCP too), of an enrolled workload's application. Beyond the decision
 // it remembers what the next datagram is judged by.
-static __always_inline void um_decide_datagram(const struct um_datagram* in,
+static __always_inline void um_decide_datagram(const struct um_datagram* in, int connects,
                                                struct um_decision* out) {
   const __u32 config = um_config_flags();
-  int stays = in->socket && !in->own_peer && um_stay(in, config, out);
+  int stays = !connects && !in->own_peer && um_stay(in, config, out);
   if (!stays) um_decide_workload_by(config, &in->to, out);
   if (!in->own_peer) um_decide_resolver(&in->to, out);
   if (in->to.to.protocol != UM_UDP) return;
   if (out->action == UM_RESOLVE || out->counter == UM_CONNECTS_LOCAL) return;
   const struct um_workload* self = um_find_workload(in->to.netns_cookie, um_generation(config));
   if (!self) return;
-  if (um_is_denied_by_policy(out)) um_send_answer(self, in, config, out);
+  if (um_is_denied_by_policy(out)) um_send_answer(self, in, connects, config, out);
   if (out->action == UM_REFUSE || out->counter == UM_DATAGRAMS_ANSWERED) return;
   int is_balanced = out->action == UM_BALANCE;
-  if (is_balanced && in->socket && !stays) um_note_choice(in, &out->backend);
+  if (is_balanced && !connects && !stays) um_note_choice(in, &out->backend);
+  if (!in->port) return;
   // What a connected socket gets, nobody judges: no answer of it needs to be known. And nothing is
   // denied to a workload without ingress policy.
-  if (self->ingress && in->socket && in->port)
-    um_note_flow(self->id, in->port, is_balanced ? &out->backend : &in->to.to, UM_BEGAN_HERE);
+  const struct um_destination* other = is_balanced ? &out->backend : &in->to.to;
+  if (connects)
+    um_note_connected(self->id, in->port, other, 0);
+  else if (self->ingress)
+    um_note_flow(self->id, in->port, other, UM_BEGAN_HERE);
 }
 
 // A UDP socket of the mesh connects, on behalf of a workload: services are translated as for the

@@ -13,7 +13,8 @@ Result<> end_unseen(const EnrolledWorkload& workload) {
     return std::ranges::find(workload.addresses, connection.remote.ip) == workload.addresses.end();
   };
   for (const Transport transport : {Transport::kTcp, Transport::kUdp}) {
-    MESH_TRY(end_connections(workload.netns, transport, is_elsewhere));
+    const Ended ended = end_connections(workload.netns, transport, is_elsewhere);
+    if (ended.failure) return *ended.failure;
   }
   return success();
 }

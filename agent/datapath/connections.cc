@@ -153,7 +153,7 @@ Result<bool> end(int fd, Transport transport, const Found& found) {
 struct All {
   UniqueFd fd;
   std::vector<Found> found;
-  std::set<std::uint16_t> listening;  // be16
+  std::set<SocketAddress> listening;
 };
 
 Result<All> list_all(int netns, Transport transport, bool with_counts) {
@@ -164,31 +164,48 @@ Result<All> list_all(int netns, Transport transport, bool with_counts) {
     all.found.insert(all.found.end(), found.begin(), found.end());
   }
   for (const Found& found : all.found)
-    if (found.state == BPF_TCP_LISTEN) all.listening.insert(found.id.idiag_sport);
+    if (found.state == BPF_TCP_LISTEN)
+      all.listening.insert(address_of(found.family, found.id.idiag_src, found.id.idiag_sport));
   std::erase_if(all.found, [](const Found& found) { return found.state == BPF_TCP_LISTEN; });
   return all;
 }
 
+// At the address itself, or at all of them (one of IPv6 hears IPv4, too).
+bool is_listening(const All& all, const SocketAddress& at) {
+  const IpAddress any4 = IpAddress::v4(0, 0, 0, 0), any6;
+  return all.listening.contains(at) || all.listening.contains({any6, at.port}) ||
+         (at.ip.is_v4() && all.listening.contains({any4, at.port}));
+}
+
 Connection connection_of(const Found& found, const All& all) {
-  return {address_of(found.family, found.id.idiag_src, found.id.idiag_sport),
-          address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
-          all.listening.contains(found.id.idiag_sport),
+  const SocketAddress local = address_of(found.family, found.id.idiag_src, found.id.idiag_sport);
+  return {local, address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
+          is_listening(all, local),
           std::uint64_t{found.id.idiag_cookie[1]} << 32U | found.id.idiag_cookie[0], found.state};
 }
 
 }  // namespace
 
-Result<std::size_t> end_connections(int netns, Transport transport,
-                                    const std::function<bool(const Connection&)>& is_forbidden) {
-  MESH_TRY(const auto all, list_all(netns, transport, false));
-  std::size_t ended = 0;
-  for (const Found& found : all.found) {
-    const Connection connection = connection_of(found, all);
-    if (connection.remote.ip.is_loopback() || !is_forbidden(connection)) continue;
-    MESH_TRY(const bool was_there, end(all.fd.get(), transport, found));
-    ended += was_there ? 1 : 0;
+Ended end_connections(int netns, Transport transport,
+                      const std::function<bool(const Connection&)>& is_forbidden) {
+  Ended out;
+  const auto all = list_all(netns, transport, false);
+  if (!all) {
+    out.failure = all.error();
+    return out;
   }
-  return ended;
+  for (const Found& found : all.value().found) {
+    const Connection connection = connection_of(found, all.value());
+    if (connection.remote.ip.is_loopback() || !is_forbidden(connection)) continue;
+    auto was_there = end(all.value().fd.get(), transport, found);
+    if (was_there) {
+      out.ended += was_there.value() ? 1 : 0;
+      continue;
+    }
+    ++out.not_ended;
+    if (!out.failure) out.failure = std::move(was_there).assume_error();
+  }
+  return out;
 }
 
 Result<> for_each_connection(int netns,

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 
 #include "base/address.h"
 #include "base/result.h"
@@ -15,7 +16,7 @@ namespace mesh::datapath {
 
 struct Connection {
   SocketAddress local, remote;
-  bool is_inbound = false;  // TCP: somebody listens at the local port
+  bool is_to_listener = false;  // TCP: somebody listens at the local address and port now
   std::uint64_t cookie = 0;
   std::uint8_t state = 0;  // TCP's
 };
@@ -26,11 +27,16 @@ struct TcpCounts {
   std::uint32_t retransmits = 0;
 };
 
-// Resets every connection (also one that is just being made) of which `is_forbidden` says so;
-// returns how many. Either end of a TCP connection gets a reset, a connected UDP socket an error,
-// and it is connected no more. Loopback connections are not asked about.
-Result<std::size_t> end_connections(int netns, Transport transport,
-                                    const std::function<bool(const Connection&)>& is_forbidden);
+struct [[nodiscard]] Ended {
+  std::size_t ended = 0;
+  std::size_t not_ended = 0;     // although they should have been
+  std::optional<Error> failure;  // the first one: of those, or of looking at all
+};
+// Resets every connection (also one that is just being made) of which `is_forbidden` says so.
+// Either end of a TCP connection gets a reset, a connected UDP socket an error, and it is connected
+// no more. Loopback connections are not asked about.
+Ended end_connections(int netns, Transport transport,
+                      const std::function<bool(const Connection&)>& is_forbidden);
 
 // Shows every TCP connection, also one that is just being made, loopback among them.
 Result<> for_each_connection(int netns,

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 #include <utility>
 
@@ -27,6 +28,7 @@
 #include "datapath/object.h"
 #include "datapath/policy_maps.h"
 #include "datapath/policy_sets.h"
+#include "datapath/revocation.h"
 #include "datapath/services.h"
 #include "datapath/udp_choices.h"
 
@@ -328,32 +330,23 @@ class KernelDatapath final : public Datapath {
   }
 
   Result<> end_forbidden(const State& state) override {
-    for (const auto& [id, workload] : state.workloads) {
-      if (workload.netns < 0 || workload.cgroup.empty()) continue;
-      for (const Transport transport : {Transport::kTcp, Transport::kUdp}) {
-        MESH_TRY(auto ended,
-                 end_connections(workload.netns, transport, [&](const Connection& connection) {
-                   return is_forbidden(state, workload, transport, connection);
-                 }));
-        connections_ended_ += ended;
-      }
-    }
-    return success();
+    const Revocation revocation(object_, flows_, state);
+    return end_where(
+        state, {Transport::kTcp, Transport::kUdp}, connections_ended_,
+        [&](const EnrolledWorkload& workload, Transport transport, const Connection& connection) {
+          return revocation.is_forbidden(workload, transport, connection);
+        });
   }
 
   Result<> end_removed(const State& state) override {
     const bool is_asked = std::ranges::any_of(
         state.services, [](const auto& service) { return service.second.resets_on_removal; });
     if (!is_asked) return success();
-    for (const auto& [id, workload] : state.workloads) {
-      if (workload.netns < 0 || workload.cgroup.empty()) continue;
-      MESH_TRY(auto ended,
-               end_connections(workload.netns, Transport::kTcp, [&](const Connection& connection) {
-                 return is_removed(state, connection);
-               }));
-      connections_reset_ += ended;
-    }
-    return success();
+    const Revocation revocation(object_, flows_, state);
+    return end_where(state, {Transport::kTcp}, connections_reset_,
+                     [&](const EnrolledWorkload&, Transport, const Connection& connection) {
+                       return revocation.is_removed(connection);
+                     });
   }
 
   Result<std::vector<Flow>> take_flows() override { return flows_.take(); }
@@ -363,6 +356,7 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(auto out, read_counters(object_.map("um_counters"), object_.map("um_policy_counts")));
     out.totals["connections_ended_by_policy"] = connections_ended_;
     out.totals["connections_reset_on_removal"] = connections_reset_;
+    out.totals["connections_not_ended"] = connections_not_ended_;
     out.totals["map_entries_written"] = maps_.writes();  // or deleted
     return out;
   }
@@ -438,6 +432,27 @@ class KernelDatapath final : public Datapath {
     bool strict;
     friend bool operator==(const Place&, const Place&) = default;
   };
+
+  // What cannot be looked at, or ended, holds up nothing else.
+  template <class Ends>
+  Result<> end_where(const State& state, std::initializer_list<Transport> transports,
+                     std::uint64_t& total, Ends ends) {
+    std::optional<Error> failure;
+    for (const auto& [id, workload] : state.workloads) {
+      if (workload.netns < 0 || workload.cgroup.empty()) continue;
+      for (const Transport transport : transports) {
+        Ended ended = end_connections(workload.netns, transport,
+                                      [&, &one = workload](const Connection& connection) {
+                                        return ends(one, transport, connection);
+                                      });
+        total += ended.ended;
+        connections_not_ended_ += ended.not_ended;
+        if (!failure) failure = std::move(ended.failure);
+      }
+    }
+    if (failure) return *std::move(failure);
+    return success();
+  }
 
   std::size_t capacity(const char* map) const {
     bpf_map_info info{};
@@ -684,25 +699,6 @@ class KernelDatapath final : public Datapath {
     }
   }
 
-  // It went through a service that has no such endpoint (any more).
-  bool is_removed(const State& state, const Connection& connection) const {
-    const auto record = flows_.find(connection.cookie);
-    if (!record || (record->flags & UM_CONNECTION_INBOUND) != 0) return false;
-    const auto service = state.services.find(user_destination(record->service));
-    if (service == state.services.end() || !service->second.resets_on_removal ||
-        service->second.kind != ServiceEntry::Kind::kBalance)
-      return false;
-    const Columns* columns = &service->second.columns;
-    if (const auto& of_clients = service->second.of_clients) {
-      const auto own = of_clients->find(record->workload);
-      if (own == of_clients->end()) return true;
-      columns = &own->second;
-    }
-    return std::ranges::none_of(*columns, [&](const Column& column) {
-      return column.first == connection.remote || column.second == connection.remote;
-    });
-  }
-
   Result<> update_fast_path(const State& state) {
     FastPathNode node;
     node.excluded = state.slow_listeners;
@@ -740,76 +736,13 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
-  // As the programs would decide of a new one.
-  bool is_forbidden(const State& state, const EnrolledWorkload& workload, Transport transport,
-                    const Connection& connection) const {
-    const IpAddress& other = connection.remote.ip;
-    if (std::ranges::find(workload.addresses, other) != workload.addresses.end()) return false;
-    if (is_inbound(workload, transport, connection))
-      return is_denied(state, workload.ingress, class_of_client(state, connection), transport,
-                       connection.local.port);
-    if (is_denied(state, workload.egress, class_at(state, other), transport,
-                  connection.remote.port))
-      return true;
-    const auto server = state.peers.find(other);
-    return server != state.peers.end() &&
-           is_denied(state, server->second.ingress,
-                     other.is_v4() ? workload.class4 : workload.class6, transport,
-                     connection.remote.port);
-  }
-
-  // A UDP socket that connected to who had asked it. Without the record it is taken for one that
-  // asked: then its own way must be allowed.
-  bool is_inbound(const EnrolledWorkload& workload, Transport transport,
-                  const Connection& connection) const {
-    if (transport != Transport::kUdp) return connection.is_inbound;
-    const um_udp_flow_key key{workload.id, network_order(connection.local.port), 0,
-                              kernel_destination(connection.remote, UM_UDP)};
-    um_udp_flow flow{};
-    return ::bpf_map_lookup_elem(object_.map("um_udp_flows"), &key, &flow) == 0 &&
-           flow.began == UM_BEGAN_THERE;
-  }
-
-  static bool is_denied(const State& state, SetId id, ClassId peer, Transport transport,
-                        std::uint16_t port) {
-    if (id == 0) return false;
-    const auto set = state.sets.find(id);
-    const auto* found =
-        set == state.sets.end() ? nullptr : find_verdict(set->second, peer, transport, port);
-    return !found || !found->allowed;
-  }
-
-  ClassId class_of_client(const State& state, const Connection& connection) const {
-    const um_flow_key key{kernel_destination(connection.remote),
-                          kernel_destination(connection.local)};
-    std::uint64_t recorded = 0;
-    if (::bpf_map_lookup_elem(object_.map("um_clients"), &key, &recorded) == 0)
-      for (const auto& [id, client] : state.workloads)
-        if (client.netns_cookie == recorded)
-          return connection.local.ip.is_v4() ? client.class4 : client.class6;
-    return class_at(state, connection.remote.ip);
-  }
-
-  static ClassId class_at(const State& state, const IpAddress& address) {
-    if (const auto peer = state.peers.find(address); peer != state.peers.end())
-      return peer->second.peer;
-    ClassId peer = 0;
-    int longest = -1;
-    for (const auto& [block, id] : state.blocks)
-      if (block.prefix_length > longest && block.contains(address)) {
-        longest = block.prefix_length;
-        peer = id;
-      }
-    return peer;
-  }
-
   Object object_;
   Maps maps_;
   UdpChoices udp_;
   std::string mesh_cgroup_;  // "": not told yet
   Services::Failures misfit_services_;
   Flows flows_;
-  std::uint64_t connections_ended_ = 0, connections_reset_ = 0;
+  std::uint64_t connections_ended_ = 0, connections_reset_ = 0, connections_not_ended_ = 0;
   std::string pin_dir_;
   std::optional<FastPath> fast_path_;  // none: off
   FastPathNode fast_path_node_;

@@ -247,12 +247,12 @@ TEST_F(DnsTest, ASocketThatIsConnectedToItsResolverStaysThere) {
     Child client(&*app_group_, &*app_, [&] {
       UniqueFd fd = udp_socket(family);
       if (connect_udp(fd.get(), "10.9.0.2:53", family) == 0) *step = 1;
-      while (*step != 2) ::usleep(1000);
+      if (!eventually([&] { return *step == 2; })) return;
       const bool is_same = ::send(fd.get(), "x", 1, 0) == 1 && receive(fd.get()).err == 0 &&
                            ask(fd.get(), "10.9.0.2:53", family).err == 0;
       *step = is_same ? 3 : 4;
     });
-    while (*step == 0) ::usleep(1000);
+    ASSERT_TRUE(eventually([&] { return *step != 0; }));
     state_.workloads[kApp].has_responder = true;
     apply_all();
     *step = 2;

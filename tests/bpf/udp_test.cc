@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "datapath/byte_order.h"
 #include "tests/support/datagrams.h"
 #include "tests/support/datapath_fixture.h"
 
@@ -82,6 +83,34 @@ class UdpTest : public DatapathTest {
       if (::send(fd.get(), "x", 1, 0) < 0) return Answer{errno, {}};
       return receive(fd.get());
     });
+  }
+
+  // What passed was long ago.
+  void age_flows() {
+    constexpr std::uint64_t kAge = UM_UDP_LASTS_NS + 1;
+    ASSERT_TRUE(eventually([] { return now_ns() > kAge; })) << "this machine has just started";
+    UniqueFd flows = map("um_udp_flows");
+    um_udp_flow_key key{};
+    for (const void* at = nullptr; ::bpf_map_get_next_key(flows.get(), at, &key) == 0; at = &key) {
+      um_udp_flow flow{};
+      ASSERT_EQ(::bpf_map_lookup_elem(flows.get(), &key, &flow), 0);
+      flow.used = now_ns() - kAge;
+      ASSERT_EQ(::bpf_map_update_elem(flows.get(), &key, &flow, BPF_EXIST), 0);
+    }
+  }
+  // Between 10.9.0.2:7000 of the server and 10.9.0.1:4000.
+  static um_udp_flow_key key_of_the_asker() {
+    return {kServer, htons(7000), 0, datapath::kernel_destination(at("10.9.0.1:4000"), UM_UDP)};
+  }
+  um_udp_flow flow_of_the_asker() {
+    const um_udp_flow_key key = key_of_the_asker();
+    um_udp_flow flow{};
+    EXPECT_EQ(::bpf_map_lookup_elem(map("um_udp_flows").get(), &key, &flow), 0);
+    return flow;
+  }
+  void write_flow_of_the_asker(const um_udp_flow& flow) {
+    const um_udp_flow_key key = key_of_the_asker();
+    EXPECT_EQ(::bpf_map_update_elem(map("um_udp_flows").get(), &key, &flow, BPF_ANY), 0);
   }
 
   std::optional<Cgroup> server_group_, elsewhere_;
@@ -269,6 +298,22 @@ TEST_F(UdpTest, AConnectedSocketSeesTheServiceAsItsPeer) {
   EXPECT_EQ(ask_from_app("[fd78::2]:70").from, at("[fd78::2]:70"));
 }
 
+TEST_F(UdpTest, ASocketWhoseNextConnectIsRefusedStaysWhereItIs) {
+  const auto server = echo({"10.9.0.2:7000"});
+  udp_service(kVip, {"10.9.0.2:7000"});
+  has_set("10.9.0.3", 3);
+  udp_verdict(3, 0, false, 21);
+  apply_all();
+  const bool is_right = in_app([&] {
+    UniqueFd fd = udp_socket(AF_INET);
+    if (connect_udp(fd.get(), kVip, AF_INET) != 0) return false;
+    if (connect_udp(fd.get(), "10.9.0.3:7000", AF_INET) != kRefused) return false;
+    if (peer_of(fd.get()).address != at(kVip)) return false;
+    return ::send(fd.get(), "x", 1, 0) == 1 && receive(fd.get()).from == at(kVip);
+  });
+  EXPECT_TRUE(is_right);
+}
+
 TEST_F(UdpTest, ATcpServiceOfTheSameAddressIsAnother) {
   const auto server = echo({"10.9.0.2:7000"});
   accept_on_both_servers();
@@ -292,6 +337,7 @@ TEST_F(UdpTest, AServiceWithoutEndpointsIsRefused) {
   EXPECT_EQ(ask_connected(kVip).err, kRefused);
   EXPECT_EQ(ask_from_app("[fd78::2]:70").err, kRefused) << "no mapped address for sendmsg6";
   EXPECT_EQ(count("datagrams_refused_no_endpoint"), 3);
+  EXPECT_EQ(entries_of("um_udp_choices"), 0) << "the next datagram may go elsewhere";
 }
 
 TEST_F(UdpTest, TheEndpointsPolicyHolds) {
@@ -302,10 +348,10 @@ TEST_F(UdpTest, TheEndpointsPolicyHolds) {
   Child client(&*app_group_, &*app_, [&] {
     UniqueFd fd = udp_socket(AF_INET);
     if (ask(fd.get(), kVip, AF_INET).err == 0) *step = 1;
-    while (*step != 2) ::usleep(1000);
+    if (!eventually([&] { return *step == 2; })) return;
     *step = send_to(fd.get(), kVip, AF_INET) == EPERM ? 3 : 4;
   });
-  while (*step == 0) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return *step != 0; }));
   has_set("10.9.0.2", 3);
   udp_verdict(3, 0, false, 21);
   apply_all();
@@ -315,12 +361,12 @@ TEST_F(UdpTest, TheEndpointsPolicyHolds) {
 }
 
 TEST_F(UdpTest, OnlyWhoHadARemovedBackendGetsAnother) {
-  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
-  udp_service(kVip, {"10.9.0.2:7000", "10.9.0.3:7000"});
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000", "10.9.0.3:7001"});
+  udp_service(kVip, {"10.9.0.2:7000", "10.9.0.3:7000", "10.9.0.3:7001"});
   apply_all();
-  constexpr int kSockets = 32;
+  constexpr int kSockets = 48;
   struct Seen {
-    std::atomic<int> step, wrong, moved, first;
+    std::atomic<int> step, wrong, moved, had_removed;
   };
   Shared<Seen> seen;
   Child client(&*app_group_, &*app_, [&] {
@@ -329,24 +375,26 @@ TEST_F(UdpTest, OnlyWhoHadARemovedBackendGetsAnother) {
     for (int i = 0; i < kSockets; ++i) {
       sockets.push_back(udp_socket(AF_INET));
       before.emplace_back(ask(sockets.back().get(), kVip, AF_INET).text);
-      seen->first += before.back() == "10.9.0.2:7000" ? 1 : 0;
+      seen->had_removed += before.back() == "10.9.0.2:7000" ? 1 : 0;
     }
     seen->step = 1;
-    while (seen->step != 2) ::usleep(1000);
+    if (!eventually([&] { return seen->step == 2; })) return;
     for (int i = 0; i < kSockets; ++i) {
       const Answer answer = ask(sockets[static_cast<std::size_t>(i)].get(), kVip, AF_INET);
-      if (answer.err != 0 || std::string(answer.text) != "10.9.0.3:7000") ++seen->wrong;
-      if (before[static_cast<std::size_t>(i)] == "10.9.0.2:7000") ++seen->moved;
+      const std::string now = answer.text;
+      if (answer.err != 0 || now == "10.9.0.2:7000") ++seen->wrong;
+      if (now != before[static_cast<std::size_t>(i)]) ++seen->moved;
     }
   });
-  while (seen->step == 0) ::usleep(1000);
-  udp_service(kVip, {"10.9.0.3:7000"});
+  ASSERT_TRUE(eventually([&] { return seen->step != 0; }));
+  udp_service(kVip, {"10.9.0.3:7000", "10.9.0.3:7001"});
   apply_all();
   seen->step = 2;
   client.wait();
   EXPECT_EQ(seen->wrong, 0);
-  EXPECT_EQ(seen->moved, seen->first);
-  EXPECT_GT(seen->first, 0);
+  EXPECT_EQ(seen->moved, seen->had_removed) << "all others keep theirs";
+  EXPECT_GT(seen->had_removed, 0);
+  EXPECT_LT(seen->had_removed, kSockets);
 }
 
 // ---- arriving ------------------------------------------------------------------------------
@@ -441,12 +489,12 @@ TEST_F(UdpTest, ARevocationEndsAnswersToo) {
     const Answer asked = receive(fd.get(), 30'000);
     const std::string who = asked.from.to_string();
     if (send_to(fd.get(), who, AF_INET) == 0) *step = 2;
-    while (*step != 3) ::usleep(1000);
+    if (!eventually([&] { return *step == 3; })) return;
     *step = send_to(fd.get(), who, AF_INET) == EPERM ? 4 : 5;
   });
-  while (*step != 1) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return *step == 1; }));
   EXPECT_EQ(stranger_asks("10.9.0.2:7000").err, 0);
-  while (*step == 1) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return *step != 1; }));
   udp_verdict(kIn, 0, false, 51, 0);
   apply_all();
   *step = 3;
@@ -495,7 +543,7 @@ TEST_F(UdpTest, NothingForbiddenArrivesAfterAnAcknowledgement) {
       (void)::sendto(fd.get(), &epoch, sizeof epoch, 0, reinterpret_cast<sockaddr*>(&from), size);
     }
   });
-  while (!seen->is_ready) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return seen->is_ready.load(); }));
   Child client(&*elsewhere_, &*app_, [&] {
     UniqueFd fd = udp_socket(AF_INET, "10.9.0.1:4000");
     const RawAddress to = raw_address(at("10.9.0.2:7000"), AF_INET);
@@ -550,13 +598,13 @@ TEST_F(UdpTest, ConnectedSocketsThatANewPolicyForbidsAreEnded) {
     if (send_error(forbidden) == 0 && send_error(forbidden6) == 0 && send_error(mapped) == 0 &&
         send_error(fine) == 0)
       seen->step = 1;
-    while (seen->step != 2) ::usleep(1000);
+    if (!eventually([&] { return seen->step == 2; })) return;
     seen->forbidden = send_error(forbidden);
     seen->forbidden6 = send_error(forbidden6);
     seen->mapped = send_error(mapped);
     seen->fine = send_error(fine);
   });
-  while (seen->step == 0) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return seen->step != 0; }));
   for (const char* address : {"10.9.0.2", "fd09::2"}) has_set(address, 3);
   udp_verdict(3, 0, false, 21);
   apply_all();
@@ -569,7 +617,7 @@ TEST_F(UdpTest, ConnectedSocketsThatANewPolicyForbidsAreEnded) {
   EXPECT_NE(seen->mapped, 0);
   EXPECT_EQ(seen->fine, 0);
   EXPECT_EQ(count("connections_ended_by_policy"), 3);
-  while (server->asked() < before + 1) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return server->asked() >= before + 1; }));
   EXPECT_EQ(server->asked(), before + 1);
 }
 
@@ -592,23 +640,24 @@ TEST_F(UdpTest, AConnectedAnswererIsJudgedByItsIngressPolicy) {
     seen->connected = connect_udp(fd.get(), asked.from.to_string(), AF_INET);
     (void)::send(fd.get(), "x", 1, 0);
     seen->step = 2;
-    while (seen->step != 3) ::usleep(1000);
+    if (!eventually([&] { return seen->step == 3; })) return;
     seen->kept = ::send(fd.get(), "x", 1, 0) < 0 ? errno : 0;
     seen->step = 4;
-    while (seen->step != 5) ::usleep(1000);
+    if (!eventually([&] { return seen->step == 5; })) return;
     seen->ended = ::send(fd.get(), "x", 1, 0) < 0 ? errno : 0;
   });
-  while (seen->step != 1) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return seen->step == 1; }));
   Child asker(&*elsewhere_, &*app_, [&] {
     UniqueFd fd = udp_socket(AF_INET, "10.9.0.1:4000");
     (void)send_to(fd.get(), "10.9.0.2:7000", AF_INET);
     ::pause();
   });
-  while (seen->step != 2) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return seen->step == 2; }));
   EXPECT_EQ(seen->connected, 0);
+  age_flows();  // what it sends by now, no program sees
   must(datapath_->end_forbidden(state_));
   seen->step = 3;
-  while (seen->step != 4) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return seen->step == 4; }));
   EXPECT_EQ(seen->kept, 0);
   udp_verdict(kIn, 0, false, 51, 0);
   apply_all();
@@ -616,6 +665,53 @@ TEST_F(UdpTest, AConnectedAnswererIsJudgedByItsIngressPolicy) {
   seen->step = 5;
   server.wait();
   EXPECT_NE(seen->ended, 0);
+}
+
+// Somebody asked there once; that it connected is its own doing, by its own right.
+TEST_F(UdpTest, WhoConnectsLongAfterAQuestionIsJudgedByItsEgressPolicy) {
+  enrol_server();
+  this->server().ingress = kIn;
+  this->server().egress = kOut;
+  udp_verdict(kIn, 0, true, 51, 0);
+  for (const bool knows_port : {true, false}) {
+    udp_verdict(kOut, 0, true, 61, 0);
+    apply_all();
+    Shared<std::atomic<int>> step;
+    Child server(&*server_group_, &*server_, [&] {
+      UniqueFd fd = udp_socket(AF_INET, "10.9.0.2:7000");
+      *step = 1;
+      const Answer asked = receive(fd.get(), 30'000);
+      *step = 2;
+      if (!eventually([&] { return *step == 3; })) return;
+      if (connect_udp(fd.get(), asked.from.to_string(), AF_INET) == 0) *step = 4;
+      if (!eventually([&] { return *step == 5; })) return;
+      *step = ::send(fd.get(), "x", 1, 0) < 0 ? 6 : 7;
+    });
+    ASSERT_TRUE(eventually([&] { return *step == 1; }));
+    Child asker(&*elsewhere_, &*app_, [&] {
+      UniqueFd fd = udp_socket(AF_INET, "10.9.0.1:4000");
+      (void)send_to(fd.get(), "10.9.0.2:7000", AF_INET);
+      ::pause();
+    });
+    ASSERT_TRUE(eventually([&] { return *step == 2; }));
+    age_flows();
+    *step = 3;
+    ASSERT_TRUE(eventually([&] { return *step == 4; }));
+    EXPECT_EQ(flow_of_the_asker().began, UM_BEGAN_HERE);
+    if (!knows_port) {  // as where the kernel gave it that port only after the connect was judged
+      um_udp_flow flow{};
+      flow.began = UM_BEGAN_THERE;
+      flow.used = now_ns();
+      write_flow_of_the_asker(flow);
+      age_flows();
+    }
+    udp_verdict(kOut, 0, false, 62, 0);
+    apply_all();
+    must(datapath_->end_forbidden(state_));
+    *step = 5;
+    server.wait();
+    EXPECT_EQ(*step, 6) << knows_port;
+  }
 }
 
 // ---- limits and deaths ---------------------------------------------------------------------

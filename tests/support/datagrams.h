@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "tests/support/eventually.h"
 #include "tests/support/netns.h"
 
 namespace mesh::test {
@@ -92,7 +93,7 @@ class Echo {
  public:
   Echo(const Cgroup& group, const NetNs& ns, const std::vector<std::string>& addresses)
       : child_(&group, &ns, [&] { serve(addresses); }) {
-    while (!shared_->is_ready) ::usleep(1000);
+    if (!eventually([this] { return shared_->is_ready.load(); })) fixture_failed("an echo server");
   }
   std::uint64_t asked() const { return shared_->asked; }
 

@@ -91,7 +91,7 @@ class UdpDecide : public testing::Test {
     in.port = be16(port);
     in.own_peer = own_peer ? 1 : 0;
     um_decision out{};
-    um_decide_datagram(&in, &out);
+    um_decide_datagram(&in, socket == 0 ? 1 : 0, &out);
     return out;
   }
   static um_decision connect(std::uint16_t port) { return send(kPeer, 0, port); }

@@ -1,0 +1,34 @@
+// Revocation: whether an open connection may stay by a state, as the programs would decide of a new
+// one. A value that borrows all that it is given. Reads maps; one thread at a time.
+#pragma once
+
+#include "datapath/connections.h"
+#include "datapath/datapath.h"
+#include "datapath/flows.h"
+#include "datapath/object.h"
+
+namespace mesh::datapath {
+
+class Revocation {
+ public:
+  Revocation(const Object& object, const Flows& flows, const State& state)
+      : object_(object), flows_(flows), state_(state) {}
+
+  bool is_forbidden(const EnrolledWorkload& workload, Transport transport,
+                    const Connection& connection) const;
+  // It went through a service with resets_on_removal that has no such endpoint (any more).
+  bool is_removed(const Connection& connection) const;
+
+ private:
+  bool is_inbound(const EnrolledWorkload& workload, Transport transport,
+                  const Connection& connection) const;
+  bool is_denied(SetId id, ClassId peer, Transport transport, std::uint16_t port) const;
+  ClassId class_of_client(const Connection& connection) const;
+  ClassId class_at(const IpAddress& address) const;
+
+  const Object& object_;
+  const Flows& flows_;
+  const State& state_;
+};
+
+}  // namespace mesh::datapath
