@@ -29,9 +29,11 @@ struct Case {
   std::vector<CaseWorkload> workloads;
   std::map<std::string, std::map<std::string, std::string>> namespaces;  // that have an object
   std::vector<json::object> policies;  // whole objects, of both kinds
+  std::vector<std::string> node_addresses;
 
   // Everything, as compile() takes it.
   std::vector<config::ObjectPtr> objects() const;
+  config::CompileOptions options() const;
 };
 
 struct CaseFlow {
@@ -138,7 +140,19 @@ class Reference {
            lists_match(s, "serviceAccounts", "notServiceAccounts", "account", ns) &&
            lists_match(s, "ipBlocks", "notIpBlocks", "ip", ns);
   }
+  // Istio, of TCP: what needs HTTP never matches in an ALLOW rule; from others it is left out.
+  static bool needs_http(const json::object& rule) {
+    for (const auto& f : list(rule, "from"))
+      if (find(f.as_object(), "source")->contains("requestPrincipals")) return true;
+    for (const auto& t : list(rule, "to"))
+      for (const char* field : {"methods", "notPaths", "hosts"})
+        if (find(t.as_object(), "operation")->contains(field)) return true;
+    for (const auto& when : list(rule, "when"))
+      if (text(when.as_object(), "key").rfind("request.", 0) == 0) return true;
+    return false;
+  }
   bool condition_matches(const json::object& c, const std::string& ns) const {
+    if (text(c, "key").rfind("request.", 0) == 0) return true;
     static const std::map<std::string, std::string> kKeys = {{"source.principal", "principal"},
                                                              {"source.namespace", "namespace"},
                                                              {"source.serviceAccount", "account"},
@@ -146,7 +160,9 @@ class Reference {
                                                              {"destination.port", "port"}};
     return lists_match(c, "values", "notValues", kKeys.at(text(c, "key")), ns);
   }
-  bool rule_matches(const json::object& rule, const std::string& ns) const {
+  bool rule_matches(const json::object& rule, const std::string& ns,
+                    const std::string& action) const {
+    if (action == "ALLOW" && needs_http(rule)) return false;
     bool from = !rule.contains("from"), to = !rule.contains("to");
     for (const auto& f : list(rule, "from"))
       from = from || source_matches(*find(f.as_object(), "source"), ns);
@@ -175,7 +191,7 @@ class Reference {
       if (text(spec, "action") != action) continue;
       if (!matching) return true;
       for (const auto& rule : list(spec, "rules"))
-        if (rule_matches(rule.as_object(), ns_of(policy))) return true;
+        if (rule_matches(rule.as_object(), ns_of(policy), action)) return true;
     }
     return false;
   }
@@ -286,9 +302,16 @@ class Reference {
       if (any_policy("DENY", true)) return false;
       if (any_policy("ALLOW", false) && !any_policy("ALLOW", true)) return false;
     }
-    if (!network_allows(*flow_.server, "Ingress", "ingress", "from", flow_.client, flow_.from))
+    if (!is_this_node() &&
+        !network_allows(*flow_.server, "Ingress", "ingress", "from", flow_.client, flow_.from))
       return false;
     return !flow_.server->strict || has_way_in();
+  }
+  // Kubernetes: the node's own agents reach its pods whatever NetworkPolicies say.
+  bool is_this_node() const {
+    for (const std::string& address : world_.node_addresses)
+      if (address == flow_.from) return true;
+    return false;
   }
   bool has_way_in() const {
     for (const json::object& policy : world_.policies)
@@ -310,6 +333,7 @@ class Generator {
     Case world;
     world.namespaces = {{"books", {{"team", "red"}}}, {"shop", {{"team", "blue"}}}};
     for (int i = 0; i < 6; ++i) world.workloads.push_back(workload(i));
+    if (pick(3) == 0) world.node_addresses = {"192.0.2.1", "fd99::1"};
     for (unsigned i = pick(4); i > 0; --i) add(world, "AuthorizationPolicy", authorization());
     for (unsigned i = pick(4); i > 0; --i) add(world, "NetworkPolicy", network());
     return world;
@@ -373,9 +397,15 @@ class Generator {
 
   json::object authorization() {
     json::object spec = {{"action", choose({"ALLOW", "ALLOW", "ALLOW", "DENY", "DENY", "AUDIT"})}};
-    if (pick(2)) spec["selector"] = {{"matchLabels", {{"app", choose({"page", "db", "cache"})}}}};
+    const bool selects_some = pick(2) != 0;
+    if (selects_some)
+      spec["selector"] = {{"matchLabels", {{"app", choose({"page", "db", "cache"})}}}};
     json::array rules;
-    for (unsigned i = pick(4); i > 0; --i) rules.push_back(rule());
+    for (unsigned i = pick(4); i > 0; --i) {
+      rules.push_back(rule());
+      // One that needs HTTP and selects nobody is refused: who knows what it will select.
+      if (!selects_some && pick(6) == 0) add_http(rules.back().as_object());
+    }
     spec["rules"] = std::move(rules);
     return spec;
   }
@@ -439,6 +469,24 @@ class Generator {
       r["when"] = std::move(when);
     }
     return r;
+  }
+
+  void add_http(json::object& rule) {
+    switch (pick(3)) {
+      case 0:
+        rule["to"] = json::array{json::object{
+            {"operation", {{choose({"methods", "notPaths", "hosts"}), json::array{"GET"}}}}}};
+        if (pick(2)) rule["to"].at(0).at("operation").as_object()["ports"] = values("port");
+        break;
+      case 1:
+        rule["from"] =
+            json::array{json::object{{"source", {{"requestPrincipals", json::array{"*"}}}}},
+                        json::object{{"source", source()}}};
+        break;
+      default:
+        rule["when"] = json::array{
+            json::object{{"key", "request.headers[x]"}, {"values", json::array{"y"}}}, condition()};
+    }
   }
 
   // ---- NetworkPolicy
@@ -523,6 +571,13 @@ class Generator {
 
   std::mt19937 random_;
 };
+
+inline config::CompileOptions Case::options() const {
+  config::CompileOptions options;
+  for (const std::string& address : node_addresses)
+    options.node_addresses.push_back(IpAddress::parse(address).value());
+  return options;
+}
 
 inline std::vector<config::ObjectPtr> Case::objects() const {
   std::vector<config::ObjectPtr> objects;

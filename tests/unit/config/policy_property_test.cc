@@ -36,7 +36,7 @@ TEST(Policies, AgreeWithTheReferenceOnGeneratedSetsAndFlows) {
   for (unsigned seed = 0; seed < kWorlds; ++seed) {
     Generator generator(seed);
     const Case world = generator.world();
-    const Compiled compiled = compile(world.objects(), 1, {});
+    const Compiled compiled = compile(world.objects(), 1, world.options());
     ASSERT_THAT(compiled.refused, testing::IsEmpty())
         << compiled.problems.front().to_string() << "\n"
         << described(world, {});

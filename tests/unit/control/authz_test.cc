@@ -22,8 +22,9 @@ using testing::HasSubstr;
 // A node on which some workloads of a snapshot are enrolled.
 class NodeState {
  public:
-  NodeState(const std::vector<config::ObjectPtr>& objects, const std::set<std::string>& elsewhere)
-      : compiled_(config::compile(objects, 1, {})) {
+  NodeState(const std::vector<config::ObjectPtr>& objects, const std::set<std::string>& elsewhere,
+            const config::CompileOptions& options = {})
+      : compiled_(config::compile(objects, 1, options)) {
     std::uint32_t id = 10;
     for (const auto& [name, workload] : compiled_.snapshot->workloads) {
       if (elsewhere.contains(name.to_string())) continue;
@@ -83,7 +84,7 @@ TEST(AuthzCheck, AgreesWithTheReferenceOnGeneratedPoliciesAndFlows) {
     const auto& away = world.workloads[seed % world.workloads.size()];
     std::set<std::string> elsewhere;
     if (seed % 2 != 0) elsewhere.insert(away.ns + "/" + away.name);
-    const NodeState node(world.objects(), elsewhere);
+    const NodeState node(world.objects(), elsewhere, world.options());
     for (int i = 0; i < 10; ++i) {
       const CaseFlow flow = generator.flow(world);
       const AuthzQuestion question = question_of(flow);

@@ -97,7 +97,7 @@ TEST(KernelPolicy, AgreesWithTheReferenceOnGeneratedSetsAndFlows) {
   for (unsigned seed = 0; seed < kWorlds; ++seed) {
     Generator generator(seed);
     const Case world = generator.world();
-    const config::Compiled compiled = config::compile(world.objects(), 1, {});
+    const config::Compiled compiled = config::compile(world.objects(), 1, world.options());
     ASSERT_THAT(compiled.refused, testing::IsEmpty());
     const Kernel kernel(*compiled.snapshot);
     for (int i = 0; i < kFlows; ++i) {
