@@ -101,7 +101,7 @@ void FlowBook::add(const std::vector<Flow>& ended, std::chrono::nanoseconds mono
 }
 
 void FlowBook::see_open(const std::vector<Flow>& open) {
-  for (auto& [cookie, known] : known_) known.is_there = false;
+  for (auto& [cookie, known] : known_) ++known.missed;
   for (const Flow& flow : open) {
     if (!flow.is_established) continue;
     const bool is_new = !known_.contains(flow.cookie);
@@ -109,7 +109,9 @@ void FlowBook::see_open(const std::vector<Flow>& open) {
     if (has_seen_open_ || !is_new) count(flow);
     known_[flow.cookie] = {flow.sent, flow.received, flow.retransmits};
   }
-  std::erase_if(known_, [](const auto& known) { return !known.second.is_there; });
+  // What closed between the last add() and this look is not open, and what was told of it counts
+  // when its end is added.
+  std::erase_if(known_, [](const auto& known) { return known.second.missed > 1; });
   has_seen_open_ = true;
 }
 

@@ -45,7 +45,7 @@ class FlowBook {
   };
   struct Known {  // of a connection that was seen open: what was told of it
     std::uint64_t sent = 0, received = 0, retransmits = 0;
-    bool is_there = true;
+    int missed = 0;  // looks at what is open, one after the other
   };
   void count(const datapath::Flow& flow);
 

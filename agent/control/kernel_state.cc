@@ -37,17 +37,30 @@ bool is_proxied_by(const Snapshot* acked, const SocketAddress& address, const st
   return port && port->protocol == config::Protocol::kHttp;
 }
 
-// The endpoints that a socket which asked for `to` can reach, by their weights; their sum is the
-// cluster's. None: its share is refused.
+// The endpoints that a socket which asked for `to` can reach. IPv4 ones are an IPv6 socket's last
+// resort, and by TCP alone: sendmsg6 takes no mapped address, and who speaks only IPv6 takes none.
+std::vector<const config::Endpoint*> reachable(const config::Cluster& cluster,
+                                               const SocketAddress& to) {
+  const auto of = [&cluster](bool v4) {
+    std::vector<const config::Endpoint*> endpoints;
+    for (const config::Endpoint& endpoint : cluster.endpoints)
+      if (endpoint.address.ip.is_v4() == v4) endpoints.push_back(&endpoint);
+    return endpoints;
+  };
+  auto own = of(to.ip.is_v4());
+  const bool may_be_mapped = !to.ip.is_v4() && cluster.transport == config::Transport::kTcp;
+  return own.empty() && may_be_mapped ? of(true) : own;
+}
+
+// By their weights; their sum is the cluster's. None: its share is refused.
 void add_shares(const config::TcpBackend& backend, const SocketAddress& to,
                 std::vector<datapath::Share>& shares) {
   std::vector<datapath::Share> own;
   double total = 0;
   if (backend.cluster)
-    for (const config::Endpoint& endpoint : backend.cluster->endpoints) {
-      if (to.ip.is_v4() && !endpoint.address.ip.is_v4()) continue;
-      const double weight = std::max(endpoint.weight, 1U);
-      own.push_back({endpoint.address, weight});
+    for (const config::Endpoint* endpoint : reachable(*backend.cluster, to)) {
+      const double weight = std::max(endpoint->weight, 1U);
+      own.push_back({endpoint->address, weight});
       total += weight;
     }
   if (own.empty()) own.push_back({std::nullopt, total = 1});

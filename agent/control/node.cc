@@ -59,6 +59,12 @@ json::array counts_by_rule(const std::map<std::uint32_t, std::uint64_t>& counts,
   return list;
 }
 
+std::uint64_t since_clock_began_ms() {
+  const auto since = Node::Clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(since).count());
+}
+
 }  // namespace
 
 Node::Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_options)
@@ -118,9 +124,18 @@ void Node::recompile(Clock::time_point now) {
 void Node::publish(Clock::time_point now) {
   now_ = now;
   if (publisher_.acked()) reconcile_host_listeners();  // removals come before the proxy is told
+  // The proxy knows a workload's connections by its number, as long as it is told of it.
+  if (is_any_ending() && take_ended_flows()) send_flows();
   publisher_.publish({compilation_.snapshot, compilation_.for_proxy, workloads_.clients()}, now);
   workloads_.set_kernel_errors(publisher_.kernel_errors());
   tell_change();
+}
+
+bool Node::is_any_ending() const {
+  std::set<std::uint32_t> there;
+  for (const Client& client : workloads_.clients()) there.insert(client.kernel.id);
+  return std::ranges::any_of(publisher_.kernel().workloads,
+                             [&](const auto& known) { return !there.contains(known.first); });
 }
 
 void Node::on_store_changed(Clock::time_point now) {
@@ -234,6 +249,10 @@ void Node::reconcile_host_listeners() {
 
 // A proxy that just came has not stamped yet; and it may be we who were stopped: so a second look.
 void Node::watch_proxy(Clock::time_point now) {
+  if (publisher_.write_responders()) {
+    workloads_.set_kernel_errors(publisher_.kernel_errors());
+    tell_change();
+  }
   if (!heartbeat_.is_open() || !parts_.proxy.is_connected()) return;
   const bool is_fresh = heartbeat_.is_fresh(now, feed::kProxyGrace);
   if (!is_fresh && now - proxy_connected_at_ <= feed::kProxyGrace) return;
@@ -432,21 +451,38 @@ void Node::push_counters(std::uint64_t unix_ms) {
 // Long connections are looked at every 15 s: that costs a list of each workload's sockets.
 void Node::report_flows(std::uint64_t unix_ms) {
   constexpr int kLookAtOpen = 30;
-  const auto rules = policy_rules(parts_.numbers);
-  const auto failed = [this](const Error& error) {
-    if (error.message != flow_error_)
-      log()->error("L4 connections cannot be reported error={}", error.message);
-    flow_error_ = error.message;
-  };
-  auto ended = parts_.datapath.take_flows();
-  if (!ended) return failed(ended.error());
-  flow_book_.add(ended.value(), Clock::now().time_since_epoch(), unix_ms, rules);
+  clock_began_ms_ = unix_ms - since_clock_began_ms();
+  if (!take_ended_flows()) return;
   if (flow_reports_++ % kLookAtOpen == 0) {
     auto open = parts_.datapath.open_flows(publisher_.kernel());
-    if (!open) return failed(open.error());
+    if (!open) return say_flows_failed(open.error());
     flow_book_.see_open(open.value());
   }
   flow_error_.clear();
+  send_flows();
+}
+
+void Node::say_flows_failed(const Error& error) {
+  if (error.message != flow_error_)
+    log()->error("L4 connections cannot be reported error={}", error.message);
+  flow_error_ = error.message;
+}
+
+// False: they wait, since they cannot be had, or the time of day is not known yet.
+bool Node::take_ended_flows() {
+  if (!clock_began_ms_) return false;
+  auto ended = parts_.datapath.take_flows();
+  if (!ended) {
+    say_flows_failed(ended.error());
+    return false;
+  }
+  if (!ended.value().empty())
+    flow_book_.add(ended.value(), Clock::now().time_since_epoch(),
+                   *clock_began_ms_ + since_clock_began_ms(), policy_rules(parts_.numbers));
+  return true;
+}
+
+void Node::send_flows() {
   if (!parts_.proxy.is_connected() || !publisher_.acked()) return;
   auto message = flow_book_.take();
   if (!message) return;

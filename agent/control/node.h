@@ -143,6 +143,10 @@ class Node {
   void end_workloads(Clock::time_point now);
   bool is_sandbox(const config::Workload& workload) const;
   void remove_orphans();
+  bool is_any_ending() const;
+  bool take_ended_flows();
+  void say_flows_failed(const Error& error);
+  void send_flows();
   void send_options();
   void send_tap_state();
   void read_counters();
@@ -167,7 +171,8 @@ class Node {
   ProxyEvents proxy_events_{*this};
   Compilation compilation_;
   Clock::time_point started_{};
-  Clock::time_point now_{};  // of the event that is being handled
+  Clock::time_point now_{};                      // of the event that is being handled
+  std::optional<std::uint64_t> clock_began_ms_;  // the time of day then; of the last report
   std::string access_log_error_, store_error_;
   bool is_sync_due_ = false;
   Heartbeat heartbeat_;

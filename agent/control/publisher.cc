@@ -74,7 +74,16 @@ void Publisher::adopt(datapath::State state) {
 void Publisher::set_responders(std::set<std::uint32_t> workloads) {
   if (workloads == responders_) return;
   responders_ = std::move(workloads);
+  are_responders_due_ = true;
+  if (std::exchange(may_write_responders_, false)) refresh_kernel();
+}
+
+bool Publisher::write_responders() {
+  may_write_responders_ = !are_responders_due_;
+  if (!are_responders_due_) return false;
+  are_responders_due_ = false;
   refresh_kernel();
+  return true;
 }
 
 void Publisher::publish(Publication publication, Clock::time_point now) {
@@ -89,10 +98,11 @@ void Publisher::refresh_kernel() {
 }
 
 void Publisher::apply_kernel() {
+  are_responders_due_ = false;
   numbers_.start_round();
   datapath::State state =
       kernel_state({*wanted_.snapshot, acked(), current_, wanted_.clients}, numbers_);
-  for (auto& [id, workload] : state.workloads) workload.has_responder = has_responder(id);
+  for (auto& [id, workload] : state.workloads) workload.has_responder = responders_.contains(id);
   if (auto saved = numbers_.save(); !saved) {
     kernel_error_ = saved.error().message;  // a number that is not kept must not be used
     return;

@@ -61,8 +61,16 @@ class Publisher {
     return acked_version_ != 0 && told_.contains(workload);
   }
   // Whose DNS the proxy answers; what the last one said holds until another says something else.
+  // The kernel has the first change at once, others at the next write_responders(): saying so costs
+  // the proxy little, and writing the kernel's state much.
   void set_responders(std::set<std::uint32_t> workloads);
-  bool has_responder(std::uint32_t workload) const { return responders_.contains(workload); }
+  // Every half second. Whether there was anything to write.
+  bool write_responders();
+  // And the kernel redirects its queries there.
+  bool has_responder(std::uint32_t workload) const {
+    const auto found = current_.workloads.find(workload);
+    return found != current_.workloads.end() && found->second.has_responder;
+  }
   bool is_in_flight() const { return is_in_flight_; }
   const std::vector<config::Problem>& refused_by_proxy() const { return nacked_; }
   bool is_ack_late(Clock::time_point now) const;
@@ -85,6 +93,7 @@ class Publisher {
   std::optional<Publication> acked_;  // what the proxy uses; survives its absence
   std::set<std::uint32_t> told_;      // the workloads in it
   std::set<std::uint32_t> responders_;
+  bool are_responders_due_ = false, may_write_responders_ = true;
   bool proxy_knows_sent_ = false;  // else the next update starts from nothing
   bool is_in_flight_ = false;
   std::uint64_t version_ = 0, sent_version_ = 0, acked_version_ = 0;

@@ -195,7 +195,7 @@ net::Task<> Feeds::serve(UniqueFd fd) {
       why = received.error().message;
       break;
     }
-    if (responders_changed_) tell_responders();
+    if (responders_changed_ && has_listeners_) tell_responders();
     if (received.value()) {
       peer.io.readable = true;
       (void)co_await net::yield(peer.scope);
@@ -254,6 +254,7 @@ Result<> Feeds::on_meshd(std::string_view payload, feed::Fds fds) {
   if (type == feed::kKernelCounters) {
     kernel_counters_ = std::move(message);
     kernel_counters_at_ = reactor_.now();
+    if (snapshot_) tcp_records_.forget_ended_workloads(*snapshot_, reactor_.now());
     return success();
   }
   if (type == feed::kFlows) {
@@ -522,7 +523,7 @@ void Feeds::tell_responders() {
 }
 
 void Feeds::on_sync() {
-  responders_changed_ = true;
+  responders_changed_ = has_listeners_ = true;
   std::set<WorkloadId> workloads;
   for (const auto& id : named_) workloads.insert(id.workload);
   for (const auto& id : proxy_->listeners()) {

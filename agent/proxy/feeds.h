@@ -96,6 +96,9 @@ class Feeds {
   // What meshhold named on this connection.
   std::set<ListenerId> named_;
   bool responders_changed_ = false;  // meshd is told after the frames that are there
+  // Once meshhold has named them all. Until then what the proxy before this one said of its
+  // responders holds: the queries wait, as connections do.
+  bool has_listeners_ = false;
   Throttle socket_failures_;
 
   volatile std::uint64_t* heartbeat_map_ = nullptr;

@@ -88,9 +88,12 @@ void TcpRecords::use(const config::SnapshotPtr& snapshot) {
 
 void TcpRecords::add_edge(const json::object& edge, const Enrolled& enrolled) {
   const auto own_name = enrolled.find(static_cast<WorkloadId>(number(edge, "workload")));
-  if (own_name == enrolled.end()) return;
-  const auto own = snapshot_->workloads.find(own_name->second);
-  if (own == snapshot_->workloads.end()) return;
+  const auto own = own_name == enrolled.end() ? snapshot_->workloads.end()
+                                              : snapshot_->workloads.find(own_name->second);
+  if (own == snapshot_->workloads.end()) {
+    ++lost_;
+    return;
+  }
   const bool is_inbound = flag(edge, "inbound");
   const auto service_address = address(edge, "service");
   const auto other_ip = IpAddress::parse(text(edge, "other"));
@@ -121,11 +124,16 @@ void TcpRecords::add_edge(const json::object& edge, const Enrolled& enrolled) {
   }
   std::string key = telemetry::rendered(labels);
   key += flag(edge, "failed") ? ",response_flags=\"UF\"" : ",response_flags=\"-\"";
-  if (!series_.contains(key) && series_.size() >= kMaxSeries) {
+  const bool fits = series_.size() < kMaxSeries || series_.contains(key);
+  if (!fits) {
     ++overflows_;
-    return;
+    key = telemetry::rendered(telemetry::overflow_labels()) + ",response_flags=\"overflow\"";
   }
-  Sums& sums = series_[key];
+  Series& series = series_[key];
+  if (fits)
+    for (const config::Workload* end : {source, destination})
+      if (end != nullptr) series.workloads.insert(end->name);
+  Sums& sums = series.sums;
   sums.opened += number(edge, "opened");
   sums.closed += number(edge, "closed");
   // Seen from the destination, which has sent the responses.
@@ -170,17 +178,35 @@ void TcpRecords::add_line(const json::object& record, std::string& lines) const 
 
 void TcpRecords::add(const json::object& message, const config::SnapshotPtr& snapshot,
                      const Enrolled& enrolled, std::string& lines) {
-  if (!snapshot) return;
-  use(snapshot);
-  dropped_ += number(message, "dropped");
+  lost_ += number(message, "dropped");
   const auto each = [&message](std::string_view name, const auto& work) {
     const json::value* list = message.if_contains(name);
     if (list == nullptr || !list->is_array()) return;
     for (const json::value& item : list->get_array())
       if (item.is_object()) work(item.get_object());
   };
+  if (!snapshot) {
+    for (const char* name : {"edges", "records"}) each(name, [this](const auto&) { ++lost_; });
+    return;
+  }
+  use(snapshot);
   each("edges", [&](const json::object& edge) { add_edge(edge, enrolled); });
   each("records", [&](const json::object& record) { add_line(record, lines); });
+}
+
+void TcpRecords::forget_ended_workloads(const config::Snapshot& snapshot, Time now) {
+  const bool many = series_.size() > kMaxSeries / 2;
+  const auto is_there = [&snapshot](const auto& name) { return snapshot.workloads.contains(name); };
+  for (auto& [labels, series] : series_) {
+    if (std::ranges::all_of(series.workloads, is_there))
+      series.ended_at.reset();
+    else if (!series.ended_at)
+      series.ended_at = now;
+  }
+  std::erase_if(series_, [&](const auto& entry) {
+    const auto& ended_at = entry.second.ended_at;
+    return ended_at && (many || now - *ended_at >= telemetry::kKeepEnded);
+  });
 }
 
 void TcpRecords::write_prometheus(std::string& out) const {
@@ -189,8 +215,8 @@ void TcpRecords::write_prometheus(std::string& out) const {
   const auto family = [&](std::string_view name, std::string_view help,
                           std::uint64_t Sums::* member) {
     writer.family(name, help, Type::kCounter);
-    for (const auto& [labels, sums] : series_)
-      writer.sample_text("", labels, static_cast<double>(sums.*member));
+    for (const auto& [labels, series] : series_)
+      writer.sample_text("", labels, static_cast<double>(series.sums.*member));
   };
   family("istio_tcp_connections_opened_total", "TCP connections opened.", &Sums::opened);
   family("istio_tcp_connections_closed_total", "TCP connections closed.", &Sums::closed);
@@ -198,9 +224,14 @@ void TcpRecords::write_prometheus(std::string& out) const {
   family("istio_tcp_received_bytes_total", "Bytes that destinations received.", &Sums::received);
   family("undermesh_tcp_retransmits_total", "Segments sent again.", &Sums::retransmits);
   writer.family("undermesh_tcp_records_lost_total",
-                "L4 connections without a line in the access log, or outside the limit of series",
+                "Lines of the access log and sums that were lost: too many at once, or of a "
+                "workload that is not known",
                 Type::kCounter);
-  writer.sample({}, static_cast<double>(dropped_ + overflows_));
+  writer.sample({}, static_cast<double>(lost_));
+  writer.family("undermesh_tcp_metrics_overflow_total",
+                "Sums counted in the overflow series because the limit of series is reached",
+                Type::kCounter);
+  writer.sample({}, static_cast<double>(overflows_));
 }
 
 }  // namespace mesh::proxy

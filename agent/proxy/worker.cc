@@ -195,13 +195,15 @@ void Worker::join() {
 }
 
 net::Task<> Worker::drain(std::function<void()> ended) {
-  while (!sources_.empty()) end_source(sources_.begin());
+  end_sources([](const ListenerId& id) { return !feed::is_dns(id.kind); });
   const auto give_up = reactor_.now() + limits().drain;
   net::Scope scope(reactor_);
   const auto busy = [this] {
     return std::ranges::any_of(clients_, [](auto& c) { return c.second->requests > 0; });
   };
   while (busy() && reactor_.now() < give_up) (void)co_await net::sleep_for(scope, 20ms);
+  // Last: until the heartbeat stops the kernel redirects queries.
+  end_sources([](const ListenerId&) { return true; });
   while (!clients_.empty()) {
     auto client = std::move(clients_.begin()->second);
     clients_.erase(clients_.begin());
@@ -329,6 +331,14 @@ void Worker::end_source(std::map<ListenerId, std::unique_ptr<Source>>::iterator 
   sources_.erase(source);
 }
 
+void Worker::end_sources(const std::function<bool(const ListenerId&)>& which) {
+  for (auto source = sources_.begin(); source != sources_.end();) {
+    const auto next = std::next(source);
+    if (which(source->first)) end_source(source);
+    source = next;
+  }
+}
+
 void Worker::remove_listener(const ListenerId& id) {
   if (const auto found = sources_.find(id); found != sources_.end()) end_source(found);
 }
@@ -349,11 +359,7 @@ void Worker::ask_again() {
 }
 
 void Worker::revoke(WorkloadId workload) {
-  for (auto source = sources_.begin(); source != sources_.end();) {
-    const auto next = std::next(source);
-    if (source->first.workload == workload) end_source(source);
-    source = next;
-  }
+  end_sources([workload](const ListenerId& id) { return id.workload == workload; });
   const auto found = clients_.find(workload);
   if (found == clients_.end()) return;
   auto client = std::move(found->second);

@@ -242,6 +242,7 @@ class Worker {
   net::Task<> serve(Source& source);
   net::Task<> accept_all(Source& source);
   void end_source(std::map<ListenerId, std::unique_ptr<Source>>::iterator source);
+  void end_sources(const std::function<bool(const ListenerId&)>& which);
   net::Task<> end_client(std::unique_ptr<Client> client);
   net::Task<> drain(std::function<void()> ended);
   void housekeeping();

@@ -11,8 +11,6 @@
 namespace mesh::telemetry {
 namespace {
 
-constexpr std::chrono::minutes kKeepEnded{5};
-
 constexpr std::string_view kUnknown = "unknown";
 constexpr std::string_view kOverflow = "overflow";
 
@@ -25,18 +23,6 @@ constexpr auto kBounds = [] {
 }();
 
 std::string_view known(std::string_view value) { return value.empty() ? kUnknown : value; }
-
-EdgeLabels overflow_labels() {
-  const Peer peer{kOverflow, kOverflow, kOverflow, kOverflow,
-                  kOverflow, kOverflow, kOverflow, kOverflow};
-  return {.reporter = kOverflow,
-          .source = peer,
-          .destination = peer,
-          .destination_service = kOverflow,
-          .destination_service_name = kOverflow,
-          .destination_service_namespace = kOverflow,
-          .connection_security_policy = kOverflow};
-}
 
 struct Sums {
   std::array<std::uint64_t, kDurationBuckets.size() + 1> buckets{};
@@ -67,6 +53,18 @@ void write_histogram(PrometheusWriter& writer, const std::string& labels, const 
 }
 
 }  // namespace
+
+EdgeLabels overflow_labels() {
+  const Peer peer{kOverflow, kOverflow, kOverflow, kOverflow,
+                  kOverflow, kOverflow, kOverflow, kOverflow};
+  return {.reporter = kOverflow,
+          .source = peer,
+          .destination = peer,
+          .destination_service = kOverflow,
+          .destination_service_name = kOverflow,
+          .destination_service_namespace = kOverflow,
+          .connection_security_policy = kOverflow};
+}
 
 std::string rendered(const EdgeLabels& edge) {
   const Peer& s = edge.source;

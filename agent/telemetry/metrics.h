@@ -64,6 +64,10 @@ struct EdgeLabels {
 
 // As Prometheus text has them, without braces.
 std::string rendered(const EdgeLabels& labels);
+// Of what does not fit.
+EdgeLabels overflow_labels();
+// How long the series of a workload that ended stay, so that its last numbers are scraped.
+inline constexpr std::chrono::minutes kKeepEnded{5};
 
 class WorkerMetrics {
  public:

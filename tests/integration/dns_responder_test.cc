@@ -8,6 +8,7 @@
 #include "dns/resolve.h"
 #include "tests/support/dns_bytes.h"
 #include "tests/support/fake_resolver.h"
+#include "tests/support/gate.h"
 #include "tests/support/proxy_fixture.h"
 
 namespace mesh {
@@ -576,6 +577,40 @@ TEST_F(DnsResponder, AConnectionEndsWithItsWorkload) {
   asker.send(bytes::query("reviews", 1));
   EXPECT_EQ(asker.receive(), "nothing");
   EXPECT_EQ(counted("answered"), 1);
+}
+
+// The heartbeat goes on while requests are under way, and the kernel redirects queries with it.
+TEST_F(DnsResponder, AnswersUntilTheLastRequestIsDone) {
+  test::Gate draining;
+  test::FakeUpstream upstream([&](auto&) {
+    draining.wait();
+    return test::FakeUpstream::ok("done");
+  });
+  const std::uint16_t web = client("page", {IpAddress::v4(10, 78, 0, 80), 80});
+  Asker asker(at(dns_client("page"), 7, {dns::kMeshResolver, 53}));
+  configure(world() + R"(---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.78.0.80, selector: {app: web}, ports: [{name: http, port: 80, targetPort: )" +
+            std::to_string(upstream.port()) + R"(}]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: web, labels: {app: web}}
+spec: {address: 10.77.1.1}
+)");
+  auto socket = test::HttpSocket::connect_to(web);
+  socket.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n");
+  ASSERT_TRUE(eventually([&] { return upstream.requests() == 1; }));
+  std::thread stopper([&] { stop(); });
+  EXPECT_TRUE(eventually([&] { return !test::HttpSocket::try_connect(web); }));
+  EXPECT_EQ(about(asker.ask(bytes::query("reviews", 1))), "10.78.0.1");
+  draining.open();
+  const auto response = socket.read();
+  stopper.join();
+  ASSERT_TRUE(response);
+  EXPECT_EQ(response->body, "done");
 }
 
 TEST_F(DnsResponder, WaitsForItsWorkloadAndEndsWithIt) {

@@ -49,15 +49,17 @@ class Peer {
   explicit Peer(UniqueFd fd) : channel_(std::move(fd)) {}
   feed::Channel& channel() { return channel_; }
   // Whether a frame that contains `text` came, or comes; frames up to it are forgotten.
-  bool expect(std::string_view text) {
+  bool expect(std::string_view text) { return !next(text).empty(); }
+  // That frame; "": none came.
+  std::string next(std::string_view text) {
     const auto give_up = Clock::now() + kDeadline;
     while (true) {
       while (!frames_.empty()) {
         const std::string frame = std::move(frames_.front());
         frames_.erase(frames_.begin());
-        if (frame.find(text) != std::string::npos) return true;
+        if (frame.find(text) != std::string::npos) return frame;
       }
-      if (ended_ || Clock::now() > give_up) return false;
+      if (ended_ || Clock::now() > give_up) return "";
       read();
     }
   }
@@ -158,12 +160,14 @@ class FeedsTest : public testing::Test {
 
   // A listener that meshhold made; returns its port.
   std::uint16_t give_listener(Peer& hold, feed::ListenerKind kind) {
-    UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    const bool udp = kind == feed::ListenerKind::kDnsUdp;
+    UniqueFd fd(
+        ::socket(AF_INET, (udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     sockaddr_in at{};
     at.sin_family = AF_INET;
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     EXPECT_EQ(::bind(fd.get(), reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
-    EXPECT_EQ(::listen(fd.get(), 16), 0);
+    if (!udp) EXPECT_EQ(::listen(fd.get(), 16), 0);
     socklen_t size = sizeof at;
     ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&at), &size);
     HoldMessage message;
@@ -230,6 +234,19 @@ TEST_F(FeedsTest, WhatIsUnderWayAtTheEndStillHasItsChannelsAndItsHeartbeat) {
   EXPECT_THAT(answer->body, testing::Not(HasSubstr("no socket came")));
   EXPECT_EQ(answer->field("connection"), "close");
   EXPECT_TRUE(eventually([&] { return hold.has_ended() && meshd.has_ended(); }));
+}
+
+// What the proxy before it said holds until this one has its listeners: else the kernel would send
+// the queries elsewhere in between.
+TEST_F(FeedsTest, SaysWhoseDnsItAnswersOnceMeshholdHasNamedAllListeners) {
+  Peer meshd = dial(R"({"type":"hello","role":"meshd"})");
+  Peer hold = dial_as_meshhold();
+  give_listener(hold, feed::ListenerKind::kDnsUdp);
+  give_listener(hold, feed::ListenerKind::kDnsTcp);
+  HoldMessage sync;
+  sync.type = HoldType::kSync;
+  send(hold, sync, UniqueFd());
+  EXPECT_THAT(meshd.next("\"type\":\"dns\""), HasSubstr("\"workloads\":[2]"));
 }
 
 TEST_F(FeedsTest, AWorkerThatStandsStillStopsTheHeartbeat) {

@@ -72,6 +72,25 @@ TEST_F(FlowBookTest, LongConnectionsCountWhileTheyLiveAndOnce) {
   EXPECT_EQ(sums(), "0 1 10 4");
 }
 
+TEST_F(FlowBookTest, WhatEndsBetweenTheTwoLooksIsCountedOnce) {
+  book_.see_open({});
+  book_.see_open({open(1, 100, 1)});
+  EXPECT_EQ(sums(), "1 0 100 1");
+  book_.see_open({});
+  add({closed(1, 160, 5)});
+  EXPECT_EQ(sums(), "0 1 60 4");
+}
+
+TEST_F(FlowBookTest, AConnectionWhoseEndWasLostIsForgotten) {
+  book_.see_open({});
+  book_.see_open({open(1, 100, 1)});
+  EXPECT_EQ(sums(), "1 0 100 1");
+  book_.see_open({});
+  book_.see_open({});
+  book_.see_open({open(1, 7, 1)});  // told anew: it is not known
+  EXPECT_EQ(sums(), "1 0 7 1");
+}
+
 TEST_F(FlowBookTest, WhatAnotherMeshdToldOfIsNotToldAgain) {
   book_.see_open({open(1, 100, 1)});
   EXPECT_EQ(sums(), "none");

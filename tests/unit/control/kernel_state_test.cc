@@ -239,15 +239,31 @@ TEST_F(KernelState, RoutesThatDependOnTheClientAreKeptForEach) {
             (Chances{{"10.77.0.3:9080", 1'000'000}}));
 }
 
-TEST_F(KernelState, AnIpv4ServiceGoesToItsIpv4EndpointsAlone) {
-  const std::string six = entry("v9", "'fd00::9'", "weighted");
-  const State state = build(six + entry("v8", "10.77.1.1", "weighted") + kWeighted +
-                            service("six", "'fd78::2'", "{name: tcp, port: 9080}") +
-                            entry("v7", "'fd00::7'", "six") + entry("v6", "10.77.1.7", "six"));
-  EXPECT_EQ(chances(state.services.at(at("10.78.0.2:9080")).columns),
-            (Chances{{"10.77.1.1:9080", 1'000'000}}));
-  EXPECT_EQ(chances(state.services.at(at("[fd78::2]:9080")).columns),
-            (Chances{{"10.77.1.7:9080", 500'000}, {"[fd00::7]:9080", 500'000}}));
+// Of a service with an address in each family, by TCP and by UDP.
+TEST_F(KernelState, ASocketGoesToTheEndpointsOfItsFamily) {
+  const std::string dual =
+      "---\napiVersion: v1\nkind: Service\nmetadata: {name: dual}\nspec: {clusterIPs: [10.78.0.9, "
+      "'fd78::9'], selector: {app: dual}, ports: [{name: tcp, port: 70}, {name: udp, protocol: "
+      "UDP, "
+      "port: 53}]}\n";
+  const std::string four = entry("v6", "10.77.1.7", "dual"), six = entry("v7", "'fd00::7'", "dual");
+  const State both = build(dual + four + six);
+  EXPECT_EQ(chances(both.services.at(at("10.78.0.9:70")).columns),
+            (Chances{{"10.77.1.7:70", 1'000'000}}));
+  EXPECT_EQ(chances(both.services.at(at("[fd78::9]:70")).columns),
+            (Chances{{"[fd00::7]:70", 1'000'000}}));
+  EXPECT_EQ(chances(both.udp_services.at(at("10.78.0.9:53")).columns),
+            (Chances{{"10.77.1.7:53", 1'000'000}}));
+  EXPECT_EQ(chances(both.udp_services.at(at("[fd78::9]:53")).columns),
+            (Chances{{"[fd00::7]:53", 1'000'000}}));
+  // TCP has a mapped address left where there is nobody else, UDP has not.
+  const State fours = build(dual + four);
+  EXPECT_EQ(chances(fours.services.at(at("[fd78::9]:70")).columns),
+            (Chances{{"10.77.1.7:70", 1'000'000}}));
+  EXPECT_TRUE(fours.udp_services.at(at("[fd78::9]:53")).columns.empty());
+  const State sixes = build(dual + six);
+  EXPECT_TRUE(sixes.services.at(at("10.78.0.9:70")).columns.empty());
+  EXPECT_TRUE(sixes.udp_services.at(at("10.78.0.9:53")).columns.empty());
 }
 
 TEST_F(KernelState, ARemovedServiceIsGoneAtOnce) {

@@ -272,10 +272,59 @@ TEST_F(NodeTest, TheKernelRedirectsDnsOnceTheProxyAnswersIt) {
   EXPECT_TRUE(is_redirected());
   from_proxy({{"type", "dns"}, {"workloads", json::array()}});
   EXPECT_FALSE(is_redirected());
+  node_->watch_proxy(now_);
   from_proxy({{"type", "dns"}, {"workloads", {id}}});
   EXPECT_TRUE(is_redirected());
+  node_->watch_proxy(now_);
   from_proxy({{"type", "ready"}, {"version", "0"}});  // an older one, which answers none
   EXPECT_FALSE(is_redirected());
+}
+
+TEST_F(NodeTest, AProxyThatChangesItsMindDoesNotKeepTheKernelBusy) {
+  connect();
+  from_proxy({{"type", "ready"}, {"version", "1"}, {"dns", true}});
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t id = id_of("a");
+  answer_enrol(id);
+  acknowledge();
+  const int before = datapath_.applies;
+  for (int i = 0; i < 100; ++i) {
+    from_proxy({{"type", "dns"}, {"workloads", {id}}});
+    from_proxy({{"type", "dns"}, {"workloads", json::array()}});
+  }
+  EXPECT_EQ(datapath_.applies, before + 1);
+  EXPECT_EQ(state_of("a"), "enrolled") << "as the kernel has it";
+  node_->watch_proxy(now_);
+  EXPECT_EQ(datapath_.applies, before + 2);
+  EXPECT_EQ(state_of("a"), "pending: waiting for meshproxy to answer its DNS");
+  node_->watch_proxy(now_);
+  EXPECT_EQ(datapath_.applies, before + 2);
+}
+
+TEST_F(NodeTest, TheLastConnectionsOfAWorkloadAreToldBeforeItsEnd) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  const std::uint32_t id = id_of("a");
+  answer_enrol(id);
+  acknowledge();
+  node_->report_flows(1'000'000);
+  datapath::Flow flow;
+  flow.kind = datapath::Flow::Kind::kClosed;
+  flow.cookie = 1;
+  flow.workload = id;
+  flow.is_established = true;
+  datapath_.flows = {flow};
+  proxy_.payloads.clear();
+  machine_.cgroups["/cg/a"] = false;
+  node_->on_cgroups_changed(now_);
+  ASSERT_EQ(proxy_.payloads.size(), 2U);
+  const json::object flows = json::parse(proxy_.payloads[0]).as_object();
+  EXPECT_EQ(flows.at("type").as_string(), feed::kFlows);
+  EXPECT_EQ(flows.at("edges").as_array().at(0).at("workload"), id);
+  EXPECT_EQ(json::parse(proxy_.payloads[1]).at("type").as_string(), feed::kUpdate);
+  EXPECT_TRUE(enrolled_names().empty());
 }
 
 TEST_F(NodeTest, AWorkloadWithoutSocketsForDnsIsEnrolledAndSaysSo) {

@@ -50,6 +50,20 @@ class TcpRecordsTest : public testing::Test {
     records_.write_prometheus(out);
     return out;
   }
+  // The value of a metric that has no labels.
+  double lost() const {
+    const std::string text = metrics();
+    return std::stod(text.substr(text.find("\nundermesh_tcp_records_lost_total ") + 34));
+  }
+  // How many series a metric has.
+  int series(const std::string& name) const {
+    const std::string text = metrics();
+    int count = 0;
+    for (auto at = text.find("\n" + name + "{"); at != std::string::npos;
+         at = text.find("\n" + name + "{", at + 1))
+      ++count;
+    return count;
+  }
   static std::string edge(const std::string& members) {
     return R"("edges": [{"failed": false, "opened": 2, "closed": 1, "sent": 30, "received": 4,
                          "retransmits": 1, )" +
@@ -95,12 +109,60 @@ TEST_F(TcpRecordsTest, TheDestinationCountsWhatArrivesButNotAtHttpPorts) {
   EXPECT_EQ(metrics(), text);
 }
 
-TEST_F(TcpRecordsTest, StrangersAreUnknownAndWorkloadsThatEndedAreNotCounted) {
+TEST_F(TcpRecordsTest, StrangersAreUnknownAndWhatIsOfWorkloadsThatEndedIsLost) {
   add(edge(R"("workload": 7, "inbound": false, "service": "192.0.2.1:443", "other": "192.0.2.1")"));
   EXPECT_THAT(metrics(), HasSubstr(R"(destination_workload="unknown")"));
-  const std::string text = metrics();
-  add(edge(R"("workload": 8, "inbound": false, "service": "10.78.0.1:70", "other": "10.9.0.2")"));
-  EXPECT_EQ(metrics(), text);
+  EXPECT_EQ(lost(), 0);
+  const std::string of_nobody =
+      edge(R"("workload": 8, "inbound": false, "service": "10.78.0.1:70", "other": "10.9.0.2")");
+  add(of_nobody);
+  EXPECT_EQ(lost(), 1);
+  EXPECT_EQ(series("istio_tcp_connections_opened_total"), 1);
+  add(R"("dropped": 5)");
+  EXPECT_EQ(lost(), 6);
+  snapshot_ = nullptr;  // it came before any configuration
+  add(of_nobody);
+  EXPECT_EQ(lost(), 7);
+}
+
+TEST_F(TcpRecordsTest, TheSeriesOfAWorkloadThatEndedGoAfterAWhile) {
+  const auto now = TcpRecords::Time{} + std::chrono::hours(1);
+  add(edge(R"("workload": 7, "inbound": false, "service": "10.78.0.1:70", "other": "10.9.0.2")"));
+  add(edge(R"("workload": 7, "inbound": false, "service": "192.0.2.1:443", "other": "192.0.2.1")"));
+  config::Snapshot without_db = *snapshot_;
+  without_db.workloads.erase({"default", "db-1"});
+  const auto left_at = [&](const config::Snapshot& snapshot, auto time) {
+    records_.forget_ended_workloads(snapshot, time);
+    return series("istio_tcp_connections_opened_total");
+  };
+  EXPECT_EQ(left_at(without_db, now), 2);
+  EXPECT_EQ(left_at(*snapshot_, now + std::chrono::minutes(4)), 2);  // it came back
+  EXPECT_EQ(left_at(without_db, now + std::chrono::minutes(5)), 2);
+  EXPECT_EQ(left_at(without_db, now + std::chrono::minutes(10)), 1);
+}
+
+TEST_F(TcpRecordsTest, WhatDoesNotFitIsSummedInOneSeries) {
+  auto many = std::make_shared<config::Snapshot>(*snapshot_);
+  std::string edges;
+  for (std::size_t i = 0; i < TcpRecords::kMaxSeries + 3; ++i) {
+    const IpAddress ip =
+        IpAddress::v4(10, 8, static_cast<std::uint8_t>(i >> 8), static_cast<std::uint8_t>(i));
+    config::Workload workload;
+    workload.name = {"default", "w" + std::to_string(i)};
+    many->workload_by_address[ip] = std::make_shared<const config::Workload>(workload);
+    edges += (i == 0 ? "" : ",") +
+             std::string(R"({"workload": 7, "inbound": false, "opened": 2,)") +
+             R"("service": "10.78.0.1:70", "other": ")" + ip.to_string() + "\"}";
+  }
+  snapshot_ = many;
+  add("\"edges\": [" + edges + "]");
+  EXPECT_EQ(series("istio_tcp_connections_opened_total"), TcpRecords::kMaxSeries + 1);
+  EXPECT_THAT(metrics(), HasSubstr(R"(destination_service_namespace="overflow",)"));
+  EXPECT_THAT(metrics(), HasSubstr("response_flags=\"overflow\"} 6\n"));
+  EXPECT_THAT(metrics(), HasSubstr("undermesh_tcp_metrics_overflow_total 3\n"));
+  // They are no workloads of the configuration: many series go at once, the one of the rest stays.
+  records_.forget_ended_workloads(*many, TcpRecords::Time{} + std::chrono::hours(1));
+  EXPECT_EQ(series("istio_tcp_connections_opened_total"), 1);
 }
 
 TEST_F(TcpRecordsTest, AConnectionIsALineAsEnvoyWritesThem) {
@@ -144,7 +206,7 @@ TEST_F(TcpRecordsTest, AConnectThatNobodyAnsweredIsAFailureOfTheUpstream) {
 TEST_F(TcpRecordsTest, MessagesOfAnyShapeAreSurvived) {
   add(R"("edges": 1, "records": [1, {"local": 5}], "dropped": "x")");
   add(R"("edges": [{"workload": -1}, {"workload": 7, "other": "x", "opened": -5}])");
-  EXPECT_THAT(metrics(), HasSubstr("undermesh_tcp_records_lost_total 0"));
+  EXPECT_EQ(lost(), 1) << "of workload -1";
 }
 
 }  // namespace
