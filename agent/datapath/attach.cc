@@ -25,12 +25,7 @@ Result<std::string> guard(Object& object, const std::string& set,
   if (workload.netns < 0)
     return Error{Errc::unavailable, "its network namespace cannot be opened, so it is refused all"};
   MESH_TRY(object.ensure_ingress(set, workload.netns, workload.netns_cookie));
-  MESH_TRY(const bool is_covered,
-           object.ensure_packets(set, workload.netns, workload.netns_cookie, workload.id));
-  if (is_covered) return std::string();
-  return std::string(
-      "strict, but its packets are not policed: no veth device of this machine leads to its "
-      "network namespace");
+  return object.ensure_packets(set, workload.netns, workload.netns_cookie, workload.id);
 }
 
 Result<std::string> attach_strict(Object& object, const std::string& set,

@@ -110,9 +110,11 @@ Result<LinkFindings> look_at_links(const Object& object, const std::string& set,
   MESH_TRY(look_at_hooks(object, set, workload, out));
   if (workload.netns < 0) return out;
   MESH_TRY(look_at_namespace(object, set, workload.netns, out));
+  out.uncovered = std::string();
   if (!workload.strict) return out;
-  MESH_TRY(const auto devices, host_sides(workload.netns));
-  for (std::string& missing : missing_packets(object.links_dir(set), devices))
+  MESH_TRY(const auto sides, sides_of(workload.netns));
+  out.uncovered = why_uncovered(sides);
+  for (std::string& missing : missing_packets(object.links_dir(set), sides.here))
     out.missing.push_back(std::move(missing));
   return out;
 }

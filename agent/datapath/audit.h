@@ -1,6 +1,7 @@
 // What of an enrolled workload's links and filters is not as attach() left it. Needs root.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,8 @@ namespace mesh::datapath {
 struct LinkFindings {
   std::vector<std::string> missing;  // attach() puts them right
   std::vector<std::string> foreign;  // programs of others, which may override ours
+  // Why its packets are not all policed, empty where they are or need not be; none: not known.
+  std::optional<std::string> uncovered;
 };
 Result<LinkFindings> look_at_links(const Object& object, const std::string& set,
                                    const EnrolledWorkload& workload);

@@ -296,6 +296,7 @@ class KernelDatapath final : public Datapath {
     MESH_TRY(restore_rows(workload, differences));
     MESH_TRY(auto found, look_at_links(object_, set, workload));
     for (std::string& program : found.foreign) differences.push_back({std::move(program), false});
+    if (found.uncovered) note_uncovered(workload.id, *std::move(found.uncovered));
     if (found.missing.empty()) return differences;
     auto attached = attach(object_, set, workload, has_row(workload.netns_cookie));
     MESH_TRY(const auto after, look_at_links(object_, set, workload));
@@ -620,6 +621,14 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
+  // why: empty, it is not.
+  void note_uncovered(WorkloadId id, std::string why) {
+    if (why.empty())
+      uncovered_.erase(id);
+    else
+      uncovered_[id] = std::move(why);
+  }
+
   using Rows = decltype(PolicyMaps::Entries::workloads);
 
   // In the maps of the layout that was, too.
@@ -688,10 +697,9 @@ class KernelDatapath final : public Datapath {
       if (ensured != ensured_.end() && ensured->second == place) continue;
       link_sets_.insert(set);
       auto attached = attach(object_, set, workload, has_row(workload.netns_cookie));
-      uncovered_.erase(id);
+      note_uncovered(id, attached ? attached.value() : std::string());
       if (attached) {
         ensured_[set] = place;
-        if (!attached.value().empty()) uncovered_[id] = std::move(attached).value();
       } else {
         ensured_.erase(set);
         problems.insert_or_assign(id, std::move(attached).assume_error());

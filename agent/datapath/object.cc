@@ -64,12 +64,6 @@ struct Meta {
   std::uint64_t object = 0;      // 0: programs are not completely pinned
 };
 
-Result<UniqueFd> open_pin(const std::string& path) {
-  UniqueFd fd(::bpf_obj_get(path.c_str()));
-  if (!fd) return errno_error(errno, "open " + path);
-  return fd;
-}
-
 // What a descriptor is of, as its id's name in /proc/self/fdinfo says: "map", "prog", "link", "".
 std::string kind_of(int fd) {
   std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
@@ -381,7 +375,11 @@ Result<bool> Object::take_over() {
   std::set<std::uint32_t> ours, used;
   for (const std::string& dir : {pin_dir_ + "/maps", maps_dir(pin_dir_, UM_LAYOUT)}) {
     for (const std::string& name : names_in(dir)) {
-      MESH_TRY(auto fd, open_pin(dir + "/" + name));
+      UniqueFd fd = pinned(dir + "/" + name, "map");
+      if (!fd) {  // none of ours: those were looked at
+        MESH_TRY(unpin(dir + "/" + name));
+        continue;
+      }
       MESH_TRY(auto id, map_id(fd.get()));
       ours.insert(id);
       maps_.emplace(name, std::move(fd));
@@ -506,14 +504,14 @@ Result<> Object::ensure_ingress(const std::string& set, int netns, std::uint64_t
   return pin_over(link.get(), pin);
 }
 
-Result<bool> Object::ensure_packets(const std::string& set, int netns, std::uint64_t cookie,
-                                    WorkloadId id) {
+Result<std::string> Object::ensure_packets(const std::string& set, int netns, std::uint64_t cookie,
+                                           WorkloadId id) {
   const std::string dir = pin_dir_ + "/links/" + set;
   MESH_TRY(make_dir(dir));
-  MESH_TRY(const auto devices, host_sides(netns));
+  MESH_TRY(const auto sides, sides_of(netns));
   MESH_TRY(const auto programs, load_packet(maps_, cookie, id));
-  MESH_TRY(attach_packets(dir, devices, programs));
-  return !devices.empty();
+  MESH_TRY(attach_packets(dir, sides.here, programs));
+  return why_uncovered(sides);
 }
 
 Result<> Object::remove_packets(const std::string& set) {

@@ -65,10 +65,10 @@ class Object {
   // The program that judges what arrives, in the namespace (a descriptor) of this cookie; as a link
   // of the same set.
   Result<> ensure_ingress(const std::string& set, int netns, std::uint64_t cookie);
-  // The programs at the host's side of a workload's links; false: none of this machine's veth
-  // devices leads to that namespace.
-  Result<bool> ensure_packets(const std::string& set, int netns, std::uint64_t cookie,
-                              WorkloadId id);
+  // The programs at the host's side of a workload's links; returns why they are not all of its
+  // links, empty where they are.
+  Result<std::string> ensure_packets(const std::string& set, int netns, std::uint64_t cookie,
+                                     WorkloadId id);
   Result<> remove_packets(const std::string& set);
   // What failed half-way is there, too.
   bool has_links(const std::string& set) const;

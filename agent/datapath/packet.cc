@@ -7,6 +7,8 @@
 #include <linux/if_link.h>
 #include <linux/net_namespace.h>
 #include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -19,6 +21,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <thread>
 
 #include "datapath/libbpf_errors.h"
 #include "datapath/object.h"
@@ -76,7 +79,10 @@ std::optional<Pin> pin_of(std::string_view name) {
 
 struct Device {
   std::uint32_t index = 0;
-  std::string kind;
+  std::uint32_t link = 0;  // the index of a veth's other end
+  bool is_loopback = false;
+  std::string name;
+  std::string kind;                             // empty: hardware
   std::optional<std::int32_t> other_namespace;  // the number that this one has for it
 };
 
@@ -97,7 +103,11 @@ Device device_of(const nlmsghdr& message) {
   const auto* info = static_cast<const ifinfomsg*>(NLMSG_DATA(&message));
   Device device;
   device.index = static_cast<std::uint32_t>(info->ifi_index);
+  device.is_loopback = (info->ifi_flags & IFF_LOOPBACK) != 0;
   each_attribute(IFLA_RTA(info), IFLA_PAYLOAD(&message), [&](const rtattr& attribute) {
+    if (attribute.rta_type == IFLA_IFNAME)
+      device.name = static_cast<const char*>(RTA_DATA(&attribute));
+    if (attribute.rta_type == IFLA_LINK) device.link = value_of<std::uint32_t>(attribute);
     if (attribute.rta_type == IFLA_LINK_NETNSID)
       device.other_namespace = value_of<std::int32_t>(attribute);
     if ((attribute.rta_type & NLA_TYPE_MASK) != IFLA_LINKINFO) return;
@@ -172,6 +182,32 @@ Result<std::int32_t> number_of(int fd, int netns) {
                    });
   }));
   return number;
+}
+
+// A netlink socket stays in the namespace that it was made in.
+Result<UniqueFd> open_rtnetlink() {
+  UniqueFd fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+  if (!fd) return errno_error(errno, "open rtnetlink");
+  return fd;
+}
+
+Result<std::vector<Device>> devices_of(int netns) {
+  Result<UniqueFd> fd = UniqueFd();
+  std::thread([&] {
+    if (::setns(netns, CLONE_NEWNET) == 0)
+      fd = open_rtnetlink();
+    else
+      fd = errno_error(errno, "look at the devices of a network namespace");
+  }).join();
+  if (!fd) return std::move(fd).assume_error();
+  return devices(fd.value().get());
+}
+
+// What has its lower end, or the process that reads it, in the namespace itself goes out by another
+// device of it, or not at all; but who reads a tun device nobody can say.
+bool may_leave(const Device& device) {
+  if (device.is_loopback) return false;
+  return device.kind.empty() || device.kind == "tun" || device.other_namespace;
 }
 
 // ---- tcx links, where the kernel has them
@@ -313,17 +349,37 @@ Result<PacketPrograms> load_packet(const std::map<std::string, UniqueFd>& maps,
   return programs;
 }
 
-Result<std::vector<std::uint32_t>> host_sides(int netns) {
-  UniqueFd fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
-  if (!fd) return errno_error(errno, "open rtnetlink");
+Result<Sides> sides_of(int netns) {
+  MESH_TRY(const UniqueFd fd, open_rtnetlink());
   // In this order: the list gives numbers to namespaces that had none.
   MESH_TRY(const auto all, devices(fd.get()));
   MESH_TRY(const auto number, number_of(fd.get(), netns));
-  std::vector<std::uint32_t> sides;
+  std::vector<Device> here;
   for (const Device& device : all)
     if (number >= 0 && device.other_namespace == number && device.kind == "veth")
-      sides.push_back(device.index);
+      here.push_back(device);
+  Sides sides;
+  for (const Device& device : here) sides.here.push_back(device.index);
+  MESH_TRY(const auto own, devices_of(netns));
+  for (const Device& device : own) {
+    const bool is_policed =
+        device.kind == "veth" && std::ranges::any_of(here, [&](const Device& end) {
+          return end.index == device.link && end.link == device.index;
+        });
+    if (may_leave(device) && !is_policed) sides.unpoliced.push_back(device.name);
+  }
   return sides;
+}
+
+std::string why_uncovered(const Sides& sides) {
+  if (sides.here.empty())
+    return "strict, but its packets are not policed: no veth device of this machine leads to its "
+           "network namespace";
+  if (sides.unpoliced.empty()) return {};
+  std::string names;
+  for (const std::string& name : sides.unpoliced) names += (names.empty() ? "" : ", ") + name;
+  return "strict, but its packets are policed at its veth devices of this machine alone, not at " +
+         names;
 }
 
 Result<> attach_packets(const std::string& dir, const std::vector<std::uint32_t>& devices,

@@ -21,8 +21,14 @@ struct PacketPrograms {
 Result<PacketPrograms> load_packet(const std::map<std::string, UniqueFd>& maps,
                                    std::uint64_t netns_cookie, WorkloadId id);
 
-// The veth devices here whose other end is in `netns`, by index.
-Result<std::vector<std::uint32_t>> host_sides(int netns);
+struct Sides {
+  std::vector<std::uint32_t> here;     // veth devices whose other end is in the namespace, by index
+  std::vector<std::string> unpoliced;  // devices of the namespace by which packets go elsewhere
+};
+// Enters the namespace.
+Result<Sides> sides_of(int netns);
+// Why a strict workload's packets are not all policed; empty: they are.
+std::string why_uncovered(const Sides& sides);
 
 // Has both programs at each device, before all others there, pinned below `dir`; what is pinned
 // there for other devices is detached.

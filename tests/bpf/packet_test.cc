@@ -492,7 +492,9 @@ TEST_F(PacketTest, WhatAWorkloadForwardsIsDropped) {
   };
   is_strict(false);
   EXPECT_EQ(in(kPatience), 0) << "default mode: unpoliced";
-  is_strict(true);
+  state_.workloads[kApp].strict = true;
+  apply_all();
+  EXPECT_THAT(datapath_->uncovered().at(kApp), testing::HasSubstr("not at in"));
   const std::uint64_t from = count("packets_dropped_source");
   const std::uint64_t to = count("packets_dropped_destination");
   EXPECT_EQ(in(kNoAnswer), ETIMEDOUT);
@@ -532,6 +534,27 @@ TEST_F(PacketTest, DisablingLeavesNothingAtTheDevice) {
   datapath_.reset();
   must(datapath::disable_all(options_.pin_dir));
   EXPECT_TRUE(leaves(from_app(ip_packet(v4(6, kSynForbidden)))));
+}
+
+// Its veth device is policed, and others are not: they are named, also when they come later.
+TEST_F(PacketTest, ADeviceOfAStrictWorkloadThatIsNotPolicedIsNamed) {
+  const auto named = [&] {
+    must(datapath_->audit(state_.workloads.at(kApp)));
+    const auto& uncovered = datapath_->uncovered();
+    const auto found = uncovered.find(kApp);
+    return found == uncovered.end() ? std::string() : found->second;
+  };
+  app_->command("ip link add br1 type bridge && ip link add in1 type veth peer name in2");
+  is_strict(true);
+  EXPECT_EQ(named(), "") << "what leads nowhere is nothing to name";
+  const NetNs elsewhere = NetNs::create();
+  elsewhere.command("ip link add net1 type veth peer name net1 netns " + app_->path());
+  EXPECT_THAT(named(), testing::HasSubstr("not at net1"));
+  app_->command("ip link del net1");
+  EXPECT_EQ(named(), "");
+  EXPECT_TRUE(leaves(from_app(ip_packet(v4(6, kSynAllowed)))));
+  host_->command("ip link del to-app");
+  EXPECT_THAT(named(), testing::HasSubstr("no veth device"));
 }
 
 TEST_F(PacketTest, AStrictWorkloadWithoutADeviceHereIsNamed) {

@@ -347,6 +347,14 @@ TEST_F(DamageTest, ADirectoryInThePlaceOfAPinGoes) {
   UniqueFd stray(::bpf_map_create(BPF_MAP_TYPE_HASH, "stray", 3, 5, 1, nullptr));
   ASSERT_EQ(::bpf_obj_pin(stray.get(), (options_.pin_dir + "/links/stray").c_str()), 0);
   expect_healed("stray");
+  for (const std::string& dir :
+       {std::string("/maps/"), "/maps_" + std::to_string(UM_LAYOUT) + "/"}) {
+    datapath_.reset();
+    ASSERT_EQ(::mkdir((options_.pin_dir + dir + "directory").c_str(), 0700), 0);
+    ASSERT_EQ(::bpf_obj_pin(stray.get(), (options_.pin_dir + dir + "stray").c_str()), 0);
+    expect_healed(dir);
+    EXPECT_FALSE(fs::exists(options_.pin_dir + dir + "directory"));
+  }
 }
 
 TEST_F(DamageTest, WhileItIsMadeAgainTheProgramsGoOn) {
