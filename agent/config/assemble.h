@@ -20,7 +20,7 @@ struct Part {
 
 struct Parts {
   std::vector<Part<ServicePart>> services;
-  std::vector<Part<Workload>> workloads;
+  std::vector<Part<WorkloadPart>> workloads;
   std::vector<Part<EndpointSlice>> slices;
   std::vector<Part<VirtualService>> virtual_services;
   std::vector<Part<TcpRoutePart>> tcp_routes;
@@ -28,7 +28,7 @@ struct Parts {
   std::vector<Part<Gateway>> gateways;
   std::vector<Part<PolicyPart>> policies;
   std::vector<Part<NetworkPolicy>> network_policies;
-  std::vector<Part<Labels>> namespaces;
+  std::vector<Part<NamespacePart>> namespaces;
 };
 
 // The previous value where nothing changed, so that pointers tell what did.

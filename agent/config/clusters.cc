@@ -307,7 +307,12 @@ void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* 
     snapshot.workloads.emplace(workload->name, std::move(workload));
   };
   if (options.gateway_workload) add(options.gateway_workload);
-  for (auto& [report, workload] : parts.workloads) {
+  std::set<std::string> strict_namespaces;
+  for (const auto& [report, part] : parts.namespaces)
+    if (part.strict) strict_namespaces.insert(report->object().key.name);
+  for (auto& [report, part] : parts.workloads) {
+    Workload& workload = part.workload;
+    if (!part.has_mode) workload.strict = strict_namespaces.contains(workload.name.ns);
     if (snapshot.workloads.contains(workload.name)) {
       report->error("metadata.name", "is the name of this node's gateway");
       continue;

@@ -109,7 +109,9 @@ void read_object(Report& report, const CompileOptions& options, Parts& parts) {
   };
   switch (entry->kind) {
     case Kind::kNamespace:
-      return keep(parts.namespaces, read_namespace(report));
+      // Refused or not, it takes part: what it says of its mode, right or not, closes its
+      // workloads.
+      return parts.namespaces.push_back({&report, read_namespace(report)});
     case Kind::kService:
       return keep(parts.services, read_service(report));
     case Kind::kEndpointSlice:

@@ -155,7 +155,15 @@ bool is_group_path(std::string_view path) {
   return path.size() > 1;
 }
 
-void read_annotations(Report& report, const Labels& annotations, Workload& workload) {
+// What is neither counts as strict: a security object that is refused denies.
+bool read_mode(Report& report, const std::string& path, const std::string& value) {
+  if (value != "strict" && value != "permissive")
+    report.error(path, "must be strict or permissive, not '" + value + "'");
+  return value != "permissive";
+}
+
+void read_annotations(Report& report, const Labels& annotations, WorkloadPart& part) {
+  Workload& workload = part.workload;
   for (const auto& [key, value] : annotations) {
     if (!key.starts_with(kAnnotations)) continue;
     std::string_view name = std::string_view(key).substr(kAnnotations.size());
@@ -170,9 +178,8 @@ void read_annotations(Report& report, const Labels& annotations, Workload& workl
                      "not '" +
                          value + "'");
     } else if (name == "mode") {
-      workload.strict = value == "strict";
-      if (!workload.strict && value != "permissive")
-        report.error(path, "must be strict or permissive, not '" + value + "'");
+      part.has_mode = true;
+      workload.strict = read_mode(report, path, value);
     } else if (name == "on-proxy-failure") {
       workload.bypasses_proxy = value == "bypass";
       if (!workload.bypasses_proxy && value != "refuse")
@@ -262,13 +269,26 @@ EndpointSlice read_endpoint_slice(Report& report) {
   return slice;
 }
 
-Labels read_namespace(Report& report) { return read_metadata(report).labels; }
+NamespacePart read_namespace(Report& report) {
+  Metadata metadata = read_metadata(report);
+  NamespacePart part{std::move(metadata.labels)};
+  for (const auto& [key, value] : metadata.annotations) {
+    if (!key.starts_with(kAnnotations)) continue;
+    const std::string path = path_of_key("metadata.annotations", key);
+    if (std::string_view(key).substr(kAnnotations.size()) == "mode")
+      part.strict = read_mode(report, path, value);
+    else
+      report.error(path, "not supported; remove the annotation");
+  }
+  return part;
+}
 
-Workload read_workload_entry(Report& report) {
+WorkloadPart read_workload_entry(Report& report) {
   const ObjectKey& key = report.object().key;
   Metadata metadata = read_metadata(report);
   Fields spec = open_spec(report, kWorkloadEntry);
-  Workload workload;
+  WorkloadPart part;
+  Workload& workload = part.workload;
   workload.name = {key.ns, key.name};
   if (auto address = spec.required_text("address"))
     add_workload_address(report, spec.path("address"), *address, workload);
@@ -283,8 +303,8 @@ Workload read_workload_entry(Report& report) {
     spec.each_entry("ports", [&](std::string_view name, const boost::json::value&, const auto&) {
       if (auto number = ports->port(name)) workload.ports.emplace(name, *number);
     });
-  read_annotations(report, metadata.annotations, workload);
-  return workload;
+  read_annotations(report, metadata.annotations, part);
+  return part;
 }
 
 }  // namespace mesh::config

@@ -87,12 +87,20 @@ struct ServicePart {
 };
 ServicePart read_service(Report& report);
 EndpointSlice read_endpoint_slice(Report& report);
-Workload read_workload_entry(Report& report);
+struct WorkloadPart {
+  Workload workload;
+  bool has_mode = false;  // its own, not its namespace's
+};
+WorkloadPart read_workload_entry(Report& report);
 VirtualService read_virtual_service(Report& report);  // hosts as written
 DestinationRule read_destination_rule(Report& report);
 Gateway read_gateway(Report& report);
 TcpRoutePart read_tcp_route(Report& report);
-Labels read_namespace(Report& report);
+struct NamespacePart {
+  Labels labels;
+  bool strict = false;  // annotation undermesh.io/mode, of workloads that have none of their own
+};
+NamespacePart read_namespace(Report& report);
 NetworkPolicy read_network_policy(Report& report);
 PolicyPart read_authorization_policy(Report& report, const std::string& root_namespace);
 

@@ -66,10 +66,10 @@ void report_refusal(const NetworkPolicy& policy, Report& report) {
 }
 
 void add_namespaces(Parts& parts, Snapshot& snapshot) {
-  for (auto& [report, labels] : parts.namespaces) {
+  for (auto& [report, part] : parts.namespaces) {
     const std::string& name = report->object().key.name;
-    labels[std::string(kNamespaceNameLabel)] = name;
-    snapshot.namespaces.emplace(name, std::move(labels));
+    part.labels[std::string(kNamespaceNameLabel)] = name;
+    snapshot.namespaces.emplace(name, std::move(part.labels));
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -65,17 +66,25 @@ std::optional<ListenerKind> kind_of(const ListenerIdentity& identity) {
   return std::nullopt;
 }
 
-// Those of a workload that has such listeners.
+std::set<ListenerKind> kinds_of(const Fds& listeners) {
+  std::set<ListenerKind> kinds;
+  for (const UniqueFd& listener : listeners)
+    if (const auto identity = identify_listener(listener.get()))
+      if (const auto kind = kind_of(*identity)) kinds.insert(*kind);
+  return kinds;
+}
+
+// Those of a workload that has such listeners; for DNS it takes both.
 std::uint8_t families_of(const Fds& listeners) {
   std::uint8_t families = 0;
   for (const UniqueFd& listener : listeners) {
     const auto identity = identify_listener(listener.get());
-    if (!identity) continue;
-    if (is_dns(kind_of(*identity).value_or(ListenerKind::kOutbound)))
-      families |= kHasDns;
-    else
-      families |= identity->v6 ? kHasFamily6 : kHasFamily4;
+    if (!identity || is_dns(kind_of(*identity).value_or(ListenerKind::kOutbound))) continue;
+    families |= identity->v6 ? kHasFamily6 : kHasFamily4;
   }
+  const auto kinds = kinds_of(listeners);
+  if (kinds.contains(ListenerKind::kDnsUdp) && kinds.contains(ListenerKind::kDnsTcp))
+    families |= kHasDns;
   return families;
 }
 
@@ -309,8 +318,10 @@ Refusal Holder::make_listeners(Workload& workload, int netns) const {
     const Refusal refusal = sockets_.make_outbound_listeners(netns, workload.listeners);
     if (refusal.status != HoldStatus::kOk) return refusal;
   }
-  if ((families_of(workload.listeners) & kHasDns) == 0)
-    workload.dns = sockets_.make_dns_listeners(netns, workload.listeners);
+  const auto kinds = kinds_of(workload.listeners);
+  workload.dns =
+      sockets_.make_dns_listeners(netns, !kinds.contains(ListenerKind::kDnsUdp),
+                                  !kinds.contains(ListenerKind::kDnsTcp), workload.listeners);
   return {};
 }
 

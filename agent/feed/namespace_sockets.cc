@@ -182,15 +182,18 @@ Refusal NamespaceSockets::make_outbound_listeners(int netns, Fds& listeners) con
   });
 }
 
-Refusal NamespaceSockets::make_dns_listeners(int netns, Fds& listeners) const {
-  return within(netns, [&listeners]() -> Refusal {
+Refusal NamespaceSockets::make_dns_listeners(int netns, bool wants_udp, bool wants_tcp,
+                                             Fds& listeners) const {
+  return within(netns, [&]() -> Refusal {
     const SocketAddress address{IpAddress::v4(0, 0, 0, 0), kDnsPort};
     UniqueFd udp, tcp;
-    Refusal refusal = make_receiver(address, udp);
-    if (refusal.status == HoldStatus::kOk) refusal = make_listener(address, false, true, tcp);
+    Refusal refusal = kFine;
+    if (wants_udp) refusal = make_receiver(address, udp);
+    if (wants_tcp && refusal.status == HoldStatus::kOk)
+      refusal = make_listener(address, false, true, tcp);
     if (refusal.status != HoldStatus::kOk) return refusal;
-    listeners.push_back(std::move(udp));
-    listeners.push_back(std::move(tcp));
+    if (udp) listeners.push_back(std::move(udp));
+    if (tcp) listeners.push_back(std::move(tcp));
     return kFine;
   });
 }

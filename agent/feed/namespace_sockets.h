@@ -34,8 +34,8 @@ class NamespaceSockets {
   // namespace has no IPv6 loopback.
   Refusal make_outbound_listeners(int netns, Fds& listeners) const;
   // For DNS: UDP and TCP at port 15053 of every IPv4 loopback address, bound to lo. Which of these
-  // addresses was reached tells which resolver was meant.
-  Refusal make_dns_listeners(int netns, Fds& listeners) const;
+  // addresses was reached tells which resolver was meant. Those that are wanted.
+  Refusal make_dns_listeners(int netns, bool wants_udp, bool wants_tcp, Fds& listeners) const;
   // A listener at `address` in our own namespace; "::" is every address of both families.
   Refusal make_host_listener(const SocketAddress& address, bool v6, UniqueFd& listener) const;
   // Unconnected TCP or UDP sockets; netns -1: our own namespace.

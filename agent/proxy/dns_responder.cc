@@ -288,8 +288,9 @@ DnsResponder::Message DnsResponder::finish(const Asked& asked, Message response)
   return dns::write_answer(asked.query, asked.bytes, answer, asked.limit());
 }
 
-// A resolver that is a Service of the mesh has endpoints; the mesh's own sockets are not balanced
-// by the kernel. nullopt: it has none now.
+// Of a resolver that is a Service of the mesh one of its endpoints, by their weights: the kernel
+// would translate the address for the mesh's UDP sockets, but not for its TCP ones. nullopt: it has
+// none of the address's family now.
 std::optional<SocketAddress> DnsResponder::reachable(const SocketAddress& resolver, bool by_tcp) {
   const config::Snapshot& snapshot = worker_.view()->snapshot();
   const auto service = snapshot.service_by_address.find(resolver.ip);
@@ -297,9 +298,19 @@ std::optional<SocketAddress> DnsResponder::reachable(const SocketAddress& resolv
   const auto cluster =
       snapshot.find_cluster(client_.workload()->name.ns, service->second->host, resolver.port, "",
                             by_tcp ? config::Transport::kTcp : config::Transport::kUdp);
-  if (!cluster || cluster->endpoints.empty()) return std::nullopt;
-  const auto one = worker_.random().below(static_cast<std::uint32_t>(cluster->endpoints.size()));
-  return cluster->endpoints[one].address;
+  if (!cluster) return std::nullopt;
+  const auto weight_of = [&resolver](const config::Endpoint& endpoint) {
+    return endpoint.address.ip.is_v4() == resolver.ip.is_v4() ? std::max(endpoint.weight, 1U) : 0U;
+  };
+  std::uint32_t total = 0;
+  for (const config::Endpoint& endpoint : cluster->endpoints) total += weight_of(endpoint);
+  if (total == 0) return std::nullopt;
+  std::uint32_t left = worker_.random().below(total);
+  for (const config::Endpoint& endpoint : cluster->endpoints) {
+    if (left < weight_of(endpoint)) return endpoint.address;
+    left -= weight_of(endpoint);
+  }
+  return std::nullopt;
 }
 
 net::Task<Result<DnsResponder::Message>> DnsResponder::ask(const SocketAddress& resolver,

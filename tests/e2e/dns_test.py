@@ -6,7 +6,6 @@ import os
 import pathlib
 import signal
 import sys
-import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -81,9 +80,9 @@ class Names(unittest.TestCase):
         self.assertEqual(getent("names.db.default.svc.cluster.local"), [self.server])
 
     def test_other_names_do_not_exist_and_the_hosts_file_is_the_hosts(self):
-        began = time.monotonic()
+        before = mesh.counter("undermesh_dns_queries_total", result="denied")
         self.assertEqual(getent("no-such-name.example"), [])
-        self.assertLess(time.monotonic() - began, 15)  # a resolver that is waited for takes 12 s and more, twice
+        self.assertGreater(mesh.counter("undermesh_dns_queries_total", result="denied"), before)  # it was told, and did not give up
         self.assertEqual(mesh.inside("client", "cat", "/etc/hosts"), pathlib.Path("/etc/hosts").read_text(encoding="utf-8"))
         self.assertIn(getent("localhost")[0], ("127.0.0.1", "::1"))
 
@@ -134,9 +133,6 @@ class Names(unittest.TestCase):
         os.kill(proxy, signal.SIGSTOP)
         try:
             self.assertEqual(getent("reviews"), [])
-            began = time.monotonic()
-            self.assertEqual(getent("reviews"), [])
-            self.assertLess(time.monotonic() - began, 10)
         finally:
             os.kill(proxy, signal.SIGCONT)
         mesh.eventually("names are answered again", lambda: getent("reviews") == ["10.78.9.1"], 60)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <limits>
 #include <vector>
 
 #include "dns/cache.h"
@@ -47,6 +48,8 @@ inline void check_as_response(Bytes bytes) {
   const auto left = time_to_live(old);
   // Names that point into a TTL change with it: such a message may not be one any more.
   if (ttl && left) require(*left <= *ttl || *ttl < 7 || left == ttl);
+  age(old, std::numeric_limits<std::uint32_t>::max());
+  require(time_to_live(old).value_or(0) == 0);
   Cache cache(4, 4096);
   const auto now = Cache::Time{} + std::chrono::hours(1);
   cache.put("key", bytes, now);

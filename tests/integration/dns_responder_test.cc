@@ -475,6 +475,11 @@ apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: names, labels: {app: names}}
 spec: {address: 10.77.1.1}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: names6, labels: {app: names}}
+spec: {address: "fd00:77::1", weight: 1000000}
 )");
   const SocketAddress to = at(port, 7, {IpAddress::v4(10, 78, 0, 53), 53});
   EXPECT_EQ(about(Asker(to).ask(bytes::query("www.example.com", 1))), "192.0.2.1");

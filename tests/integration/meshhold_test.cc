@@ -502,6 +502,29 @@ TEST_F(MeshHold, TheNextMeshholdTakesTheListenersBackAndWaitingConnectionsSurviv
   ::close(waiting);
 }
 
+TEST_F(MeshHold, WhatDnsLacksIsMadeWhereHalfCameBack) {
+  const NetNs ns = NetNs::create();
+  Fds listeners;
+  {
+    Peer meshd = connect_meshd();
+    Peer proxy = accept_proxy();  // its duplicates end with it
+    listeners = enrolled(meshd, 7, ns.fd()).fds;
+  }
+  kill();
+  start();
+  std::erase_if(listeners, [](const UniqueFd& fd) {
+    int type = 0;
+    socklen_t size = sizeof type;
+    return ::getsockopt(fd.get(), SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type == SOCK_DGRAM;
+  });
+  ASSERT_EQ(listeners.size(), 3U);
+  Peer meshd = connect_meshd();
+  const Received answer = enrolled(meshd, 7, ns.fd(), std::move(listeners));
+  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6 | kHasDns);
+  EXPECT_EQ(answer.fds.size(), 4U);
+}
+
 TEST_F(MeshHold, RefusesAListenerThatIsNotOfTheNamespace) {
   const NetNs ns = NetNs::create();
   const NetNs other = NetNs::create();

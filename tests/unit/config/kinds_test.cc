@@ -420,6 +420,45 @@ TEST(WorkloadEntry, HasAMode) {
                           "permissive, not 'Strict'"));
 }
 
+TEST(Namespace, HasTheModeOfWorkloadsThatHaveNone) {
+  const auto world = [](std::string_view annotation) {
+    std::string text = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  annotations:\n";
+    text += "    undermesh.io/" + std::string(annotation) + "\n    other.io/x: z\n";
+    int last = 0;
+    for (const char* name :
+         {"shop/plain ", "shop/open permissive", "shop/closed strict", "b/other "}) {
+      const std::string_view all = name;
+      const auto slash = all.find('/'), space = all.find(' ');
+      text += "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: " +
+              std::string(all.substr(slash + 1, space - slash - 1)) +
+              "\n  namespace: " + std::string(all.substr(0, slash)) + "\n";
+      if (space + 1 < all.size())
+        text += "  annotations: {undermesh.io/mode: " + std::string(all.substr(space + 1)) + "}\n";
+      text += "spec: {address: 10.0.0." + std::to_string(++last) + "}\n";
+    }
+    return text;
+  };
+  const auto strict = [&](std::string_view annotation) {
+    std::vector<std::string> names;
+    const auto snapshot = compile_text(world(annotation)).snapshot;
+    for (const auto& [name, workload] : snapshot->workloads)
+      if (workload->strict) names.push_back(name.name);
+    return names;
+  };
+  EXPECT_THAT(strict("mode: strict"), ElementsAre("closed", "plain"));
+  EXPECT_THAT(strict("mode: permissive"), ElementsAre("closed"));
+  // Refused, and strict until it is right.
+  EXPECT_THAT(strict("mode: Strict"), ElementsAre("closed", "plain"));
+  EXPECT_THAT(texts_of(compile_text(world("mode: Strict")).problems),
+              ElementsAre("error t.yaml:6: Namespace shop: "
+                          "metadata.annotations[\"undermesh.io/mode\"]: must be strict or "
+                          "permissive, not 'Strict'"));
+  EXPECT_THAT(texts_of(compile_text(world("sandbox: x")).problems),
+              ElementsAre("error t.yaml:6: Namespace shop: "
+                          "metadata.annotations[\"undermesh.io/sandbox\"]: not supported; remove "
+                          "the annotation"));
+}
+
 TEST(WorkloadEntry, SaysWhatItDoesWithoutTheProxy) {
   const auto text = [](const char* what) {
     return "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: o\n  "
