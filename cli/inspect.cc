@@ -76,10 +76,10 @@ void print_list(const char* title, const std::vector<std::string>& items) {
 
 void print_policies(const api::Status& status) {
   if (status.policies.empty()) return;
-  Table table({"POLICY", "RULE", "DENIED", "ALLOWED"});
+  Table table({"POLICY", "RULE", "DENIED", "ALLOWED", "AUDITED"});
   for (const auto& p : status.policies)
     table.row({p.policy, p.rule < 0 ? "default" : std::to_string(p.rule), std::to_string(p.denied),
-               std::to_string(p.allowed)});
+               std::to_string(p.allowed), std::to_string(p.audited)});
   std::printf("\n%s", table.to_string().c_str());
 }
 

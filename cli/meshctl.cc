@@ -231,6 +231,7 @@ class CommandLine {
   void add_looking_commands();
   void add_bpf_commands();
   void add_policy_commands();
+  void add_policy_list();
   void add_sandbox_run(CLI::App& sandbox);
 
   CLI::App app_;
@@ -243,6 +244,7 @@ class CommandLine {
   SandboxSpec sandbox_;
   TapOptions tap_;
   AuthzQuestion authz_;
+  PolicySelection policies_;
   std::vector<std::string> files_, labels_, annotations_, command_;
   std::string what_;
   std::string from_;  // of dns lookup
@@ -486,6 +488,7 @@ void CommandLine::add_looking_commands() {
   add_format(lookup_command);
 
   add_policy_commands();
+  add_policy_list();
   add_bpf_commands();
 
   auto* version_command = command(app_, "version", "Versions of meshctl and of meshd", kLooking,
@@ -527,6 +530,37 @@ without endpoints.)");
   check_command->add_flag("--udp", authz_.udp, "A datagram instead of a TCP connection");
   add_namespace(check_command);
   add_format(check_command);
+}
+
+void CommandLine::add_policy_list() {
+  auto* policy = command(app_, "policy", "Show the policies, and what they did", kLooking, nullptr);
+  policy->require_subcommand(1);
+  auto* list = command(*policy, "list", "Each policy: what it selects, its state, its counts",
+                       "Commands", [this] {
+                         policies_.ns = selection_.ns;
+                         policies_.all_namespaces = selection_.all_namespaces;
+                         return policy_list(environment_, policies_, format_);
+                       });
+  list->footer(R"(
+SELECTS counts the workloads that this node polices. DENIED and ALLOWED count connections that it
+decided, AUDITED those that an AUDIT policy matched; both ends of a connection on one node count.
+A policy that is refused denies what it selects (an AUDIT policy audits nothing); -o wide says why.
+-o json has the counts by rule.
+
+Examples:
+  meshctl policy list -A
+  meshctl policy list -n shop -o wide)");
+  add_namespace(list);
+  list->add_flag("-A,--all-namespaces", selection_.all_namespaces, "Of every namespace");
+  list->add_option_function<std::string>(
+          "-o,--output",
+          [this](const std::string& name) {
+            policies_.wide = name == "wide";
+            if (!policies_.wide) format_ = parse_format(name).value();
+          },
+          "table, wide, json or yaml")
+      ->check(CLI::IsMember({"table", "wide", "json", "yaml"}).description(""))
+      ->type_name("FORMAT");
 }
 
 void CommandLine::add_bpf_commands() {

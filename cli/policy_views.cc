@@ -10,7 +10,13 @@
 namespace mesh::cli {
 namespace {
 
+namespace json = boost::json;
 using api::AuthzReply;
+
+std::string text_in(const json::object& row, std::string_view member) {
+  const json::value* value = row.if_contains(member);
+  return value ? cell(*value) : std::string();
+}
 
 std::string ports_of(const AuthzReply::Path& path) {
   if (path.first_port <= 1 && path.last_port == 65535) return "any";
@@ -71,6 +77,40 @@ Result<int> authz_check(const Environment& environment, const AuthzQuestion& que
   if (!reply.notes.empty()) std::puts("\nNotes:");
   for (const std::string& note : reply.notes) std::printf("  - %s\n", note.c_str());
   return code;
+}
+
+Result<int> policy_list(const Environment& environment, const PolicySelection& selection,
+                        Format format) {
+  MESH_TRY(auto reply, Client(environment.run_dir).get<api::Dump>("/v1/dump/policies"));
+  std::erase_if(reply.rows, [&](const json::object& row) {
+    return !selection.all_namespaces && text_in(row, "namespace") != selection.ns;
+  });
+  if (format != Format::kTable) {
+    json::array rows(reply.rows.begin(), reply.rows.end());
+    std::fputs(render(format, json::object{{"policies", std::move(rows)}}).c_str(), stdout);
+    return kOk;
+  }
+  if (reply.rows.empty()) {
+    std::printf("No policies%s.\n",
+                selection.all_namespaces ? "" : (" in namespace " + selection.ns).c_str());
+    return kOk;
+  }
+  std::vector<std::pair<std::string, std::string>> columns = {
+      {"POLICY", "policy"}, {"ACTION", "action"},   {"SELECTS", "selects_here"}, {"STATE", "state"},
+      {"DENIED", "denied"}, {"ALLOWED", "allowed"}, {"AUDITED", "audited"}};
+  if (selection.wide)
+    columns.insert(columns.end(),
+                   {{"RULES", "rules"}, {"WORKLOADS", "selects"}, {"REASON", "reason"}});
+  std::vector<std::string> titles;
+  for (const auto& [title, member] : columns) titles.push_back(title);
+  Table table(std::move(titles));
+  for (const json::object& row : reply.rows) {
+    std::vector<std::string> cells;
+    for (const auto& [title, member] : columns) cells.push_back(text_in(row, member));
+    table.row(std::move(cells));
+  }
+  std::fputs(table.to_string().c_str(), stdout);
+  return kOk;
 }
 
 }  // namespace mesh::cli

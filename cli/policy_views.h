@@ -17,4 +17,12 @@ struct AuthzQuestion {
 Result<int> authz_check(const Environment& environment, const AuthzQuestion& question,
                         Format format);
 
+struct PolicySelection {
+  std::string ns = "default";
+  bool all_namespaces = false;
+  bool wide = false;  // of a table: rules, workloads and reasons too
+};
+Result<int> policy_list(const Environment& environment, const PolicySelection& selection,
+                        Format format);
+
 }  // namespace mesh::cli

@@ -149,8 +149,8 @@ void read(const json::value& value, Status::SnapshotStatus& out, Context& at) {
 }
 
 void read(const json::value& value, Status::PolicyCount& out, Context& at) {
-  Members(value, at)("policy", out.policy)("rule", out.rule)("denied", out.denied)("allowed",
-                                                                                   out.allowed);
+  Members(value, at)("policy", out.policy)("rule", out.rule)("denied", out.denied)(
+      "allowed", out.allowed)("audited", out.audited);
 }
 
 void read(const json::value& value, Status& out, Context& at) {
@@ -356,21 +356,23 @@ json::object to_json(const Status& m) {
                       {"up_seconds", p.up_seconds},
                       {"acked_version", p.acked_version},
                       {"detail", p.detail}};
-  return {
-      {"state", m.state},
-      {"reasons", list_of(m.reasons)},
-      {"programs", programs},
-      {"snapshot",
-       {{"version", m.snapshot.version},
-        {"objects", m.snapshot.objects},
-        {"problems", list_of(m.snapshot.problems)}}},
-      {"workloads", list_of(m.workloads, [](const auto& w) { return to_json(w); })},
-      {"notes", list_of(m.notes)},
-      {"kernel", object_of(m.kernel)},
-      {"policies", list_of(m.policies, [](const Status::PolicyCount& p) {
-         return json::object{
-             {"policy", p.policy}, {"rule", p.rule}, {"denied", p.denied}, {"allowed", p.allowed}};
-       })}};
+  return {{"state", m.state},
+          {"reasons", list_of(m.reasons)},
+          {"programs", programs},
+          {"snapshot",
+           {{"version", m.snapshot.version},
+            {"objects", m.snapshot.objects},
+            {"problems", list_of(m.snapshot.problems)}}},
+          {"workloads", list_of(m.workloads, [](const auto& w) { return to_json(w); })},
+          {"notes", list_of(m.notes)},
+          {"kernel", object_of(m.kernel)},
+          {"policies", list_of(m.policies, [](const Status::PolicyCount& p) {
+             return json::object{{"policy", p.policy},
+                                 {"rule", p.rule},
+                                 {"denied", p.denied},
+                                 {"allowed", p.allowed},
+                                 {"audited", p.audited}};
+           })}};
 }
 
 namespace {

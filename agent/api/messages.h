@@ -130,10 +130,11 @@ struct Status {
   std::vector<std::string> notes;               // what is not covered, said every time
   std::map<std::string, std::uint64_t> kernel;  // counters by name
   struct PolicyCount {
-    std::string policy;  // "ns/name"
+    std::string policy;  // "AuthorizationPolicy ns/name"
     int rule = -1;
     std::uint64_t denied = 0;
     std::uint64_t allowed = 0;
+    std::uint64_t audited = 0;  // of an AUDIT policy: connections that matched
   };
   std::vector<PolicyCount> policies;
 };

@@ -169,7 +169,7 @@ asio::awaitable<Response> dump(Node& node, const Request& request, const api::Ta
     table = dump_endpoints(*node.snapshot());
     merge_rows(table, body, {"cluster", "endpoint"});
   } else if (what == "policies") {
-    table = dump_policies(*node.snapshot(), node.policy_counts());
+    table = node.policies();
   } else if (what == "flows") {
     auto flows = node.open_flows();
     if (!flows) co_return refuse(request, flows.error());

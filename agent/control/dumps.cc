@@ -127,26 +127,66 @@ std::string_view action_text(config::AuthorizationPolicy::Action action) {
   return action == Action::kAllow ? "ALLOW" : action == Action::kDeny ? "DENY" : "AUDIT";
 }
 
-// All but its action.
-template <class Policy>
-json::object policy_row(const Snapshot& snapshot, const Policy& policy, const std::string& name,
-                        const std::vector<api::Status::PolicyCount>& counts, std::size_t rules) {
-  std::vector<std::string> selected;
-  for (const auto& [workload_name, workload] : snapshot.workloads)
-    if (policy.selects(*workload)) selected.push_back(workload_name.to_string());
-  std::uint64_t denied = 0, allowed = 0;
-  for (const auto& count : counts) {
-    if (count.policy != name) continue;
-    denied += count.denied;
-    allowed += count.allowed;
+struct PolicyRows {
+  const Snapshot& snapshot;
+  const std::vector<api::Status::PolicyCount>& counts;
+  const std::set<config::ObjectName>& enrolled;
+  const std::vector<config::Problem>& problems;
+
+  // All but its action.
+  template <class Policy>
+  json::object row(const std::string& kind, const Policy& policy, std::size_t rules) const {
+    std::vector<std::string> selected;
+    std::size_t here = 0;
+    for (const auto& [name, workload] : snapshot.workloads) {
+      if (!policy.selects(*workload)) continue;
+      selected.push_back(name.to_string());
+      here += enrolled.contains(name) ? 1 : 0;
+    }
+    json::object row = {{"policy", display_name(policy)},
+                        {"kind", kind},
+                        {"namespace", policy.name.ns},
+                        {"name", policy.name.name},
+                        {"rules", rules},
+                        {"selects", join(selected, ",")},
+                        {"selects_here", here},
+                        {"state", policy.refused ? "refused: denies all" : "accepted"},
+                        {"reason", reason(kind, policy.name)}};
+    add_counts(row);
+    return row;
   }
-  return {{"policy", name},
-          {"rules", rules},
-          {"selects", join(selected, ",")},
-          {"denied", denied},
-          {"allowed", allowed},
-          {"state", policy.refused ? "refused: denies all" : "accepted"}};
-}
+
+ private:
+  void add_counts(json::object& row) const {
+    std::uint64_t denied = 0, allowed = 0, audited = 0;
+    json::array by_rule;
+    for (const auto& count : counts) {
+      if (count.policy != row["policy"].as_string()) continue;
+      denied += count.denied;
+      allowed += count.allowed;
+      audited += count.audited;
+      by_rule.push_back({{"rule", count.rule},
+                         {"denied", count.denied},
+                         {"allowed", count.allowed},
+                         {"audited", count.audited}});
+    }
+    row["denied"] = denied;
+    row["allowed"] = allowed;
+    row["audited"] = audited;
+    row["by_rule"] = std::move(by_rule);
+  }
+  // What is wrong with it, errors first.
+  std::string reason(const std::string& kind, const config::ObjectName& name) const {
+    std::vector<std::string> errors, warnings;
+    for (const config::Problem& problem : problems)
+      if (problem.object == config::ObjectKey{kind, name.ns, name.name})
+        (problem.severity == config::Problem::Severity::kError ? errors : warnings)
+            .push_back(problem.field.empty() ? problem.message
+                                             : problem.field + ": " + problem.message);
+    errors.insert(errors.end(), warnings.begin(), warnings.end());
+    return join(errors, "; ");
+  }
+};
 
 }  // namespace
 
@@ -213,20 +253,23 @@ api::Dump dump_endpoints(const Snapshot& snapshot) {
 }
 
 api::Dump dump_policies(const Snapshot& snapshot,
-                        const std::vector<api::Status::PolicyCount>& counts) {
-  api::Dump dump = table(snapshot, "policies",
-                         {"policy", "action", "rules", "selects", "denied", "allowed", "state"});
+                        const std::vector<api::Status::PolicyCount>& counts,
+                        const std::set<config::ObjectName>& enrolled,
+                        const std::vector<config::Problem>& problems) {
+  api::Dump dump =
+      table(snapshot, "policies",
+            {"policy", "action", "rules", "selects", "denied", "allowed", "audited", "state"});
+  const PolicyRows rows{snapshot, counts, enrolled, problems};
   for (const auto& policy : snapshot.policies) {
-    json::object row =
-        policy_row(snapshot, *policy, display_name(*policy), counts, policy->rules.size());
+    json::object row = rows.row("AuthorizationPolicy", *policy, policy->rules.size());
     row["action"] = action_text(policy->action);
     if (policy->refused && policy->action == config::AuthorizationPolicy::Action::kAudit)
       row["state"] = "refused: audits nothing";
     dump.rows.push_back(std::move(row));
   }
   for (const auto& policy : snapshot.network_policies) {
-    json::object row = policy_row(snapshot, *policy, display_name(*policy), counts,
-                                  policy->ingress_rules.size() + policy->egress_rules.size());
+    json::object row = rows.row("NetworkPolicy", *policy,
+                                policy->ingress_rules.size() + policy->egress_rules.size());
     row["action"] = !policy->egress ? "Ingress" : !policy->ingress ? "Egress" : "Ingress,Egress";
     dump.rows.push_back(std::move(row));
   }

@@ -1,10 +1,13 @@
 // Tables of a snapshot, for `meshctl config dump` and `meshctl dns lookup`. Pure.
 #pragma once
 
+#include <set>
 #include <string_view>
+#include <vector>
 
 #include "api/messages.h"
 #include "base/result.h"
+#include "config/object.h"
 #include "config/snapshot.h"
 
 namespace mesh::control {
@@ -12,8 +15,11 @@ namespace mesh::control {
 api::Dump dump_routes(const config::Snapshot& snapshot);
 api::Dump dump_clusters(const config::Snapshot& snapshot);
 api::Dump dump_endpoints(const config::Snapshot& snapshot);
+// `enrolled`: the workloads that this node polices. A row has its counters by rule, too.
 api::Dump dump_policies(const config::Snapshot& snapshot,
-                        const std::vector<api::Status::PolicyCount>& counts);
+                        const std::vector<api::Status::PolicyCount>& counts,
+                        const std::set<config::ObjectName>& enrolled,
+                        const std::vector<config::Problem>& problems);
 // What a client of namespace `ns` is told of `name`: one row for each of A, AAAA and SRV.
 api::Dump dump_dns(const config::Snapshot& snapshot, std::string_view ns, std::string_view name);
 

@@ -443,7 +443,8 @@ void Node::push_counters(std::uint64_t unix_ms) {
              {"totals", std::move(totals)},
              {"audit", std::move(audit)},
              {"denied_by_policy", counts_by_rule(counters_.denied_by_policy, rules)},
-             {"allowed_by_policy", counts_by_rule(counters_.allowed_by_policy, rules)}});
+             {"allowed_by_policy", counts_by_rule(counters_.allowed_by_policy, rules)},
+             {"audited_by_policy", counts_by_rule(counters_.audited_by_policy, rules)}});
 }
 
 // --- L4 connections

@@ -97,6 +97,7 @@ class Node {
   std::uint64_t version() const { return publisher_.version(); }
   std::vector<api::Status::PolicyCount> policy_counts();
   Result<api::Dump> open_flows();
+  api::Dump policies();
   Result<api::AuthzReply> check_authz(const AuthzQuestion& question) const;
 
  private:

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "control/dumps.h"
 #include "control/node.h"
 
 namespace mesh::control {
@@ -327,10 +328,18 @@ std::vector<api::Status::PolicyCount> Node::policy_counts() {
   for (const auto& [number, rule] : policy_rules(parts_.numbers)) {
     api::Status::PolicyCount count{rule.policy, rule.rule,
                                    count_of(counters_.denied_by_policy, number),
-                                   count_of(counters_.allowed_by_policy, number)};
-    if (count.denied != 0 || count.allowed != 0) list.push_back(std::move(count));
+                                   count_of(counters_.allowed_by_policy, number),
+                                   count_of(counters_.audited_by_policy, number)};
+    if (count.denied != 0 || count.allowed != 0 || count.audited != 0)
+      list.push_back(std::move(count));
   }
   return list;
+}
+
+api::Dump Node::policies() {
+  std::set<config::ObjectName> enrolled;
+  for (const Client& client : workloads_.clients()) enrolled.insert(client.workload->name);
+  return dump_policies(*compilation_.snapshot, policy_counts(), enrolled, compilation_.problems);
 }
 
 Result<api::AuthzReply> Node::check_authz(const AuthzQuestion& question) const {

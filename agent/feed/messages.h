@@ -25,7 +25,7 @@
 //              one connection. Large changes are cut into several frames: `more: true` on all but
 //              the last of one version; nothing is compiled or answered before the last.
 //   kernel_counters {type, at_ms: unix time, totals: {name: n}, denied_by_policy: [{policy, rule,
-//               count}], allowed_by_policy: [{policy, rule, count}]}
+//               count}], allowed_by_policy, audited_by_policy: the same}
 //              Every 2 s; rule -1: the policy's default.
 //   flows      {type, edges: [{workload: id, inbound, failed: bool, service, other: addresses,
 //               opened, closed, sent, received, retransmits}], records: [{denied, inbound,

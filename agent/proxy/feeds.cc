@@ -582,7 +582,8 @@ void Feeds::write_kernel_counters(std::string& out) const {
     }
   for (const auto& [list, help] :
        {std::pair{"denied_by_policy", "Connects refused by this policy and rule"},
-        std::pair{"allowed_by_policy", "Connects allowed by this policy and rule"}}) {
+        std::pair{"allowed_by_policy", "Connects allowed by this policy and rule"},
+        std::pair{"audited_by_policy", "Connects that this AUDIT policy and rule matched"}}) {
     writer.family("undermesh_kernel_" + std::string(list) + "_total", help, Type::kCounter);
     for (const auto& entry : list_of(kernel_counters_, list)) {
       if (!entry.is_object()) continue;

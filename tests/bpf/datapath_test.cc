@@ -144,6 +144,31 @@ TEST_F(DatapathTest, ShowsTheNewPeerAfterAReconnect) {
   EXPECT_EQ(peer.address, at("10.9.0.2:8080"));
 }
 
+// A number that is given again later, to another policy, must begin at 0.
+TEST_F(DatapathTest, ForgetsTheCountersOfPoliciesThatAreGoneAndKeepsTheOthers) {
+  accept_on_both_servers();
+  has_set("10.9.0.2", 3);
+  has_set("10.9.0.3", 4);
+  verdict(3, 0, false, 21);
+  verdict(4, 0, true, 22);
+  state_.sets[4].begin()->second.audit = 23;
+  apply_all();
+  using Counts = std::map<std::uint32_t, std::uint64_t>;
+  for (const std::uint64_t before : {1, 2}) {
+    EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
+    EXPECT_EQ(connect_from_app("10.9.0.3:8080"), 0);
+    const auto counted = must(datapath_->counters());
+    EXPECT_EQ(counted.denied_by_policy, (Counts{{21, 1}})) << "it began anew";
+    EXPECT_EQ(counted.allowed_by_policy, (Counts{{22, before}}));
+    EXPECT_EQ(counted.audited_by_policy, (Counts{{23, 1}})) << "it began anew";
+    must(datapath_->forget_policies_but({22}));
+    const auto after = must(datapath_->counters());
+    EXPECT_EQ(after.denied_by_policy, Counts{});
+    EXPECT_EQ(after.audited_by_policy, Counts{});
+    EXPECT_EQ(after.allowed_by_policy, (Counts{{22, before}}));
+  }
+}
+
 TEST_F(DatapathTest, RefusesByPolicyAtOnceAndNamesIt) {
   accept_on_both_servers();
   has_set("10.9.0.2", 3);

@@ -224,6 +224,31 @@ class Cli(MeshOfItsOwn):
         self.assertRegex(table, r"^DENY: workload default/client to service db")
         self.assertRegex(table, r"ingress of default/db +DENY +AuthorizationPolicy default/not-client\[1\]")
         self.assertRegex(table, r"AuthorizationPolicy default/watch +AUDIT +rule 0 matches")
+        self.see_in_the_list_of_policies()
+
+    def see_in_the_list_of_policies(self):
+        """After a connect that was denied and one that was let in, both seen by an AUDIT policy."""
+        def listed(*more):
+            return {row["policy"]: row for row in mesh.meshctl_json("policy", "list", *more)["policies"]}
+
+        rows = listed()
+        self.assertEqual({name: (row["action"], row["selects_here"], row["state"]) for name, row in rows.items()},
+                         {"AuthorizationPolicy default/not-client": ("DENY", 1, "accepted"),
+                          "AuthorizationPolicy default/watch": ("AUDIT", 1, "accepted"),
+                          "NetworkPolicy default/friend": ("Egress", 1, "accepted")})
+        denied, watch = rows["AuthorizationPolicy default/not-client"], rows["AuthorizationPolicy default/watch"]
+        self.assertEqual((denied["denied"], [rule["rule"] for rule in denied["by_rule"]]), (1, [1]), denied)
+        self.assertGreaterEqual(watch["audited"], 2, watch)
+        self.assertGreaterEqual(rows["NetworkPolicy default/friend"]["allowed"], 1)
+        self.assertEqual(listed("-n", "elsewhere"), {})
+        self.assertEqual(listed("-A"), listed())
+        self.assertRegex(mesh.meshctl("policy", "list", "-o", "wide").stdout,
+                         r"(?m)^AuthorizationPolicy default/watch +AUDIT +1 +accepted .* default/db +-$")
+        counted = next(item for item in mesh.status()["policies"] if item["policy"] == watch["policy"])
+        self.assertEqual((counted["rule"], counted["audited"]), (0, watch["audited"]))
+        series = f'undermesh_kernel_audited_by_policy_total{{policy="{watch["policy"]}",rule="0"}} {watch["audited"]}'
+        mesh.eventually("/metrics has it too", lambda: series in subprocess.run(
+            ["curl", "-s", "http://127.0.0.1:15020/metrics"], capture_output=True, text=True, check=False).stdout.splitlines(), 30)
 
     def test_meshd_clears_away_what_a_killed_sandbox_run_left(self):
         for kill in ("monitor", "everything"):

@@ -1028,6 +1028,44 @@ TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
   EXPECT_EQ(counters.at("denied_by_policy").at(0).at("count").to_number<int>(), 3);
 }
 
+TEST_F(NodeTest, AuditPoliciesAreCountedInStatusForTheProxyAndInTheListOfPolicies) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/far", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("far", "10.77.0.9"));
+  const auto policy = [this](const std::string& name, json::object rule) {
+    outcome(json::object{{"apiVersion", "security.istio.io/v1"},
+                         {"kind", "AuthorizationPolicy"},
+                         {"metadata", {{"name", name}}},
+                         {"spec", {{"action", "AUDIT"}, {"rules", json::array{std::move(rule)}}}}});
+  };
+  policy("watch", {});
+  policy("broken",
+         {{"from", json::array{json::object{{"source", {{"trustDomains", json::array{"x"}}}}}}}});
+  answer_enrol(id_of("a"));
+  const auto number = verdict(id_of("a"), IpAddress::v4(10, 77, 0, 1)).audit;
+  ASSERT_NE(number, 0U);
+  datapath_.counts.audited_by_policy[number] = 4;
+  node_->tick(now_, 1234);
+  const auto counters = messages(feed::kKernelCounters).back();
+  EXPECT_EQ(counters.at("audited_by_policy").at(0).at("policy").as_string(),
+            "AuthorizationPolicy default/watch");
+  EXPECT_EQ(counters.at("audited_by_policy").at(0).at("count").to_number<int>(), 4);
+  const auto status = node_->status(now_);
+  ASSERT_EQ(status.policies.size(), 1U);
+  EXPECT_EQ(status.policies[0].audited, 4U);
+  const api::Dump list = node_->policies();
+  ASSERT_EQ(list.rows.size(), 2U);
+  for (const auto& row : list.rows) {
+    const bool is_broken = row.at("name").as_string() == "broken";
+    EXPECT_EQ(row.at("state").as_string(), is_broken ? "refused: audits nothing" : "accepted");
+    EXPECT_EQ(row.at("audited").to_number<int>(), is_broken ? 0 : 4);
+    EXPECT_EQ(row.at("reason").as_string().empty(), !is_broken);
+    EXPECT_EQ(row.at("selects_here").to_number<int>(), 1) << "of two, one is not enrolled";
+    EXPECT_EQ(row.at("selects").as_string(), "default/a,default/far");
+  }
+}
+
 TEST_F(NodeTest, APolicyThatIsDeletedTakesItsCountersAlong) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
