@@ -412,6 +412,7 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
     publisher_.refresh_kernel();
     workloads_.set_kernel_errors(publisher_.kernel_errors());
   }
+  publisher_.end_forbidden();
   if (++ticks_ % kRetryTicks == 0) {
     workloads_.retry_failed();
     tell_change();

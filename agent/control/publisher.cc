@@ -124,12 +124,15 @@ void Publisher::apply_kernel() {
   end_forbidden();
 }
 
-// What was connecting when the policy changed may be open only now: so it is looked at twice.
+// What was connecting when the policy changed may be open only now: so it is looked at twice, and
+// what failed again.
 void Publisher::end_forbidden() {
   end_removed();
   if (looks_due_ == 0) return;
-  --looks_due_;
-  if (auto ended = datapath_.end_forbidden(current_); !ended && ended.error() != look_error_) {
+  auto ended = datapath_.end_forbidden(current_);
+  if (ended) {
+    --looks_due_;
+  } else if (ended.error() != look_error_) {
     log()->error("connections that a policy forbids could not be ended error={}",
                  ended.error().message);
     look_error_ = ended.error();
@@ -138,8 +141,10 @@ void Publisher::end_forbidden() {
 
 void Publisher::end_removed() {
   if (removal_looks_due_ == 0) return;
-  --removal_looks_due_;
-  if (auto ended = datapath_.end_removed(current_); !ended && ended.error() != look_error_) {
+  auto ended = datapath_.end_removed(current_);
+  if (ended) {
+    --removal_looks_due_;
+  } else if (ended.error() != look_error_) {
     log()->error("connections to former endpoints could not be reset error={}",
                  ended.error().message);
     look_error_ = ended.error();

@@ -29,6 +29,7 @@ class FakeDatapath final : public datapath::Datapath {
   std::map<datapath::WorkloadId, std::vector<datapath::Difference>> differences;
   std::map<datapath::WorkloadId, Error> lost_canaries;
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
+  bool cannot_end = false;
   std::string why_no_fast_path;
   std::vector<datapath::FastPathPort> ports;
   // What tests look at.
@@ -82,6 +83,7 @@ class FakeDatapath final : public datapath::Datapath {
   Result<> end_forbidden(const datapath::State&) override {
     MESH_TRY(operation());
     ++looks_for_forbidden;
+    if (cannot_end) return Error{Errc::internal, "a connection that does not end"};
     return success();
   }
   Result<> end_removed(const datapath::State&) override {

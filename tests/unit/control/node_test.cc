@@ -1120,6 +1120,28 @@ TEST_F(NodeTest, TheNumbersOfWhatIsGoneAreForgotten) {
   }
 }
 
+// What was connecting while the policy changed is open 2 s later.
+TEST_F(NodeTest, ConnectionsThatAPolicyForbidsAreLookedForAgain) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  answer_enrol(id_of("a"));
+  const auto looks_of = [this](int ticks) {
+    const int before = datapath_.looks_for_forbidden;
+    for (int i = 0; i < ticks; ++i) node_->tick(now_, 0);
+    return datapath_.looks_for_forbidden - before;
+  };
+  outcome(deny("b"));
+  EXPECT_EQ(looks_of(3), 1) << "one was at once";
+  datapath_.cannot_end = true;
+  remove("AuthorizationPolicy", "deny-b");
+  outcome(deny("b"));
+  EXPECT_EQ(looks_of(3), 3);
+  datapath_.cannot_end = false;
+  EXPECT_EQ(looks_of(5), 2);
+}
+
 TEST_F(NodeTest, AFailedWriteToTheKernelIsToldAndTriedAgain) {
   connect();
   datapath_.fail_at = 1;
