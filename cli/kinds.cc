@@ -71,6 +71,15 @@ const std::vector<Kind>& table() {
          return {text_at(t, "/spec/address"), text_at(t, "/spec/serviceAccount"),
                  text_at(t, "/spec/labels")};
        }},
+      {"ServiceEntry",
+       "networking.istio.io",
+       "serviceentries",
+       {"se"},
+       {"HOSTS", "LOCATION", "RESOLUTION"},
+       [](const Tree& t) -> Cells {
+         return {text_at(t, "/spec/hosts"), text_at(t, "/spec/location"),
+                 text_at(t, "/spec/resolution")};
+       }},
       {"VirtualService",
        "networking.istio.io",
        "virtualservices",

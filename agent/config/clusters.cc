@@ -61,12 +61,14 @@ class EndpointFinder {
   }
 
   // Lists of endpoints, one a port of the service; sorted by address.
-  std::vector<std::vector<Endpoint>> find(const Service& service, Report& report) const {
+  std::vector<std::vector<Endpoint>> find(const Service& service, const ServicePart& part,
+                                          Report& report) const {
     std::vector<WorkloadPtr> selected = workloads_.select(service.name.ns, service.selector);
     std::vector<std::vector<Endpoint>> lists;
     for (std::size_t i = 0; i < service.ports.size(); ++i) {
       std::vector<Endpoint> endpoints = of_workloads(service, i, selected, report);
-      add_slices(service, service.ports[i], endpoints);
+      add_spelt_out(part, service.ports[i], endpoints);
+      if (!service.is_entry) add_slices(service, service.ports[i], endpoints);
       std::sort(endpoints.begin(), endpoints.end(),
                 [](const auto& a, const auto& b) { return a.address < b.address; });
       auto same = [](const auto& a, const auto& b) { return a.address == b.address; };
@@ -85,7 +87,8 @@ class EndpointFinder {
     for (const WorkloadPtr& workload : selected) {
       auto number = target_port(port, *workload);
       if (number && !workload->addresses.empty()) {
-        endpoints.push_back({{workload->addresses.front(), *number}, workload, workload->weight});
+        endpoints.push_back(
+            {{workload->addresses.front(), *number}, workload, workload->weight, {}});
       } else {
         report.warn("spec.ports", "port " + std::to_string(port.port) + ": WorkloadEntry " +
                                       workload->name.to_string() + " has no port named '" +
@@ -103,13 +106,28 @@ class EndpointFinder {
       for (const EndpointSlice::Port& own : slice->ports) {
         if (own.name != port.name || own.transport != port.transport()) continue;
         for (const IpAddress& ip : slice->addresses) {
-          auto workload = snapshot_.workload_by_address.find(ip);
-          bool known = workload != snapshot_.workload_by_address.end();
-          endpoints.push_back({{ip, own.port},
-                               known ? workload->second : nullptr,
-                               known ? workload->second->weight : 1});
+          WorkloadPtr workload = workload_at(ip);
+          const std::uint32_t weight = workload ? workload->weight : 1;
+          endpoints.push_back({{ip, own.port}, std::move(workload), weight, {}});
         }
       }
+  }
+
+  // What a ServiceEntry says of them goes for it alone: a workload that is at the address stays what
+  // it is.
+  void add_spelt_out(const ServicePart& part, const ServicePort& port,
+                     std::vector<Endpoint>& endpoints) const {
+    for (const Workload& one : part.endpoints)
+      if (const auto number = target_port(port, one))
+        endpoints.push_back({{one.addresses.front(), *number},
+                             workload_at(one.addresses.front()),
+                             one.weight,
+                             one.labels});
+  }
+
+  WorkloadPtr workload_at(const IpAddress& ip) const {
+    const auto found = snapshot_.workload_by_address.find(ip);
+    return found == snapshot_.workload_by_address.end() ? nullptr : found->second;
   }
 
   const Snapshot& snapshot_;
@@ -217,8 +235,9 @@ class ClusterBuilder {
           override_policy(blocks, subset.policy, port);
           std::vector<Endpoint> chosen;
           for (const Endpoint& endpoint : endpoints[i])
-            if (endpoint.workload ? has_labels(endpoint.workload->labels, subset.labels)
-                                  : subset.labels.empty())
+            if (has_labels(endpoint.labels.empty() && endpoint.workload ? endpoint.workload->labels
+                                                                        : endpoint.labels,
+                           subset.labels))
               chosen.push_back(endpoint);
           put(prefix,
               {"", service, port, transport, subset.name, std::move(chosen), finished(blocks)});
@@ -332,9 +351,23 @@ void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* 
   }
 }
 
+// Whole objects are refused, so before any of their hosts is there. Services cannot share one.
+void refuse_taken_hosts(const Parts& parts) {
+  std::map<std::string_view, const Service*> owners;
+  for (const auto& [report, part] : parts.services) {
+    if (!part.service.is_entry) continue;
+    const auto [owner, is_new] = owners.emplace(part.service.host, &part.service);
+    if (!is_new)
+      report->error("spec.hosts", part.service.host + " is already a host of ServiceEntry " +
+                                      owner->second->name.to_string());
+  }
+}
+
 void add_services(Parts& parts, const Snapshot* previous, Snapshot& snapshot) {
+  refuse_taken_hosts(parts);
   for (auto& [report, part] : parts.services) {
     const Service& service = part.service;
+    const std::string_view field = service.is_entry ? "spec.addresses" : "spec.clusterIP";
     if (!part.external_name.empty()) {
       snapshot.external_names.emplace(service.host, part.external_name);
       continue;
@@ -342,10 +375,10 @@ void add_services(Parts& parts, const Snapshot* previous, Snapshot& snapshot) {
     for (const IpAddress& ip : service.addresses) {
       auto taken = snapshot.service_by_address.find(ip);
       if (taken != snapshot.service_by_address.end())
-        report->error("spec.clusterIP",
+        report->error(field,
                       ip.to_string() + " is already the address of " + taken->second->host);
       if (snapshot.workload_by_address.contains(ip))
-        report->error("spec.clusterIP", ip.to_string() + " is the address of a workload");
+        report->error(field, ip.to_string() + " is the address of a workload");
     }
     if (report->failed()) continue;
     ServicePtr before;
@@ -366,9 +399,9 @@ void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* p
   ClusterBuilder own(snapshot.client_clusters, previous ? &previous->client_clusters : nullptr);
   for (const auto& part : parts.services) {
     auto found = snapshot.services.find(part.value.service.host);
-    if (found == snapshot.services.end()) continue;
+    if (found == snapshot.services.end() || part.report->failed()) continue;
     const ServicePtr& service = found->second;
-    auto endpoints = finder.find(*service, *part.report);
+    auto endpoints = finder.find(*service, part.value, *part.report);
     const std::string& ns = service->name.ns;
     const MergedRule* rule = Rules::find(rules.exported, ns, service->host);
     if (!rule) rule = Rules::find(rules.exported, options.root_namespace, service->host);

@@ -48,6 +48,11 @@ std::string lower(std::string_view text) {
   return result;
 }
 
+std::string plain_host(std::string_view written) {
+  if (written.ends_with('.')) written.remove_suffix(1);
+  return lower(written);
+}
+
 bool is_host(std::string_view host) {
   if (host == "*") return true;
   if (host.starts_with("*.")) host.remove_prefix(2);

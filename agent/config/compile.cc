@@ -13,6 +13,7 @@ enum class Kind : std::uint8_t {
   kNamespace,
   kEndpointSlice,
   kWorkloadEntry,
+  kServiceEntry,
   kVirtualService,
   kDestinationRule,
   kGateway,
@@ -32,6 +33,7 @@ constexpr KindEntry kKinds[] = {
     {"Namespace", "", {"v1"}, Kind::kNamespace},
     {"EndpointSlice", "discovery.k8s.io", {"v1"}, Kind::kEndpointSlice},
     {"WorkloadEntry", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kWorkloadEntry},
+    {"ServiceEntry", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kServiceEntry},
     {"VirtualService", "networking.istio.io", {"v1", "v1beta1", "v1alpha3"}, Kind::kVirtualService},
     {"DestinationRule",
      "networking.istio.io",
@@ -44,8 +46,7 @@ constexpr KindEntry kKinds[] = {
 };
 
 // Known to the APIs, so not a typing error.
-constexpr std::string_view kLaterKinds[] = {"ServiceEntry",
-                                            "Sidecar",
+constexpr std::string_view kLaterKinds[] = {"Sidecar",
                                             "EnvoyFilter",
                                             "WorkloadGroup",
                                             "WasmPlugin",
@@ -118,6 +119,9 @@ void read_object(Report& report, const CompileOptions& options, Parts& parts) {
       return keep(parts.slices, read_endpoint_slice(report));
     case Kind::kWorkloadEntry:
       return keep(parts.workloads, read_workload_entry(report));
+    case Kind::kServiceEntry:
+      for (ServicePart& part : read_service_entry(report)) keep(parts.services, std::move(part));
+      return;
     case Kind::kVirtualService:
       return keep(parts.virtual_services, read_virtual_service(report));
     case Kind::kDestinationRule:

@@ -8,10 +8,6 @@ namespace {
 
 constexpr std::string_view kAnnotations = "undermesh.io/";
 
-constexpr Field kWorkloadEntry[] = {{"address"},       {"ports"},         {"labels"},
-                                    later("network"),  later("locality"), {"weight"},
-                                    {"serviceAccount"}};
-
 struct ProtocolWord {
   std::string_view word;
   Protocol protocol;
@@ -130,6 +126,10 @@ std::uint32_t read_weight(const Fields& spec) {
   return weight == 0 ? 1 : static_cast<std::uint32_t>(weight);
 }
 
+constexpr Field kWorkload[] = {{"address"},       {"ports"},         {"labels"},
+                               later("network"),  later("locality"), {"weight"},
+                               {"serviceAccount"}};
+
 void add_workload_address(Report& report, const std::string& path, std::string_view text,
                           Workload& workload) {
   auto address = IpAddress::parse(text);
@@ -223,8 +223,7 @@ ServicePart read_service(Report& report) {
   service.name = {key.ns, key.name};
   service.host = service_host(service.name);
   if (spec.text("type").value_or("") == "ExternalName") {
-    part.external_name = lower(spec.required_text("externalName").value_or(""));
-    if (part.external_name.ends_with('.')) part.external_name.pop_back();
+    part.external_name = plain_host(spec.required_text("externalName").value_or(""));
     if (!part.external_name.empty() &&
         (!is_host(part.external_name) || part.external_name[0] == '*'))
       spec.error("externalName", "must be a DNS name");
@@ -269,6 +268,8 @@ EndpointSlice read_endpoint_slice(Report& report) {
   return slice;
 }
 
+Schema workload_fields() { return kWorkload; }
+
 NamespacePart read_namespace(Report& report) {
   Metadata metadata = read_metadata(report);
   NamespacePart part{std::move(metadata.labels)};
@@ -283,17 +284,11 @@ NamespacePart read_namespace(Report& report) {
   return part;
 }
 
-WorkloadPart read_workload_entry(Report& report) {
-  const ObjectKey& key = report.object().key;
-  Metadata metadata = read_metadata(report);
-  Fields spec = open_spec(report, kWorkloadEntry);
-  WorkloadPart part;
-  Workload& workload = part.workload;
-  workload.name = {key.ns, key.name};
+Workload read_workload(const Fields& spec) {
+  Workload workload;
   if (auto address = spec.required_text("address"))
-    add_workload_address(report, spec.path("address"), *address, workload);
-  workload.labels = spec.labels("labels");  // over those of the metadata, as in Istio
-  workload.labels.merge(Labels(metadata.labels));
+    add_workload_address(spec.report(), spec.path("address"), *address, workload);
+  workload.labels = spec.labels("labels");
   std::string account = spec.text("serviceAccount").value_or("");
   if (!account.empty()) workload.service_account = account;
   if (account.find_first_of("/*:%") != std::string::npos)
@@ -303,6 +298,15 @@ WorkloadPart read_workload_entry(Report& report) {
     spec.each_entry("ports", [&](std::string_view name, const boost::json::value&, const auto&) {
       if (auto number = ports->port(name)) workload.ports.emplace(name, *number);
     });
+  return workload;
+}
+
+WorkloadPart read_workload_entry(Report& report) {
+  const ObjectKey& key = report.object().key;
+  Metadata metadata = read_metadata(report);
+  WorkloadPart part{read_workload(open_spec(report, workload_fields()))};
+  part.workload.name = {key.ns, key.name};
+  part.workload.labels.merge(Labels(metadata.labels));  // spec.labels go over them, as in Istio
   read_annotations(report, metadata.annotations, part);
   return part;
 }

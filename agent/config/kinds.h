@@ -83,15 +83,20 @@ struct PolicyPart {
 
 struct ServicePart {
   Service service;
-  std::string external_name;  // of an ExternalName service, which has nothing else
+  std::string external_name;        // of an ExternalName service, which has nothing else
+  std::vector<Workload> endpoints;  // that a ServiceEntry spells out; they have no name
 };
 ServicePart read_service(Report& report);
+std::vector<ServicePart> read_service_entry(Report& report);  // one a host; none: resolution NONE
 EndpointSlice read_endpoint_slice(Report& report);
 struct WorkloadPart {
   Workload workload;
   bool has_mode = false;  // its own, not its namespace's
 };
 WorkloadPart read_workload_entry(Report& report);
+// What a WorkloadEntry's spec and an endpoint of a ServiceEntry have in common.
+Schema workload_fields();
+Workload read_workload(const Fields& fields);
 VirtualService read_virtual_service(Report& report);  // hosts as written
 DestinationRule read_destination_rule(Report& report);
 Gateway read_gateway(Report& report);
@@ -106,7 +111,7 @@ PolicyPart read_authorization_policy(Report& report, const std::string& root_nam
 
 // Whether an endpoint may live at `ip`: not loopback, link-local, metadata, multicast, unspecified.
 bool is_endpoint_address(const IpAddress& ip);
-std::string lower(std::string_view text);
+std::string lower(std::string_view text);  // ASCII
 std::string service_host(const ObjectName& service);  // "reviews.default.svc.cluster.local"
 bool is_host(std::string_view host);  // a DNS name in lower case, perhaps "*" or "*.suffix"
 

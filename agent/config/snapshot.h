@@ -4,7 +4,7 @@
 // between successive snapshots, so pointer equality means "unchanged". Names are fully qualified
 // here: every short host of an object was resolved against the object's namespace at compile time.
 // Semantics of each field: networking.istio.io VirtualService, DestinationRule, Gateway,
-// WorkloadEntry; core/v1 Service; discovery.k8s.io/v1 EndpointSlice; of policies: policy.h.
+// WorkloadEntry; ServiceEntry; core/v1 Service; discovery.k8s.io/v1 EndpointSlice; of policies: policy.h.
 #pragma once
 
 #include <chrono>
@@ -66,14 +66,19 @@ struct ServicePort {
 
 struct Service {
   ObjectName name;
-  std::string host;                  // "reviews.default.svc.cluster.local"
+  std::string host;                  // "reviews.default.svc.cluster.local", "api.example.com"
   std::vector<IpAddress> addresses;  // virtual addresses; empty when headless
   bool headless = false;             // clusterIP: None
   std::vector<ServicePort> ports;    // one number may be there twice: TCP or HTTP, and UDP
   Labels selector;
   std::optional<std::chrono::seconds> affinity;  // sessionAffinity ClientIP: for so long
   bool resets_on_removal = false;  // annotation undermesh.io/on-endpoint-removal: reset
+  bool is_entry = false;           // a host of the ServiceEntry `name`
 
+  const std::string& display_name() const { return is_entry ? host : name.name; }  // as in Istio
+  std::string object() const {  // "Service default/reviews"
+    return (is_entry ? "ServiceEntry " : "Service ") + name.to_string();
+  }
   const ServicePort* find_port(std::uint16_t port, Transport transport = Transport::kTcp) const;
   friend bool operator==(const Service&, const Service&) = default;
 };
@@ -83,6 +88,7 @@ struct Endpoint {
   SocketAddress address;
   WorkloadPtr workload;  // null when only an EndpointSlice knows the address
   std::uint32_t weight = 1;
+  Labels labels;  // that a ServiceEntry gives it; none: those of the workload
   friend bool operator==(const Endpoint&, const Endpoint&) = default;
 };
 
@@ -297,6 +303,9 @@ using SnapshotPtr = std::shared_ptr<const Snapshot>;
 // "reviews.default.svc.cluster.local": what `host` means to an object or a client in namespace
 // `ns`: short names are of that namespace; "name.ns" and "name.ns.svc" where such a Service exists.
 std::string qualified_host(const Snapshot& snapshot, std::string_view host, std::string_view ns);
+
+// A host as it is written in an object: in lower case, without the dot of the root.
+std::string plain_host(std::string_view written);
 
 std::string cluster_name(std::string_view host, std::uint16_t port, std::string_view subset,
                          Transport transport = Transport::kTcp);

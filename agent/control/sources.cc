@@ -21,19 +21,70 @@ std::string text_in(const json::object* object, std::string_view name) {
   return value && value->is_string() ? std::string(value->get_string()) : std::string();
 }
 
-bool wants_address(const config::Object& object) {
-  if (object.key.kind != "Service") return false;
+// The texts of a list; what is none is the compiler's to refuse.
+std::vector<std::string> texts_in(const json::object* object, std::string_view name) {
+  std::vector<std::string> texts;
+  const json::value* list = object ? object->if_contains(name) : nullptr;
+  if (list && list->is_array())
+    for (const json::value& text : list->get_array())
+      if (text.is_string()) texts.emplace_back(text.get_string());
+  return texts;
+}
+
+std::string key_text(const ObjectKey& key) { return key.ns + "/" + key.name; }
+
+// Those of an object that want an address of their own: the Service itself (""), or each host of a
+// ServiceEntry.
+std::vector<std::string> hosts_without_address(const config::Object& object) {
   const json::object* spec = spec_of(object);
-  return spec && text_in(spec, "clusterIP").empty() && text_in(spec, "type") != "ExternalName";
+  if (!spec) return {};
+  if (object.key.kind == "Service") {
+    const bool wants =
+        text_in(spec, "clusterIP").empty() && text_in(spec, "type") != "ExternalName";
+    return wants ? std::vector<std::string>{""} : std::vector<std::string>{};
+  }
+  const std::string resolution = text_in(spec, "resolution");
+  if (object.key.kind != "ServiceEntry" || resolution.empty() || resolution == "NONE" ||
+      !texts_in(spec, "addresses").empty())
+    return {};
+  std::vector<std::string> hosts;
+  for (const std::string& host : texts_in(spec, "hosts")) hosts.push_back(config::plain_host(host));
+  return hosts;
+}
+
+// What the host's address is kept under.
+std::string number_key(const ObjectKey& key, const std::string& host) {
+  return host.empty() ? key_text(key) : "ServiceEntry " + key_text(key) + " " + host;
 }
 
 std::set<IpAddress> given_addresses(const std::vector<ObjectPtr>& objects) {
   std::set<IpAddress> taken;
+  const auto take = [&](const std::string& text) {
+    if (auto ip = IpAddress::parse(text)) taken.insert(ip.value());
+  };
   for (const ObjectPtr& object : objects)
     if (object->key.kind == "Service")
-      if (auto ip = IpAddress::parse(text_in(spec_of(*object), "clusterIP")))
-        taken.insert(ip.value());
+      take(text_in(spec_of(*object), "clusterIP"));
+    else if (object->key.kind == "ServiceEntry")
+      std::ranges::for_each(texts_in(spec_of(*object), "addresses"), take);
   return taken;
+}
+
+// `tree` with its addresses in it, as Kubernetes and Istio write them.
+void write_addresses(const std::map<std::string, IpAddress>& addresses, json::object& tree) {
+  if (const auto own = addresses.find(""); own != addresses.end()) {
+    json::object& spec = tree["spec"].as_object();
+    const std::string text = own->second.to_string();
+    spec["clusterIP"] = text;
+    spec["clusterIPs"] = json::array{text};
+    return;
+  }
+  json::array list;
+  for (const auto& [host, ip] : addresses)
+    list.push_back(json::object{{"value", ip.to_string()}, {"host", host}});
+  json::value& status = tree["status"];
+  if (!status.is_object()) status.emplace_object();
+  status.get_object()["addresses"] = std::move(list);
 }
 
 }  // namespace
@@ -41,34 +92,35 @@ std::set<IpAddress> given_addresses(const std::vector<ObjectPtr>& objects) {
 Sources::Sources(Store& store, Numbers& numbers, config::CompileOptions options)
     : store_(store), numbers_(numbers), options_(std::move(options)) {}
 
-ObjectPtr Sources::with_address(const ObjectPtr& service, const std::set<IpAddress>& taken,
-                                std::vector<Problem>& problems) {
-  auto address = numbers_.service_address(service->key.ns + "/" + service->key.name, taken);
-  if (!address) {
-    Problem problem;
-    problem.object = service->key;
-    problem.file = service->file;
-    problem.message = address.error().message;
-    problems.push_back(std::move(problem));
-    return service;
+ObjectPtr Sources::with_address(const ObjectPtr& service, const std::vector<std::string>& hosts,
+                                const std::set<IpAddress>& taken, std::vector<Problem>& problems) {
+  std::map<std::string, IpAddress> addresses;
+  for (const std::string& host : hosts) {
+    const auto address = numbers_.service_address(number_key(service->key, host), taken);
+    if (!address) {
+      Problem problem;
+      problem.object = service->key;
+      problem.file = service->file;
+      problem.message = address.error().message;
+      problems.push_back(std::move(problem));
+      return service;
+    }
+    addresses.emplace(host, address.value());
   }
-  const std::string text = address.value().to_string();
-  auto& known = addressed_[service->key];
-  if (known.first == service && text_in(spec_of(*known.second), "clusterIP") == text)
-    return known.second;
-  auto changed = std::make_shared<config::Object>(*service);
-  json::object& spec = changed->tree["spec"].as_object();
-  spec["clusterIP"] = text;
-  spec["clusterIPs"] = json::array{text};
-  known = {service, changed};
-  return changed;
+  Addressed& known = addressed_[service->key];
+  if (known.written == service && known.addresses == addresses) return known.complete;
+  auto complete = std::make_shared<config::Object>(*service);
+  write_addresses(addresses, complete->tree);
+  known = {service, std::move(complete), std::move(addresses)};
+  return known.complete;
 }
 
 std::vector<ObjectPtr> Sources::with_addresses(std::vector<ObjectPtr> objects,
                                                std::vector<Problem>& problems) {
   const std::set<IpAddress> taken = given_addresses(objects);
   for (ObjectPtr& object : objects)
-    if (wants_address(*object)) object = with_address(object, taken, problems);
+    if (const auto hosts = hosts_without_address(*object); !hosts.empty())
+      object = with_address(object, hosts, taken, problems);
   return objects;
 }
 
@@ -131,11 +183,14 @@ Compilation Sources::compile(std::uint64_t version, const config::Snapshot* prev
     if (!written) write_errors_.push_back(written.error().message);
   };
   std::set<std::string> services;
-  for (const ObjectPtr& object : store_.objects())
-    if (object->key.kind == "Service") services.insert(object->key.ns + "/" + object->key.name);
-  std::erase_if(addressed_, [&](const auto& item) {
-    return !services.contains(item.first.ns + "/" + item.first.name);
-  });
+  std::set<ObjectKey> kept;
+  for (const ObjectPtr& object : store_.objects()) {
+    kept.insert(object->key);
+    if (object->key.kind == "Service") services.insert(key_text(object->key));
+    for (const std::string& host : hosts_without_address(*object))
+      services.insert(number_key(object->key, host));
+  }
+  std::erase_if(addressed_, [&](const auto& item) { return !kept.contains(item.first); });
   Compilation result = compile_objects(store_.objects(), version, previous);
   numbers_.forget_services_but(services);
   note(numbers_.save());

@@ -40,7 +40,9 @@ class Sources {
  private:
   std::vector<config::ObjectPtr> with_addresses(std::vector<config::ObjectPtr> objects,
                                                 std::vector<config::Problem>& problems);
-  config::ObjectPtr with_address(const config::ObjectPtr& service, const std::set<IpAddress>& taken,
+  config::ObjectPtr with_address(const config::ObjectPtr& service,
+                                 const std::vector<std::string>& hosts,
+                                 const std::set<IpAddress>& taken,
                                  std::vector<config::Problem>& problems);
   Compilation compile_objects(const std::vector<config::ObjectPtr>& stored, std::uint64_t version,
                               const config::Snapshot* previous);
@@ -49,7 +51,11 @@ class Sources {
   Numbers& numbers_;
   config::CompileOptions options_;
   // So that an unchanged service stays the same object: as stored -> with its address.
-  std::map<config::ObjectKey, std::pair<config::ObjectPtr, config::ObjectPtr>> addressed_;
+  struct Addressed {
+    config::ObjectPtr written, complete;
+    std::map<std::string, IpAddress> addresses;  // by host
+  };
+  std::map<config::ObjectKey, Addressed> addressed_;
   std::vector<std::string> write_errors_;
 };
 

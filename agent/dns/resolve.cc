@@ -31,9 +31,9 @@ std::string_view without_labels(std::string_view name, int count) {
   return name;
 }
 
-// What a name says of a Service: its host, and the labels in front of that.
+// What a name says of a Service or a ServiceEntry: its host, and the labels in front of that.
 struct Place {
-  std::string host;         // "reviews.default.svc.cluster.local"
+  std::string host;         // "reviews.default.svc.cluster.local", "api.example.com"
   std::string_view prefix;  // "web-0", "_http._tcp"; empty: the Service itself
 };
 
@@ -47,6 +47,11 @@ class Resolver {
  private:
   bool has(const std::string& host) const {
     return snapshot_.services.contains(host) || snapshot_.external_names.contains(host);
+  }
+  const config::Service* find_entry(std::string_view host) const {
+    const auto found = snapshot_.services.find(host);
+    return found != snapshot_.services.end() && found->second->is_entry ? found->second.get()
+                                                                         : nullptr;
   }
   std::optional<Place> find_place(std::string_view name) const;
   bool is_searched(std::string_view name) const;
@@ -89,6 +94,7 @@ void add_address(const IpAddress& ip, std::uint16_t asked, const std::string& ow
 // The forms are tried with the fewest labels before the Service first: "a.b" is Service a of
 // namespace b, and only then endpoint a of Service b.
 std::optional<Place> Resolver::find_place(std::string_view name) const {
+  if (find_entry(name) != nullptr) return Place{std::string(name), {}};
   std::string_view rest = name;
   std::string end;  // what the name leaves out
   if (rest.ends_with(kServiceZone)) {
@@ -186,7 +192,7 @@ void Resolver::follow(const std::string& target, std::uint16_t asked, Resolution
     result.target = name;
     if (asked == type::kCname) return;
     const auto place = find_place(name);
-    if (!place || !is_below(name, kZone)) {
+    if (!place || (!is_below(name, kZone) && find_entry(name) == nullptr)) {
       if (asked == type::kA || asked == type::kAaaa) result.kind = Resolution::Kind::kElsewhere;
       return;
     }
@@ -204,18 +210,19 @@ void Resolver::fill(const Place& place, std::uint16_t asked, Resolution& result)
   const std::string_view prefix =
       place.prefix.empty() ? place.prefix : place.prefix.substr(0, place.prefix.size() - 1);
   result.kind = Resolution::Kind::kAnswer;
-  std::string_view rest = place.host;
-  const std::string_view service_name = rest.substr(0, rest.find('.'));
-  rest = without_labels(rest, 1);
-  result.object =
-      "Service " + std::string(rest.substr(0, rest.find('.'))) + "/" + std::string(service_name);
   bool exists = false;
   if (const auto external = snapshot_.external_names.find(place.host);
       external != snapshot_.external_names.end()) {
+    const std::string_view host = place.host;
+    const std::string_view name = host.substr(0, host.find('.'));
+    const std::string_view rest = without_labels(host, 1);
+    result.object =
+        "Service " + std::string(rest.substr(0, rest.find('.'))) + "/" + std::string(name);
     exists = prefix.empty();
     if (exists) follow(external->second, asked, result);
   } else {
     const config::Service& service = *snapshot_.services.find(place.host)->second;
+    result.object = service.object();
     const bool is_port = prefix.starts_with('_');
     if (is_port || (asked == type::kSrv && prefix.empty())) {
       exists = fill_services(service, prefix, result);
@@ -245,7 +252,7 @@ Resolution Resolver::resolve(std::string_view name, std::uint16_t asked) const {
   }
   result.answer.serial = static_cast<std::uint32_t>(snapshot_.version);
   if (result.answer.records.empty()) {
-    result.answer.zone = kZone;
+    result.answer.zone = find_entry(name) != nullptr ? name : kZone;
     result.answer.negative_ttl = kNegativeTtl;
   }
   return result;

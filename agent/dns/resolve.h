@@ -6,6 +6,7 @@
 //   endpoint.<one of those>         of a headless Service: its WorkloadEntry's name, or its address
 //                                   with dashes (10-78-0-1)
 //   _port._proto.<one of those>     SRV
+//   a host of a ServiceEntry        the addresses of the entry, or those that it was given
 // Such a name is answered for every type: what it has not is an empty answer. A name is only the
 // mesh's where its Service exists; all else belongs to whoever the client asked. Search suffixes
 // need nothing more, but that a mesh name with the suffixes of the client's own namespace behind it

@@ -103,7 +103,7 @@ telemetry::WorkerMetrics::Edge* Exchange::make_edge(std::string_view reporter,
   const config::Service* service = find_service();
   if (service != nullptr) {
     labels.destination_service = service->host;
-    labels.destination_service_name = service->name.name;
+    labels.destination_service_name = service->display_name();
     labels.destination_service_namespace = service->name.ns;
   }
   return worker_.metrics().edge(labels);

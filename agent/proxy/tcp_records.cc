@@ -119,7 +119,7 @@ void TcpRecords::add_edge(const json::object& edge, const Enrolled& enrolled) {
   if (destination != nullptr) labels.destination = peer_labels(*destination, destination_principal);
   if (service) {
     labels.destination_service = service->host;
-    labels.destination_service_name = service->name.name;
+    labels.destination_service_name = service->display_name();
     labels.destination_service_namespace = service->name.ns;
   }
   std::string key = telemetry::rendered(labels);

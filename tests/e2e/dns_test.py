@@ -72,6 +72,27 @@ class Names(unittest.TestCase):
         lines = [line.split() for line in self.asked.read_text(encoding="ascii").splitlines()]
         return [(words[0], words[2]) for words in lines if words[3] == wire.hex()]
 
+    def test_a_service_entrys_host_is_found_and_reached(self):
+        apply(f"""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: partner}}
+spec:
+  hosts: [api.partner.example]
+  resolution: STATIC
+  ports: [{{number: 1053, name: names, protocol: TCP, targetPort: 53}}]
+  endpoints: [{{address: {self.server}}}]
+""")
+        mesh.eventually("the host has an address", lambda: getent("api.partner.example"))
+        address, = getent("api.partner.example")
+        self.assertTrue(address.startswith("10.78."), address)
+        reached = mesh.inside("client", "/usr/bin/python3", "-c", "import socket; print(socket.create_connection("
+                              "('api.partner.example', 1053), 20).getpeername()[0])")
+        self.assertEqual(reached.strip(), address)
+        self.assertEqual(getent("partner.example"), [])
+        mesh.meshctl("delete", "serviceentry", "partner")
+        mesh.eventually("the host is gone", lambda: not getent("api.partner.example"))
+
     def test_glibc_finds_names_of_the_mesh(self):
         for name in ("reviews", "reviews.default", "reviews.default.svc", "reviews.default.svc.cluster.local.", "REVIEWS"):
             self.assertEqual(getent(name), ["10.78.9.1"], name)

@@ -204,8 +204,58 @@ TEST(Kinds, AreRefusedWithPlaceAndRemedy) {
         "error 4: endpoints[0].addresses: loopback, link-local, metadata and multicast addresses "
         "are not endpoints",
         "error 4: endpoints[1].addresses: not an IP address: 'x'"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x], ports: [{number: 1, name: a}], resolution: STATIC, endpoints: "
+       "[{address: 10.0.0.1}]}\n",
+       {}},
+      {"ServiceEntry", "spec: {resolution: STATIC}\n", {"error 4: spec.hosts: is required"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x], resolution: STATIC}\n",
+       {"error 4: spec.ports: is required"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x, 'a b', X, '*.y', z.svc.cluster.local], resolution: STATIC, ports: "
+       "[{number: 1, name: a}]}\n",
+       {"error 4: spec.hosts: 'a b' must be a DNS name",
+        "error 4: spec.hosts: 'X' is given twice",
+        "error 4: spec.hosts: '*.y' names no single host, which resolution NONE alone takes",
+        "error 4: spec.hosts: 'z.svc.cluster.local' is a name of the cluster's own: write a "
+        "Service"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x], ports: [{number: 1, name: a}], resolution: DYNAMIC_DNS}\n",
+       {"error 4: spec.resolution: DYNAMIC_DNS is not supported yet; use STATIC, DNS or NONE",
+        "warning 4: spec.resolution: NONE: connections go to the address that they ask for, "
+        "without routes; names are left to the workload's own resolver"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x], ports: [{number: 1, name: a}], resolution: DNS}\n",
+       {"error 4: spec.resolution: DNS without endpoints by address is not supported yet; use "
+        "NONE, which leaves the name to the workload's own resolver, or write endpoints"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x], ports: [{number: 1, name: a}], resolution: DNS, endpoints: [{address: "
+       "db.example.com}]}\n",
+       {"error 4: spec.endpoints[0].address: not an IP address: 'db.example.com'; names and Unix "
+        "sockets are not supported yet"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x, y], addresses: [10.0.0.1], ports: [{number: 1, name: a, protocol: X}, "
+       "{name: b}], resolution: STATIC, exportTo: ['.'], location: HERE, subjectAltNames: [a]}\n",
+       {"error 4: spec.subjectAltNames: not supported yet; remove the field",
+        "error 4: spec.location: must be MESH_EXTERNAL or MESH_INTERNAL, not 'HERE'",
+        "error 4: spec.exportTo: '.' is not supported yet, only '*' (clients of every namespace); "
+        "remove the field",
+        "error 4: spec.ports[0].protocol: must be HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, TCP, TLS, "
+        "MONGO or UDP, not 'X'",
+        "error 4: spec.ports[1].number: is required",
+        "error 4: spec.addresses: is for one host alone: without it each host has an address of "
+        "its own, else write an entry for each"}},
+      {"ServiceEntry",
+       "spec: {hosts: [x], addresses: [10.0.0.0/8, 127.0.0.1], ports: [{number: 1, name: a}], "
+       "resolution: STATIC, endpoints: [{address: 10.0.0.1}], workloadSelector: {labels: {a: "
+       "b}}}\n",
+       {"error 4: spec.addresses: 10.0.0.0/8 is more than one address, which resolution NONE alone "
+        "takes",
+        "error 4: spec.addresses: a service cannot have the address 127.0.0.1",
+        "error 4: spec.workloadSelector: cannot be there together with endpoints"}},
       // kinds
-      {"ServiceEntry", "spec: {}\n", {"error 2: kind: the kind ServiceEntry is not supported yet"}},
+      {"Sidecar", "spec: {}\n", {"error 2: kind: the kind Sidecar is not supported yet"}},
       {"VirtualServce",
        "spec: {}\n",
        {"error 2: kind: the kind VirtualServce is unknown (did you mean VirtualService?)"}},

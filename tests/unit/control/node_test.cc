@@ -246,6 +246,36 @@ TEST_F(NodeTest, TheKernelPointsAtTheProxyAfterItsAcknowledgement) {
   EXPECT_TRUE(is_proxied());
 }
 
+TEST_F(NodeTest, AServiceEntrysHostsHaveAddressesThatTheyKeep) {
+  const auto entry = [](json::array hosts) {
+    return object("ServiceEntry", "networking.istio.io/v1", "partner",
+                  {{"hosts", std::move(hosts)},
+                   {"resolution", "STATIC"},
+                   {"ports", json::array{{{"name", "sql"}, {"number", 9080}}}},
+                   {"endpoints", json::array{{{"address", "198.51.100.1"}}}}});
+  };
+  const auto address_of = [&](const std::string& host) {
+    const auto& addresses = node_->snapshot()->services.at(host)->addresses;
+    return addresses.size() == 1 ? addresses[0].to_string() : "none";
+  };
+  connect();
+  EXPECT_EQ(outcome(entry({"a.example", "B.example."})), "created");
+  acknowledge();
+  const std::string a = address_of("a.example"), b = address_of("b.example");
+  EXPECT_NE(a, b);
+  for (const std::string& address : {a, b})
+    EXPECT_TRUE(
+        datapath_.state.services.contains(SocketAddress::parse(address + ":9080").value()))
+        << address;
+  restart();
+  connect();
+  EXPECT_EQ(address_of("a.example"), a);
+  EXPECT_EQ(address_of("b.example"), b);
+  EXPECT_EQ(outcome(entry({"b.example", "c.example"})), "configured");
+  EXPECT_EQ(address_of("b.example"), b);
+  EXPECT_NE(address_of("c.example"), a) << "an address that was just freed";
+}
+
 TEST_F(NodeTest, TheKernelRedirectsDnsOnceTheProxyAnswersIt) {
   connect();
   from_proxy({{"type", "ready"}, {"version", "1"}, {"dns", true}});

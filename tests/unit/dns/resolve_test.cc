@@ -45,6 +45,17 @@ kind: Service
 metadata: {name: round}
 spec: {type: ExternalName, externalName: round.default.svc.cluster.local}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: partner}
+spec: {type: ExternalName, externalName: api.partner.example}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: partner, namespace: shop}
+spec: {hosts: [api.partner.example, old], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 198.51.100.1}]}
+status: {addresses: [{host: api.partner.example, value: 10.78.0.7}, {host: old, value: 10.78.0.8}]}
+---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: db-0, namespace: bookinfo, labels: {app: db}}
@@ -191,6 +202,22 @@ TEST_F(DnsResolve, FollowsAnExternalName) {
             "reviews.bookinfo.svc.cluster.local 10.78.0.2");
   EXPECT_EQ(ask("x.out.default.svc.cluster.local"), "no such name");
   EXPECT_THAT(ask("round"), testing::StartsWith("-> round.default.svc.cluster.local"));
+}
+
+TEST_F(DnsResolve, KnowsTheHostsOfAServiceEntry) {
+  for (const std::string_view ns : {"default", "shop"}) {
+    EXPECT_EQ(ask("api.partner.example", type::kA, ns), "10.78.0.7");
+    EXPECT_EQ(ask("old", type::kA, ns), "10.78.0.8");
+  }
+  EXPECT_EQ(ask("api.partner.example", type::kAaaa), "nothing");
+  const Resolution none =
+      resolve(*compiled_.snapshot, "default", "api.partner.example", type::kAaaa, 0);
+  EXPECT_EQ(none.answer.zone, "api.partner.example");
+  EXPECT_EQ(none.object, "ServiceEntry shop/partner");
+  EXPECT_EQ(ask("partner"), "-> api.partner.example, api.partner.example 10.78.0.7");
+  EXPECT_EQ(ask("api.partner.example.default.svc.cluster.local"), "no such name");
+  for (const char* name : {"partner.example", "x.api.partner.example", "_http._tcp.api.partner.x"})
+    EXPECT_EQ(ask(name), "foreign") << name;
 }
 
 TEST_F(DnsResolve, SaysWhatDecided) {
