@@ -23,7 +23,7 @@ META_PACKAGES = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}  
 MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]  # what the root needs; all others load from there
 PROBE_SECONDS = 15  # where KVM works, a kernel is up in two
 BOOT_SECONDS = 300
-TEST_SECONDS = 1500
+TEST_SECONDS = 2400
 
 
 class Failed(Exception):
