@@ -113,8 +113,8 @@ class EndpointFinder {
       }
   }
 
-  // What a ServiceEntry says of them goes for it alone: a workload that is at the address stays what
-  // it is.
+  // What a ServiceEntry says of them goes for it alone: a workload that is at the address stays
+  // what it is.
   void add_spelt_out(const ServicePart& part, const ServicePort& port,
                      std::vector<Endpoint>& endpoints) const {
     for (const Workload& one : part.endpoints)
@@ -375,8 +375,7 @@ void add_services(Parts& parts, const Snapshot* previous, Snapshot& snapshot) {
     for (const IpAddress& ip : service.addresses) {
       auto taken = snapshot.service_by_address.find(ip);
       if (taken != snapshot.service_by_address.end())
-        report->error(field,
-                      ip.to_string() + " is already the address of " + taken->second->host);
+        report->error(field, ip.to_string() + " is already the address of " + taken->second->host);
       if (snapshot.workload_by_address.contains(ip))
         report->error(field, ip.to_string() + " is the address of a workload");
     }

@@ -126,9 +126,8 @@ std::uint32_t read_weight(const Fields& spec) {
   return weight == 0 ? 1 : static_cast<std::uint32_t>(weight);
 }
 
-constexpr Field kWorkload[] = {{"address"},       {"ports"},         {"labels"},
-                               later("network"),  later("locality"), {"weight"},
-                               {"serviceAccount"}};
+constexpr Field kWorkload[] = {{"address"},       {"ports"},  {"labels"},        later("network"),
+                               later("locality"), {"weight"}, {"serviceAccount"}};
 
 void add_workload_address(Report& report, const std::string& path, std::string_view text,
                           Workload& workload) {

@@ -111,7 +111,7 @@ PolicyPart read_authorization_policy(Report& report, const std::string& root_nam
 
 // Whether an endpoint may live at `ip`: not loopback, link-local, metadata, multicast, unspecified.
 bool is_endpoint_address(const IpAddress& ip);
-std::string lower(std::string_view text);  // ASCII
+std::string lower(std::string_view text);             // ASCII
 std::string service_host(const ObjectName& service);  // "reviews.default.svc.cluster.local"
 bool is_host(std::string_view host);  // a DNS name in lower case, perhaps "*" or "*.suffix"
 

@@ -9,10 +9,9 @@
 namespace mesh::config {
 namespace {
 
-constexpr Field kServiceEntry[] = {{"hosts"},      {"addresses"},      {"ports"},
-                                   {"location"},   {"resolution"},     {"endpoints"},
-                                   {"exportTo"},   {"workloadSelector"},
-                                   later("subjectAltNames")};
+constexpr Field kServiceEntry[] = {{"hosts"},    {"addresses"},        {"ports"},
+                                   {"location"}, {"resolution"},       {"endpoints"},
+                                   {"exportTo"}, {"workloadSelector"}, later("subjectAltNames")};
 constexpr Field kPort[] = {{"number"}, {"protocol"}, {"name"}, {"targetPort"}};
 constexpr Field kSelector[] = {{"labels"}};
 constexpr std::string_view kClusterZone = ".cluster.local";
@@ -36,8 +35,9 @@ void check_words(const Fields& spec) {
     spec.error("location", "must be MESH_EXTERNAL or MESH_INTERNAL, not '" + location + "'");
   for (const std::string& scope : spec.texts("exportTo"))
     if (scope != "*")
-      spec.error("exportTo", "'" + scope + "' is not supported yet, only '*' (clients of every "
-                                           "namespace); remove the field");
+      spec.error("exportTo", "'" + scope +
+                                 "' is not supported yet, only '*' (clients of every "
+                                 "namespace); remove the field");
 }
 
 std::vector<std::string> read_hosts(const Fields& spec, Resolution resolution) {
@@ -49,8 +49,9 @@ std::vector<std::string> read_hosts(const Fields& spec, Resolution resolution) {
     else if (host.ends_with(kClusterZone))
       spec.error("hosts", "'" + written + "' is a name of the cluster's own: write a Service");
     else if (host.starts_with('*') && resolution != Resolution::kNone)
-      spec.error("hosts", "'" + written + "' names no single host, which resolution NONE alone "
-                                          "takes");
+      spec.error("hosts", "'" + written +
+                              "' names no single host, which resolution NONE alone "
+                              "takes");
     else if (std::ranges::find(hosts, host) != hosts.end())
       spec.error("hosts", "'" + written + "' is given twice");
     else
@@ -70,9 +71,9 @@ Protocol read_protocol(const Fields& port) {
     port.warn("protocol",
               word + " is carried as TCP for now: balanced by connection, without HTTP routes");
   else if (std::ranges::find(kAsTcp, word) == std::end(kAsTcp))
-    port.error("protocol",
-               "must be HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, TCP, TLS, MONGO or UDP, not '" + word +
-                   "'");
+    port.error(
+        "protocol",
+        "must be HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, TCP, TLS, MONGO or UDP, not '" + word + "'");
   return Protocol::kTcp;
 }
 
@@ -100,7 +101,8 @@ void read_addresses(const Fields& spec, Resolution resolution, Service& service)
     } else if (resolution == Resolution::kNone) {
       continue;
     } else if (!IpAddress::parse(text)) {
-      spec.error("addresses", text + " is more than one address, which resolution NONE alone takes");
+      spec.error("addresses",
+                 text + " is more than one address, which resolution NONE alone takes");
     } else if (!is_endpoint_address(block.value().base)) {
       spec.error("addresses", "a service cannot have the address " + text);
     } else {
@@ -158,8 +160,9 @@ std::vector<ServicePart> read_service_entry(Report& report) {
     part.service.selector = selector->labels("labels");
   check_resolution(spec, resolution, part);
   if (hosts.size() > 1 && !part.service.addresses.empty())
-    spec.error("addresses", "is for one host alone: without it each host has an address of its "
-                            "own, else write an entry for each");
+    spec.error("addresses",
+               "is for one host alone: without it each host has an address of its "
+               "own, else write an entry for each");
   std::vector<ServicePart> parts;
   if (resolution == Resolution::kNone) return parts;
   for (const std::string& host : hosts) {

@@ -4,7 +4,8 @@
 // between successive snapshots, so pointer equality means "unchanged". Names are fully qualified
 // here: every short host of an object was resolved against the object's namespace at compile time.
 // Semantics of each field: networking.istio.io VirtualService, DestinationRule, Gateway,
-// WorkloadEntry; ServiceEntry; core/v1 Service; discovery.k8s.io/v1 EndpointSlice; of policies: policy.h.
+// WorkloadEntry; ServiceEntry; core/v1 Service; discovery.k8s.io/v1 EndpointSlice; of policies:
+// policy.h.
 #pragma once
 
 #include <chrono>

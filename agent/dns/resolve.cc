@@ -51,7 +51,7 @@ class Resolver {
   const config::Service* find_entry(std::string_view host) const {
     const auto found = snapshot_.services.find(host);
     return found != snapshot_.services.end() && found->second->is_entry ? found->second.get()
-                                                                         : nullptr;
+                                                                        : nullptr;
   }
   std::optional<Place> find_place(std::string_view name) const;
   bool is_searched(std::string_view name) const;

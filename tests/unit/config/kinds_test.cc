@@ -215,8 +215,7 @@ TEST(Kinds, AreRefusedWithPlaceAndRemedy) {
       {"ServiceEntry",
        "spec: {hosts: [x, 'a b', X, '*.y', z.svc.cluster.local], resolution: STATIC, ports: "
        "[{number: 1, name: a}]}\n",
-       {"error 4: spec.hosts: 'a b' must be a DNS name",
-        "error 4: spec.hosts: 'X' is given twice",
+       {"error 4: spec.hosts: 'a b' must be a DNS name", "error 4: spec.hosts: 'X' is given twice",
         "error 4: spec.hosts: '*.y' names no single host, which resolution NONE alone takes",
         "error 4: spec.hosts: 'z.svc.cluster.local' is a name of the cluster's own: write a "
         "Service"}},
@@ -235,7 +234,7 @@ TEST(Kinds, AreRefusedWithPlaceAndRemedy) {
        {"error 4: spec.endpoints[0].address: not an IP address: 'db.example.com'; names and Unix "
         "sockets are not supported yet"}},
       {"ServiceEntry",
-       "spec: {hosts: [x, y], addresses: [10.0.0.1], ports: [{number: 1, name: a, protocol: X}, "
+       "spec: {hosts: [x, w], addresses: [10.0.0.1], ports: [{number: 1, name: a, protocol: X}, "
        "{name: b}], resolution: STATIC, exportTo: ['.'], location: HERE, subjectAltNames: [a]}\n",
        {"error 4: spec.subjectAltNames: not supported yet; remove the field",
         "error 4: spec.location: must be MESH_EXTERNAL or MESH_INTERNAL, not 'HERE'",

@@ -62,7 +62,7 @@ kind: VirtualService
 metadata: {name: v}
 spec: {hosts: [api.partner.example], http: [{route: [{destination: {host: api.partner.example, subset: two}}]}]}
 )");
-  EXPECT_EQ(texts_of(compiled.problems).size(), 1U);  // that it has no effect on the TCP ports
+  EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
   EXPECT_THAT(endpoints(compiled, "outbound|80|two|api.partner.example"),
               ElementsAre("198.51.100.2:8080=1"));
   ASSERT_NE(compiled.snapshot->find_mesh_routes("api.partner.example"), nullptr);

@@ -264,8 +264,7 @@ TEST_F(NodeTest, AServiceEntrysHostsHaveAddressesThatTheyKeep) {
   const std::string a = address_of("a.example"), b = address_of("b.example");
   EXPECT_NE(a, b);
   for (const std::string& address : {a, b})
-    EXPECT_TRUE(
-        datapath_.state.services.contains(SocketAddress::parse(address + ":9080").value()))
+    EXPECT_TRUE(datapath_.state.services.contains(SocketAddress::parse(address + ":9080").value()))
         << address;
   restart();
   connect();
