@@ -716,7 +716,9 @@ TEST_F(UdpTest, WhoConnectsLongAfterAQuestionIsJudgedByItsEgressPolicy) {
 
 // ---- limits and deaths ---------------------------------------------------------------------
 
-// The oldest record goes; who asks again is answered again, and nobody else.
+// An old record goes; who asks again is answered again, and nobody else. Which one goes is the
+// kernel's approximation of the least recently used: in so small a map it may be one that waits for
+// its answer, as it was seen on 6.12.
 TEST_F(UdpTest, MoreFlowsThanRecordsLetNobodyIn) {
   datapath_.reset();
   must(datapath::disable_all(options_.pin_dir));
@@ -731,14 +733,19 @@ TEST_F(UdpTest, MoreFlowsThanRecordsLetNobodyIn) {
   udp_verdict(7, 0, false, 71, 0);
   apply_all();
   const int wrong = in_app([&] {
+    const auto is_answered = [](int fd) {
+      for (int tries = 0; tries < 5; ++tries)
+        if (ask(fd, kVip, AF_INET).from == at(kVip)) return true;
+      return false;
+    };
     int failed = 0;
     std::vector<UniqueFd> sockets;
     for (int i = 0; i < 600; ++i) {
       sockets.push_back(udp_socket(AF_INET));
-      if (ask(sockets.back().get(), kVip, AF_INET).from != at(kVip)) ++failed;
+      if (!is_answered(sockets.back().get())) ++failed;
     }
     for (const UniqueFd& fd : sockets)
-      if (ask(fd.get(), kVip, AF_INET).from != at(kVip)) ++failed;
+      if (!is_answered(fd.get())) ++failed;
     return failed;
   });
   EXPECT_EQ(wrong, 0);
