@@ -3,6 +3,7 @@
 
 dns_client.py ask RESOLVER WAY NAME...   WAY: connected, unconnected (A and AAAA from one socket), tcp, or many (N queries at
                                          once); prints {"name type": [addresses or rcode]} as JSON
+dns_client.py one HOST PORT NAME         the A of one name over TCP, printed in the same way
 dns_client.py serve LOG                  a name server at port 53: every name is 192.0.2.77, and LOG says who asked for what
 """
 
@@ -52,9 +53,9 @@ def read_exactly(stream, size):
     return data
 
 
-def by_tcp(resolver, wanted):
+def by_tcp(resolver, wanted, port=53):
     results = {}
-    with socket.create_connection((resolver, 53), timeout=20) as stream:
+    with socket.create_connection((resolver, port), timeout=20) as stream:
         for number, (name, kind) in enumerate(wanted):
             message = query(number, name, kind)
             stream.sendall(struct.pack(">H", len(message)) + message)
@@ -120,6 +121,10 @@ def answer_to(message):
 def main():
     if sys.argv[1] == "serve":
         serve(sys.argv[2])
+    if sys.argv[1] == "one":
+        _, _, host, port, name = sys.argv
+        print(json.dumps(by_tcp(host, [(name, A)], int(port))))
+        return
     _, _, resolver, way, *names = sys.argv
     if way == "many":
         wanted = [(f"{'reviews' if i % 2 else f'n{i}'}.default", A) for i in range(int(names[0]))]

@@ -86,9 +86,8 @@ spec:
         mesh.eventually("the host has an address", lambda: getent("api.partner.example"))
         address, = getent("api.partner.example")
         self.assertTrue(address.startswith("10.78."), address)
-        reached = mesh.inside("client", "/usr/bin/python3", "-c", "import socket; print(socket.create_connection("
-                              "('api.partner.example', 1053), 20).getpeername()[0])")
-        self.assertEqual(reached.strip(), address)
+        said = mesh.inside("client", "/usr/bin/python3", CLIENT, "one", "api.partner.example", "1053", "www.partner.test")
+        self.assertEqual(json.loads(said)["www.partner.test 1"], ["192.0.2.77"])
         self.assertEqual(getent("partner.example"), [])
         mesh.meshctl("delete", "serviceentry", "partner")
         mesh.eventually("the host is gone", lambda: not getent("api.partner.example"))
