@@ -82,9 +82,9 @@ struct Compiled {
   std::vector<ObjectKey> refused;  // objects with an error
 };
 
-// Compiles a whole set. An object with an error takes no part, except a policy, which then
-// denies what it selects. `previous` lends its unchanged parts. Services have their addresses
-// already (spec.clusterIP / clusterIPs): allocation is the caller's.
+// Compiles a whole set, one object of each key. An object with an error takes no part, except a
+// policy, which then denies what it selects. `previous` lends its unchanged parts. Services have
+// their addresses already (spec.clusterIP / clusterIPs): allocation is the caller's.
 Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
                  const CompileOptions& options, const Snapshot* previous = nullptr);
 

@@ -13,6 +13,9 @@ namespace {
 
 namespace json = boost::json;
 
+// YAML 1.2.2, 7.4.2: a longer key needs the "?" of an explicit one.
+constexpr std::size_t kLongestImplicitKey = 1024;
+
 bool is_one_of(std::string_view text, std::initializer_list<std::string_view> words) {
   return std::find(words.begin(), words.end(), text) != words.end();
 }
@@ -104,8 +107,7 @@ class Emitter {
       bool first = inline_start;
       for (const auto& [key, member] : *object) {
         start_line(indent, first);
-        text += scalar_text(key);
-        text += ':';
+        this->key(key, indent);
         entry(member, indent);
         first = false;
       }
@@ -136,6 +138,16 @@ class Emitter {
   }
   void start_line(int indent, bool inlined) {
     if (!inlined) text.append(static_cast<std::size_t>(indent), ' ');
+  }
+  void key(std::string_view name, int indent) {
+    const std::string scalar = scalar_text(name);
+    if (scalar.size() <= kLongestImplicitKey) {
+      text += scalar;
+    } else {
+      text += "? " + scalar + '\n';
+      start_line(indent, false);
+    }
+    text += ':';
   }
   void entry(const json::value& member, int indent) {
     if (!is_block(member)) return leaf(member);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <boost/json/serialize.hpp>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,7 +34,7 @@ inline ConfigVerdict check_config(std::string_view text) {
   auto parsed = parse_objects(text, "fuzz");
   if (!parsed) return verdict;
   verdict.parsed = true;
-  std::vector<ObjectPtr> objects;
+  std::map<ObjectKey, ObjectPtr> by_key;  // the last of a name counts, as in the store
   for (Object& object : parsed.value()) {
     if (auto broken = check_tree(object); !broken.empty()) {
       verdict.broken = broken;
@@ -41,8 +42,11 @@ inline ConfigVerdict check_config(std::string_view text) {
     }
     for (const Problem& problem : validate(object))
       if (problem.message.empty()) verdict.broken = "a problem without a message";
-    objects.push_back(std::make_shared<const Object>(std::move(object)));
+    const ObjectKey key = object.key;
+    by_key[key] = std::make_shared<const Object>(std::move(object));
   }
+  std::vector<ObjectPtr> objects;
+  for (const auto& [key, object] : by_key) objects.push_back(object);
   Compiled first = compile(objects, 1, {});
   Compiled second = compile(objects, 2, {}, first.snapshot.get());
   verdict.accepted = first.refused.empty();
