@@ -47,12 +47,6 @@ constexpr const char* kConfiguration = "Configuration";
 constexpr const char* kWorkloads = "Workloads";
 constexpr const char* kLooking = "Looking inside";
 
-// Of "namespace/name", or of a name alone.
-std::string namespace_of(const std::string& workload) {
-  const std::size_t slash = workload.find('/');
-  return slash == std::string::npos ? "default" : workload.substr(0, slash);
-}
-
 // Words that can never be right are wrong usage, whoever would notice them later.
 template <class Check>
 CLI::Validator by(Check check) {
@@ -472,18 +466,17 @@ void CommandLine::add_looking_commands() {
 
   auto* dns_command = command(app_, "dns", "Say what names mean to a workload", kLooking, nullptr);
   dns_command->require_subcommand(1);
-  auto* lookup_command =
-      command(*dns_command, "lookup", "What the mesh answers, or that it forwards the query",
-              "Commands", [this] {
-                return dump(environment_,
-                            "dns?name=" + api::encode_query(what_) +
-                                "&namespace=" + api::encode_query(namespace_of(from_)),
-                            format_);
-              });
+  auto* lookup_command = command(
+      *dns_command, "lookup", "What the mesh answers, or that it forwards the query", "Commands",
+      [this] {
+        return dump(environment_,
+                    "dns?name=" + api::encode_query(what_) + "&from=" + api::encode_query(from_),
+                    format_);
+      });
   lookup_command->add_option("NAME", what_, "As a program would ask for it: reviews, or whole")
       ->type_name("")
       ->required();
-  lookup_command->add_option("--from", from_, "The workload that asks: its namespace counts")
+  lookup_command->add_option("--from", from_, "The workload that asks (any of namespace default)")
       ->type_name("[NAMESPACE/]WORKLOAD");
   add_format(lookup_command);
 

@@ -120,6 +120,12 @@ Result<int> run_sandbox(const Environment& environment, const SandboxSpec& given
   MESH_TRY(require_root("meshctl sandbox run"));
   MESH_TRY(Client(environment.run_dir).get<api::Version>("/v1/version"));
   SandboxSpec spec = given;
+  if (std::error_code ec; !fs::exists("/etc/resolv.conf", ec))
+    std::fputs(
+        "note: this machine has no /etc/resolv.conf; the sandbox has one in a read-only /etc of "
+        "its "
+        "own, and knows the names of the mesh alone\n",
+        stderr);
   if (!spec.detach) return monitor(environment, spec);
   if (spec.log.empty()) spec.log = default_log(environment, spec);
   return monitor_detached(environment, spec);

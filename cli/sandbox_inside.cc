@@ -12,6 +12,9 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 
 #include "dns/resolve.h"
 #include "netlink.h"
@@ -38,10 +41,35 @@ Result<> configure_links(const InsideOptions& options) {
   return success();
 }
 
-Result<> mount_file(const std::string& file, const char* at) {
-  if (::mount(file.c_str(), at, nullptr, MS_BIND, nullptr) != 0)
-    return errno_error(errno, "cannot mount " + file + " on " + at + " (does that exist?)");
+// Where the machine has no /etc/resolv.conf (or a link that leads nowhere) to mount ours on: a
+// layer with that file alone is put over /etc, which is read-only then. Nothing is written on the
+// machine.
+Result<> add_resolver_file(const InsideOptions& options) {
+  std::ifstream in(options.resolv_file);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  const std::string layer = std::filesystem::path(options.resolv_file).parent_path();
+  const auto failed = [] {
+    return errno_error(errno,
+                       "this machine has no /etc/resolv.conf, and the sandbox cannot be given one "
+                       "(make an empty one: touch /etc/resolv.conf)");
+  };
+  if (::mount("none", layer.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755") != 0)
+    return failed();
+  {
+    UniqueFd out(::open(options.resolv_file.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+    if (!out || ::write(out.get(), text.data(), text.size()) < 0) return failed();
+  }
+  const std::string layers = "lowerdir=" + layer + ":/etc";
+  if (::mount("none", "/etc", "overlay", 0, layers.c_str()) != 0) return failed();
+  if (::umount2(layer.c_str(), MNT_DETACH) != 0) return failed();
   return success();
+}
+
+Result<> mount_resolver_file(const InsideOptions& options) {
+  const char* at = "/etc/resolv.conf";
+  if (::mount(options.resolv_file.c_str(), at, nullptr, MS_BIND, nullptr) == 0) return success();
+  if (errno == ENOENT) return add_resolver_file(options);
+  return errno_error(errno, "cannot mount " + options.resolv_file + " on " + at);
 }
 
 // Against accidents, not a boundary: the command is root in the host's user namespace, and may
@@ -64,7 +92,7 @@ Result<> configure_mounts(const InsideOptions& options) {
     return errno_error(errno, "cannot make the sandbox's mounts its own");
   if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0)
     return errno_error(errno, "cannot mount /proc");
-  MESH_TRY(mount_file(options.resolv_file, "/etc/resolv.conf"));
+  MESH_TRY(mount_resolver_file(options));
   return cover_the_mesh(options);  // last: these files are in the run directory
 }
 

@@ -175,7 +175,9 @@ asio::awaitable<Response> dump(Node& node, const Request& request, const api::Ta
     if (!flows) co_return refuse(request, flows.error());
     table = std::move(flows).value();
   } else if (what == "dns") {
-    table = dump_dns(*node.snapshot(), query_of(target, "namespace"), query_of(target, "name"));
+    auto rows = node.look_up(query_of(target, "name"), query_of(target, "from"));
+    if (!rows) co_return refuse(request, rows.error());
+    table = std::move(rows).value();
   } else {
     co_return refuse(request, Error{Errc::not_found, "no dump '" + what +
                                                          "': one of routes, clusters, endpoints, "

@@ -285,33 +285,44 @@ std::string text_of(const dns::Record& record) {
   return service.target + ":" + std::to_string(service.port);
 }
 
-std::string decision_of(const dns::Resolution& found) {
+// Of what the mesh does not know.
+std::string foreign(const DnsClient& client) {
+  if (client.resolver == DnsClient::Resolver::kAny)
+    return "forwarded to the resolver that is asked";
+  return "no such name (NXDOMAIN) from a sandbox's resolver, " + dns::kMeshResolver.to_string() +
+         "; forwarded to any other that is asked";
+}
+
+std::string decision_of(const dns::Resolution& found, const DnsClient& client) {
   using Kind = dns::Resolution::Kind;
-  if (found.kind == Kind::kForeign) return "forwarded to the workload's resolver";
+  if (client.resolver == DnsClient::Resolver::kNotMesh)
+    return "the mesh is not asked: " + client.why;
+  if (found.kind == Kind::kForeign) return foreign(client);
   if (found.kind == Kind::kNoSuchName) return "no such name (NXDOMAIN)";
   std::string text;
   for (const dns::Record& record : found.answer.records)
     text += (text.empty() ? "" : ", ") + text_of(record);
-  if (found.kind == Kind::kElsewhere) return text + ", which the workload's resolver resolves";
+  if (found.kind == Kind::kElsewhere) return text + ", " + foreign(client);
   return text.empty() ? "nothing of this type" : text;
 }
 
 }  // namespace
 
-api::Dump dump_dns(const Snapshot& snapshot, std::string_view ns, std::string_view name) {
+api::Dump dump_dns(const Snapshot& snapshot, const DnsClient& client, std::string_view name) {
   std::string wanted;
   for (const char c : name) wanted += c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
   if (wanted.ends_with('.')) wanted.pop_back();
+  const bool is_elsewhere = client.resolver == DnsClient::Resolver::kNotMesh;
   api::Dump dump;
   dump.what = "dns";
   dump.columns = {"name", "type", "answer", "object"};
   for (const auto& [type, number] :
        {std::pair{"A", dns::type::kA}, {"AAAA", dns::type::kAaaa}, {"SRV", dns::type::kSrv}}) {
-    const dns::Resolution found = dns::resolve(snapshot, ns, wanted, number);
+    const dns::Resolution found = dns::resolve(snapshot, client.ns, wanted, number);
     dump.rows.push_back({{"name", wanted},
                          {"type", type},
-                         {"answer", decision_of(found)},
-                         {"object", found.object.empty() ? "-" : found.object}});
+                         {"answer", decision_of(found, client)},
+                         {"object", found.object.empty() || is_elsewhere ? "-" : found.object}});
   }
   return dump;
 }

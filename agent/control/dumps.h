@@ -1,7 +1,9 @@
 // Tables of a snapshot, for `meshctl config dump` and `meshctl dns lookup`. Pure.
 #pragma once
 
+#include <cstdint>
 #include <set>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -20,8 +22,21 @@ api::Dump dump_policies(const config::Snapshot& snapshot,
                         const std::vector<api::Status::PolicyCount>& counts,
                         const std::set<config::ObjectName>& enrolled,
                         const std::vector<config::Problem>& problems);
-// What a client of namespace `ns` is told of `name`: one row for each of A, AAAA and SRV.
-api::Dump dump_dns(const config::Snapshot& snapshot, std::string_view ns, std::string_view name);
+
+// Who asks for a name, and whom.
+struct DnsClient {
+  enum class Resolver : std::uint8_t {
+    kAny,      // not known; the mesh is asked, and forwards
+    kMesh,     // the mesh itself (dns::kMeshResolver), with nobody behind it
+    kNotMesh,  // the mesh is not asked, `why` says for which reason
+  };
+  std::string ns = "default";
+  Resolver resolver = Resolver::kAny;
+  std::string why;
+};
+// What it is told of `name`: one row for each of A, AAAA and SRV.
+api::Dump dump_dns(const config::Snapshot& snapshot, const DnsClient& client,
+                   std::string_view name);
 
 // Adds what the proxy knows of the same rows (health, requests in flight): its rows have the same
 // value in column `key`, and its other columns are put behind ours.

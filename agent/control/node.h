@@ -98,6 +98,8 @@ class Node {
   std::vector<api::Status::PolicyCount> policy_counts();
   Result<api::Dump> open_flows();
   api::Dump policies();
+  // `from`: the workload that asks, "[namespace/]name"; empty: any of namespace default.
+  Result<api::Dump> look_up(const std::string& name, const std::string& from) const;
   Result<api::AuthzReply> check_authz(const AuthzQuestion& question) const;
 
  private:

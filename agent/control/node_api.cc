@@ -342,6 +342,29 @@ api::Dump Node::policies() {
   return dump_policies(*compilation_.snapshot, policy_counts(), enrolled, compilation_.problems);
 }
 
+Result<api::Dump> Node::look_up(const std::string& name, const std::string& from) const {
+  DnsClient client;
+  if (!from.empty()) {
+    const std::size_t slash = from.find('/');
+    if (slash != std::string::npos) client.ns = from.substr(0, slash);
+    const config::ObjectName asks{client.ns,
+                                  slash == std::string::npos ? from : from.substr(slash + 1)};
+    const auto status = workload(asks);
+    if (!status)
+      return Error{Errc::not_found, "no workload " + asks.to_string() +
+                                        "; `meshctl get workloadentry -A` lists those there are"};
+    if (!publisher_.has_responder(status->id)) {
+      client.resolver = DnsClient::Resolver::kNotMesh;
+      client.why = status->state == "remote" ? "this node has not enrolled the workload"
+                   : status->reason.empty()  ? "the workload has no sockets for DNS (port 15053)"
+                                             : status->reason;
+    } else if (status->sandbox) {
+      client.resolver = DnsClient::Resolver::kMesh;
+    }
+  }
+  return dump_dns(*compilation_.snapshot, client, name);
+}
+
 Result<api::AuthzReply> Node::check_authz(const AuthzQuestion& question) const {
   const std::vector<Client> clients = workloads_.clients();
   const auto rules = policy_rules(parts_.numbers);

@@ -159,6 +159,25 @@ class Cli(MeshOfItsOwn):
         for what in ("clusters", "endpoints"):
             self.assertIn("web", mesh.meshctl("config", "dump", what).stdout)
 
+    def test_a_sandbox_on_a_machine_without_a_resolv_conf_knows_the_names_of_the_mesh(self):
+        etc = pathlib.Path(self._directory.name, "etc")
+        shutil.copytree("/etc", etc, symlinks=True)
+        (etc / "resolv.conf").unlink()
+        subprocess.run(["mount", "--bind", etc, "/etc"], check=True)
+        self.addCleanup(subprocess.run, ["umount", "/etc"], check=True)
+        said = mesh.meshctl("sandbox", "run", "bare", "--", "cat", "/etc/resolv.conf")
+        self.assertIn("nameserver 192.0.0.8", said.stdout)
+        self.assertIn("this machine has no /etc/resolv.conf", said.stderr)
+        (etc / "resolv.conf").symlink_to("../run/nowhere/resolv.conf")
+        self.start_pair()  # by name
+        refused = mesh.meshctl("sandbox", "exec", "client", "--", "touch", "/etc/new", check=False)
+        self.assertIn("Read-only file system", refused.stderr)
+        self.assertEqual(mesh.inside("client", "cat", "/etc/hosts"), (etc / "hosts").read_text(encoding="utf-8"))
+        self.assertFalse((etc / "resolv.conf").exists())
+        self.assertTrue((etc / "resolv.conf").is_symlink())
+        hidden = mesh.inside("client", "ls", os.environ["UNDERMESH_RUN_DIR"])
+        self.assertEqual(hidden, "")
+
     def test_an_ipv6_service_goes_through_the_mesh(self):
         self.start_pair()
         address = next(a for a in mesh.workload_addresses("web") if ":" in a)

@@ -162,10 +162,20 @@ spec:
         def lookup(name, *options):
             rows = mesh.meshctl_json("dns", "lookup", name, *options)["rows"]
             return [(row["type"], row["answer"], row["object"]) for row in rows]
+        mesh.meshctl("sandbox", "run", "cart", "-n", "shop", "--detach", "--", "sleep", "100000")
+        self.addCleanup(mesh.meshctl, "sandbox", "stop", "cart", "-n", "shop")
         self.assertEqual(lookup("Reviews", "--from", "shop/cart")[0], ("A", "10.78.9.2", "Service shop/reviews"))
         self.assertEqual(lookup("reviews")[1], ("AAAA", "nothing of this type", "Service default/reviews"))
-        self.assertEqual(lookup("www.example.com")[0], ("A", "forwarded to the workload's resolver", "-"))
+        self.assertEqual(lookup("www.example.com")[0], ("A", "forwarded to the resolver that is asked", "-"))
         self.assertEqual(lookup("x.db.default.svc.cluster.local")[0][1], "no such name (NXDOMAIN)")
+        # As the test above of the same two resolvers: what the answer is depends on which of them is asked.
+        said = f"no such name (NXDOMAIN) from a sandbox's resolver, {MESH}; forwarded to any other that is asked"
+        self.assertEqual(lookup("www.example.com", "--from", "client")[0], ("A", said, "-"))
+        self.assertEqual(ask(MESH, "connected", "www.example.com")["www.example.com 1"], ["no such name"])
+        self.assertEqual(ask(self.server, "connected", "www.example.com")["www.example.com 1"], ["192.0.2.77"])
+        nobody = mesh.meshctl("dns", "lookup", "reviews", "--from", "nosuch/x", check=False)
+        self.assertEqual((nobody.returncode, nobody.stdout), (4, ""))
+        self.assertIn("no workload nosuch/x", nobody.stderr)
 
     def test_what_became_of_queries_is_counted(self):
         before = mesh.counter("undermesh_dns_queries_total", result="answered")

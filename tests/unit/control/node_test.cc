@@ -81,10 +81,11 @@ json::object service(const std::string& name, const std::string& port_name = "ht
                 {{"selector", {{"app", name}}},
                  {"ports", json::array{{{"name", port_name}, {"port", 9080}}}}});
 }
-json::object workload(const std::string& name, const std::string& address) {
+json::object workload(const std::string& name, const std::string& address,
+                      const std::string& groups = "/cg/") {
   return object("WorkloadEntry", "networking.istio.io/v1", name,
                 {{"address", address}, {"labels", {{"app", name}}}},
-                {{"undermesh.io/netns", "/proc/1/ns/net"}, {"undermesh.io/cgroup", "/cg/" + name}});
+                {{"undermesh.io/netns", "/proc/1/ns/net"}, {"undermesh.io/cgroup", groups + name}});
 }
 json::object deny(const std::string& app) {
   return object("AuthorizationPolicy", "security.istio.io/v1", "deny-" + app,
@@ -307,6 +308,42 @@ TEST_F(NodeTest, TheKernelRedirectsDnsOnceTheProxyAnswersIt) {
   node_->watch_proxy(now_);
   from_proxy({{"type", "ready"}, {"version", "0"}});  // an older one, which answers none
   EXPECT_FALSE(is_redirected());
+}
+
+TEST_F(NodeTest, ALookupSaysWhomAWorkloadAsks) {
+  const auto told = [&](const std::string& name, const std::string& from) {
+    const auto rows = node_->look_up(name, from);
+    return rows ? std::string(rows.value().rows.at(0).at("answer").as_string())
+                : rows.error().message;
+  };
+  connect();
+  from_proxy({{"type", "ready"}, {"version", "1"}, {"dns", true}});
+  machine_.cgroups = {{"/cg/a", true}, {"/pods/b", true}};
+  outcome(service("reviews"));
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2", "/pods/"));
+  const std::uint32_t a = id_of("a"), b = id_of("b");
+  answer_enrol(a);
+  answer_enrol(b);
+  acknowledge();
+  EXPECT_EQ(told("reviews", "a"), "the mesh is not asked: waiting for meshproxy to answer its DNS");
+  from_proxy({{"type", "dns"}, {"workloads", {a, b}}});
+  for (const char* from : {"", "a", "default/b"}) EXPECT_EQ(told("reviews", from), "10.78.0.1");
+  EXPECT_EQ(told("www.example", ""), "forwarded to the resolver that is asked");
+  EXPECT_EQ(told("www.example", "b"), "forwarded to the resolver that is asked");
+  EXPECT_EQ(told("www.example", "a"),
+            "no such name (NXDOMAIN) from a sandbox's resolver, 192.0.0.8; forwarded to any other "
+            "that is asked");
+  const std::string gateway = "istio-system/undermesh-gateway";
+  answer_enrol(id_of("undermesh-gateway"), feed::HoldStatus::kOk, EADDRINUSE);
+  acknowledge();
+  EXPECT_EQ(told("reviews", gateway),
+            "the mesh is not asked: the workload has no sockets for DNS (port 15053)");
+  const auto nobody = node_->look_up("reviews", "shop/a");
+  ASSERT_FALSE(nobody);
+  EXPECT_EQ(nobody.error().code, Errc::not_found);
+  EXPECT_EQ(nobody.error().message,
+            "no workload shop/a; `meshctl get workloadentry -A` lists those there are");
 }
 
 TEST_F(NodeTest, AProxyThatChangesItsMindDoesNotKeepTheKernelBusy) {
