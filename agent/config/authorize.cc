@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "config/policy_parts.h"
 #include "config/snapshot.h"
 
 namespace mesh::config {
@@ -119,12 +120,6 @@ struct NetworkFlow {
   std::uint16_t port;
 };
 
-bool is_in(const LabelSelector& namespaces, const std::string& ns, const Snapshot& snapshot) {
-  auto known = snapshot.namespaces.find(ns);
-  if (known != snapshot.namespaces.end()) return namespaces.matches(known->second);
-  return namespaces.matches({{std::string(kNamespaceNameLabel), ns}});
-}
-
 bool matches(const NetworkPeer& peer, const std::string& policy_ns, const NetworkFlow& flow) {
   if (peer.block) {
     const auto& address = flow.other.address;
@@ -135,7 +130,7 @@ bool matches(const NetworkPeer& peer, const std::string& policy_ns, const Networ
   const Workload* workload = flow.other.workload;
   if (!workload || (!peer.pods && !peer.namespaces)) return false;
   return (!peer.pods || peer.pods->matches(workload->labels)) &&
-         (peer.namespaces ? is_in(*peer.namespaces, workload->name.ns, flow.snapshot)
+         (peer.namespaces ? selects_namespace(flow.snapshot, *peer.namespaces, workload->name.ns)
                           : workload->name.ns == policy_ns);
 }
 
@@ -248,6 +243,13 @@ std::string rule_name(const std::string& policy, int rule) {
 
 bool AuthorizationPolicy::selects(const Workload& workload) const {
   return (everywhere || workload.name.ns == name.ns) && has_labels(workload.labels, selector);
+}
+
+bool selects_namespace(const Snapshot& snapshot, const LabelSelector& selector,
+                       const std::string& ns) {
+  auto known = snapshot.namespaces.find(ns);
+  if (known != snapshot.namespaces.end()) return selector.matches(known->second);
+  return selector.matches({{std::string(kNamespaceNameLabel), ns}});
 }
 
 bool NetworkPolicy::selects(const Workload& workload) const {

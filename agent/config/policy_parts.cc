@@ -29,7 +29,7 @@ std::vector<PortRange> ranges_between(Cuts cuts) {
 
 }  // namespace
 
-PolicyParts::PolicyParts(const Snapshot& snapshot) : snapshot_(snapshot) {
+PolicyParts::PolicyParts(const Snapshot& snapshot) {
   std::map<std::string, int> versions;  // of a policy that is in several files
   const auto name = [&](const void* policy, const std::string& text) {
     const int version = versions[text]++;
@@ -78,8 +78,8 @@ std::string PolicyParts::key(const Selection& selection, const Workload& workloa
   return key;
 }
 
-std::vector<PortRange> PolicyParts::ports(const Selection& selection, Transport transport,
-                                          const Workload* server) const {
+std::vector<PortRange> PolicyParts::ports(const Snapshot& snapshot, const Selection& selection,
+                                          Transport transport, const Workload* server) const {
   Cuts cuts;
   const auto cut_named = [&](const std::string& name) {
     const auto of = [&](const Workload& workload) {
@@ -87,7 +87,7 @@ std::vector<PortRange> PolicyParts::ports(const Selection& selection, Transport 
       if (port != workload.ports.end()) cut(cuts, port->second, port->second);
     };
     if (server) return of(*server);
-    for (const auto& [ns, workload] : snapshot_.workloads) of(*workload);
+    for (const auto& [ns, workload] : snapshot.workloads) of(*workload);
   };
   if (transport == Transport::kTcp || selection.strict)
     for (const AuthorizationPolicy* policy : selection.authorization)
@@ -108,15 +108,27 @@ std::vector<PortRange> PolicyParts::ports(const Selection& selection, Transport 
   return ranges_between(std::move(cuts));
 }
 
-std::string PolicyParts::peer_key(const Workload& workload) const {
-  std::string key = workload.principal() + "|";
+std::vector<std::string> PolicyParts::asked_labels(const Workload& workload) const {
+  std::vector<std::string> labels;
   for (const std::string& name : labels_)
     if (const auto label = workload.labels.find(name); label != workload.labels.end())
-      key += name + "=" + label->second + ",";
-  key += "|";
+      labels.push_back(name + "=" + label->second);
+  return labels;
+}
+
+std::vector<std::string> PolicyParts::asked_ports(const Workload& workload) const {
+  std::vector<std::string> ports;
   for (const std::string& name : port_names_)
     if (const auto port = workload.ports.find(name); port != workload.ports.end())
-      key += name + "=" + std::to_string(port->second) + ",";
+      ports.push_back(name + "=" + std::to_string(port->second));
+  return ports;
+}
+
+std::string PolicyParts::peer_key(const Workload& workload) const {
+  std::string key = workload.principal() + "|";
+  for (const std::string& label : asked_labels(workload)) key += label + ",";
+  key += "|";
+  for (const std::string& port : asked_ports(workload)) key += port + ",";
   return key;
 }
 

@@ -178,7 +178,8 @@ class Checker {
     if (to.port) return {*to.port};
     std::set<std::uint16_t> begins = {1};
     const auto add = [&](const Selection& selection) {
-      for (const config::PortRange& range : parts_.ports(selection, transport_, to.party.workload))
+      for (const config::PortRange& range :
+           parts_.ports(snapshot_, selection, transport_, to.party.workload))
         if (range.first != 0) begins.insert(range.first);
     };
     if (egress_) add(egress_->selection);

@@ -116,14 +116,6 @@ ServiceEntry balanced_udp(const Snapshot& snapshot, const config::Service& servi
   return entry;
 }
 
-void add_udp_service(const Snapshot& snapshot, const config::Service& service, std::uint16_t port,
-                     Numbers& numbers, State& state) {
-  const std::uint32_t id =
-      numbers.number(Space::kService, service.host + ":" + std::to_string(port));
-  for (const IpAddress& ip : service.addresses)
-    state.udp_services[{ip, port}] = balanced_udp(snapshot, service, {ip, port}, id);
-}
-
 // Where those clients go that bypass the proxy while it is away: as they would without its rules.
 void add_bypass(const KernelInput& input, const config::Service& service, const SocketAddress& to,
                 ServiceEntry& entry) {
@@ -136,50 +128,173 @@ void add_bypass(const KernelInput& input, const config::Service& service, const 
   if (entry.of_clients) entry.affinity = service.affinity.value_or(std::chrono::seconds{0});
 }
 
-void add_service(const KernelInput& input, const config::Service& service,
-                 const config::ServicePort& port, Numbers& numbers, State& state) {
-  const std::uint32_t id =
-      numbers.number(Space::kService, service.host + ":" + std::to_string(port.port));
-  bool is_proxied = false;
-  for (const IpAddress& ip : service.addresses) {
-    const SocketAddress address{ip, port.port};
-    if (port.protocol == config::Protocol::kTcp) {
-      state.services[address] = balanced(input, service, address, id);
-      continue;
-    }
-    const auto now = input.current.services.find(address);
-    const bool has_entry = now != input.current.services.end() && now->second.id == id;
-    const bool is_there = has_entry && now->second.kind == ServiceEntry::Kind::kProxy;
-    if (is_there || is_proxied_by(input.acked, address, service.host)) {
-      ServiceEntry& entry = state.services[address] = {id, ServiceEntry::Kind::kProxy, {}};
-      add_bypass(input, service, address, entry);
-      is_proxied = true;
-    } else {
-      // Without an entry a connect would leave for an address that is nobody's, and hang; without
-      // endpoints it is refused at once.
-      state.services[address] =
-          has_entry ? now->second : ServiceEntry{id, ServiceEntry::Kind::kBalance, {}};
-    }
-  }
-  if (!is_proxied) return;
-  for (const Client& client : input.clients)
-    if (auto refusal = refusal_of_all(input.snapshot, *client.workload, service, port.port))
-      state.refusals[{client.kernel.id, id}] = policy_number(*refusal, numbers);
+// The proxy has it, or the kernel points there already.
+bool is_proxied(const KernelInput& input, const config::Service& service,
+                const SocketAddress& address, std::uint32_t id) {
+  const auto now = input.current.services.find(address);
+  const bool is_there = now != input.current.services.end() && now->second.id == id &&
+                        now->second.kind == ServiceEntry::Kind::kProxy;
+  return is_there || is_proxied_by(input.acked, address, service.host);
+}
+
+// What routes make of it, or DestinationRules of its clients, may depend on any service.
+bool is_routed(const Snapshot& snapshot, const config::Service& service) {
+  return snapshot.tcp_routes.contains(service.host) ||
+         snapshot.find_mesh_routes(service.host) != nullptr ||
+         snapshot.client_hosts.contains(service.host);
 }
 
 }  // namespace
 
-datapath::State kernel_state(const KernelInput& input, Numbers& numbers) {
+// --- services
+
+bool KernelStates::is_ground_new(const KernelInput& input) {
+  std::vector<ClientInput> clients;
+  for (const Client& client : input.clients)
+    clients.push_back({client.kernel.id, client.kernel.bypasses_proxy, client.workload});
+  const bool is_new = ground_ != policy_.ground() || clients != clients_;
+  ground_ = policy_.ground();
+  clients_ = std::move(clients);
+  return is_new;
+}
+
+bool KernelStates::is_current(const KernelInput& input, const Known& known,
+                              const config::ServicePtr& service) const {
+  const Snapshot& snapshot = input.snapshot;
+  if (known.service != service || !known.is_final || is_routed(snapshot, *service)) return false;
+  for (std::size_t i = 0; i < service->ports.size(); ++i) {
+    const config::ServicePort& port = service->ports[i];
+    if (snapshot.find_cluster(service->name.ns, service->host, port.port, "", port.transport()) !=
+        known.clusters[i])
+      return false;
+    if (port.protocol != config::Protocol::kHttp) continue;
+    for (const IpAddress& ip : service->addresses)
+      if (!is_proxied(input, *service, {ip, port.port}, known.ids[i])) return false;
+  }
+  return true;
+}
+
+void KernelStates::forget(Known& known) {
+  for (const SocketAddress& address : known.tcp) services_.erase(address);
+  for (const SocketAddress& address : known.udp) udp_services_.erase(address);
+  for (const auto& key : known.refusals) refusals_.erase(key);
+  for (const datapath::ServiceId id : known.ids)
+    if (--ids_[id] == 0) {
+      ids_.erase(id);
+      ended_ = true;
+    }
+  known = {};
+}
+
+datapath::ServiceId KernelStates::id_of(std::uint16_t port, Known& known) {
+  const datapath::ServiceId id =
+      numbers_.number(Space::kService, known.service->host + ":" + std::to_string(port));
+  ++ids_[id];
+  known.ids.push_back(id);
+  return id;
+}
+
+void KernelStates::add_udp_port(const KernelInput& input, std::uint16_t port, Known& known) {
+  const datapath::ServiceId id = id_of(port, known);
+  for (const IpAddress& ip : known.service->addresses) {
+    const SocketAddress address{ip, port};
+    udp_services_.insert_or_assign(address,
+                                   balanced_udp(input.snapshot, *known.service, address, id));
+    known.udp.push_back(address);
+  }
+}
+
+void KernelStates::add_port(const KernelInput& input, const config::ServicePort& port,
+                            Known& known) {
+  const config::Service& service = *known.service;
+  const datapath::ServiceId id = id_of(port.port, known);
+  bool is_refusable = false;
+  for (const IpAddress& ip : service.addresses) {
+    const SocketAddress address{ip, port.port};
+    known.tcp.push_back(address);
+    if (port.protocol == config::Protocol::kTcp) {
+      services_.insert_or_assign(address, balanced(input, service, address, id));
+    } else if (is_proxied(input, service, address, id)) {
+      ServiceEntry entry{id, ServiceEntry::Kind::kProxy, {}};
+      add_bypass(input, service, address, entry);
+      services_.insert_or_assign(address, std::move(entry));
+      is_refusable = true;
+    } else {
+      // Without an entry a connect would leave for an address that is nobody's, and hang; without
+      // endpoints it is refused at once.
+      const auto now = input.current.services.find(address);
+      const bool has_entry = now != input.current.services.end() && now->second.id == id;
+      services_.insert_or_assign(
+          address, has_entry ? now->second : ServiceEntry{id, ServiceEntry::Kind::kBalance, {}});
+      known.is_final = false;
+    }
+  }
+  if (!is_refusable) return;
+  for (const Client& client : input.clients)
+    if (auto refusal = refusal_of_all(input.snapshot, *client.workload, service, port.port)) {
+      known.refusals.emplace_back(client.kernel.id, id);
+      refusals_.insert_or_assign(known.refusals.back(), policy_.policy_number(*refusal));
+    }
+}
+
+void KernelStates::compute_service(const KernelInput& input, Known& known) {
+  const config::Service& service = *known.service;
+  known.is_final = !is_routed(input.snapshot, service);
+  for (const config::ServicePort& port : service.ports) {
+    known.clusters.push_back(input.snapshot.find_cluster(service.name.ns, service.host, port.port,
+                                                         "", port.transport()));
+    if (port.transport() == config::Transport::kTcp)
+      add_port(input, port, known);
+    else
+      add_udp_port(input, port.port, known);
+  }
+}
+
+State KernelStates::compute(const KernelInput& input) {
   State state;
   for (const Client& client : input.clients) state.workloads[client.kernel.id] = client.kernel;
-  add_policy(input.snapshot, input.clients, numbers, state);
-  for (const auto& [host, service] : input.snapshot.services)
-    for (const config::ServicePort& port : service->ports)
-      if (port.transport() == config::Transport::kTcp)
-        add_service(input, *service, port, numbers, state);
-      else
-        add_udp_service(input.snapshot, *service, port.port, numbers, state);
+  policy_.update(input.snapshot, input.clients, state);
+  const bool is_all_stale = is_ground_new(input);
+  std::vector<std::pair<Known*, config::ServicePtr>> stale;
+  auto known = known_.begin();
+  for (const auto& [host, service] : input.snapshot.services) {
+    while (known != known_.end() && known->first < host) {
+      forget(known->second);
+      known = known_.erase(known);
+    }
+    if (known == known_.end() || known->first != host)
+      known = known_.emplace_hint(known, host, Known());
+    if (is_all_stale || !is_current(input, known->second, service))
+      stale.emplace_back(&known->second, service);
+    ++known;
+  }
+  while (known != known_.end()) {
+    forget(known->second);
+    known = known_.erase(known);
+  }
+  // All of them first: an address may go from one to another.
+  for (auto& [service, now] : stale) forget(*service);
+  for (auto& [service, now] : stale) {
+    service->service = now;
+    compute_service(input, *service);
+  }
+  state.services = services_;
+  state.udp_services = udp_services_;
+  state.refusals = refusals_;
   return state;
+}
+
+bool KernelStates::take_ended() {
+  const bool policy_ended = policy_.take_ended();
+  return std::exchange(ended_, false) || policy_ended;
+}
+
+bool KernelStates::uses(Space space, std::uint32_t number) const {
+  return space == Space::kService ? ids_.contains(number) : policy_.uses(space, number);
+}
+
+State kernel_state(const KernelInput& input, Numbers& numbers) {
+  return KernelStates(numbers).compute(input);
 }
 
 namespace {

@@ -2,6 +2,7 @@
 // together, and the verdict of every enrolled client. Pure but for the numbers it asks for.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
@@ -26,6 +27,58 @@ struct KernelInput {
 // there: a meshd that restarted knows no acknowledgement); until then the address keeps what it
 // has, or refuses when that is nothing. Everything else, all removals among it, holds at once: the
 // proxy is told afterwards.
+//
+// Keeps what it computed: what nothing changed that it depends on is not computed again. One thread
+// at a time.
+class KernelStates {
+ public:
+  explicit KernelStates(Numbers& numbers) : numbers_(numbers), policy_(numbers) {}
+
+  datapath::State compute(const KernelInput& input);
+
+  // Whether something that had a number is gone since this was asked last.
+  bool take_ended();
+  // Whether a number (of any space but Space::kWorkload) is in use.
+  bool uses(Space space, std::uint32_t number) const;
+
+ private:
+  struct ClientInput {  // what of a client routes and verdicts depend on
+    datapath::WorkloadId id = 0;
+    bool bypasses_proxy = false;
+    config::WorkloadPtr workload;
+    friend bool operator==(const ClientInput&, const ClientInput&) = default;
+  };
+  // Of a service: what it was computed from, and what was computed.
+  struct Known {
+    config::ServicePtr service;
+    std::vector<config::ClusterPtr> clusters;  // by port
+    bool is_final = false;                     // it depends on nothing else that may change
+    std::vector<SocketAddress> tcp, udp;
+    std::vector<std::pair<datapath::WorkloadId, datapath::ServiceId>> refusals;
+    std::vector<datapath::ServiceId> ids;
+  };
+  using AllKnown = std::map<std::string, Known, std::less<>>;  // by host
+
+  bool is_ground_new(const KernelInput& input);
+  bool is_current(const KernelInput& input, const Known& known,
+                  const config::ServicePtr& service) const;
+  void forget(Known& known);
+  void compute_service(const KernelInput& input, Known& known);
+  void add_port(const KernelInput& input, const config::ServicePort& port, Known& known);
+  void add_udp_port(const KernelInput& input, std::uint16_t port, Known& known);
+  datapath::ServiceId id_of(std::uint16_t port, Known& known);
+
+  Numbers& numbers_;
+  KernelPolicy policy_;
+  std::uint64_t ground_ = 0;
+  std::vector<ClientInput> clients_;
+  AllKnown known_;
+  std::map<datapath::ServiceId, int> ids_;  // how many ports have it: UDP and TCP may share one
+  decltype(datapath::State::services) services_, udp_services_;
+  decltype(datapath::State::refusals) refusals_;
+  bool ended_ = false;
+};
+// The same, from nothing.
 datapath::State kernel_state(const KernelInput& input, Numbers& numbers);
 
 // A short text for each client that changes when the set of destinations that it is denied does.

@@ -64,20 +64,12 @@ std::uint32_t Numbers::number(Space space, const std::string& name) {
     ++named.next;
     changed_ = true;
   }
-  named.asked.insert(at->second);
   return at->second;
 }
 
-void Numbers::start_round() {
-  for (Named& named : spaces_) named.asked.clear();
-}
-
-void Numbers::forget_unasked(Space space, const std::function<bool(std::uint32_t)>& keep) {
-  Named& named = of(space);
-  const auto is_unused = [&](const auto& item) {
-    return !named.asked.contains(item.second) && !(keep && keep(item.second));
-  };
-  if (std::erase_if(named.numbers, is_unused) != 0) changed_ = true;
+void Numbers::keep_only(Space space, const std::function<bool(std::uint32_t)>& keep) {
+  const auto is_unused = [&](const auto& item) { return !keep(item.second); };
+  if (std::erase_if(of(space).numbers, is_unused) != 0) changed_ = true;
 }
 
 void Numbers::forget(Space space, const std::string& name) {

@@ -32,10 +32,7 @@ class Numbers {
   std::uint32_t number(Space space, const std::string& name);  // the name's, or the next free one
   const std::map<std::string, std::uint32_t>& names(Space space) const { return of(space).numbers; }
   void forget(Space space, const std::string& name);
-  // Forgets the names that number() was not asked for since start_round(), but those that `keep`
-  // wants by their number.
-  void start_round();
-  void forget_unasked(Space space, const std::function<bool(std::uint32_t)>& keep = nullptr);
+  void keep_only(Space space, const std::function<bool(std::uint32_t)>& keep);
   void reserve_up_to(Space space, std::uint32_t used);  // numbers that the kernel still has
 
   // The service's address, its own one when it has one already. exhausted: the range is full.
@@ -49,7 +46,6 @@ class Numbers {
   struct Named {
     std::map<std::string, std::uint32_t> numbers;
     std::uint32_t next = 1;
-    std::set<std::uint32_t> asked;  // in this round
   };
   Named& of(Space space) { return spaces_[static_cast<std::size_t>(space)]; }
   const Named& of(Space space) const { return spaces_[static_cast<std::size_t>(space)]; }

@@ -63,7 +63,7 @@ std::map<std::string, int> policy_sizes(const config::Snapshot& snapshot) {
 }  // namespace
 
 Publisher::Publisher(datapath::Datapath& datapath, Peer& proxy, Numbers& numbers)
-    : datapath_(datapath), proxy_(proxy), numbers_(numbers) {}
+    : datapath_(datapath), proxy_(proxy), numbers_(numbers), states_(numbers) {}
 
 void Publisher::adopt(datapath::State state) {
   for (const auto& [id, workload] : state.workloads)
@@ -99,9 +99,7 @@ void Publisher::refresh_kernel() {
 
 void Publisher::apply_kernel() {
   are_responders_due_ = false;
-  numbers_.start_round();
-  datapath::State state =
-      kernel_state({*wanted_.snapshot, acked(), current_, wanted_.clients}, numbers_);
+  datapath::State state = states_.compute({*wanted_.snapshot, acked(), current_, wanted_.clients});
   for (auto& [id, workload] : state.workloads) workload.has_responder = responders_.contains(id);
   if (auto saved = numbers_.save(); !saved) {
     kernel_error_ = saved.error().message;  // a number that is not kept must not be used
@@ -154,13 +152,15 @@ void Publisher::end_removed() {
 // The state that the kernel has now names all that is used but what policies count: as long as a
 // policy is there its counters stay, also while it decides about nobody.
 void Publisher::forget_unused_numbers() {
+  if (!states_.take_ended()) return;
   for (std::size_t i = 0; i < kSpaces; ++i)
     if (const Space space{static_cast<std::uint8_t>(i)};
         space != Space::kWorkload && space != Space::kPolicy)
-      numbers_.forget_unasked(space);
+      numbers_.keep_only(space, [&](std::uint32_t number) { return states_.uses(space, number); });
   const auto rules = policy_rules(numbers_);
   const std::map<std::string, int> sizes = policy_sizes(*wanted_.snapshot);
-  numbers_.forget_unasked(Space::kPolicy, [&](std::uint32_t number) {
+  numbers_.keep_only(Space::kPolicy, [&](std::uint32_t number) {
+    if (states_.uses(Space::kPolicy, number)) return true;
     const auto rule = rules.find(number);
     const auto size = rule == rules.end() ? sizes.end() : sizes.find(rule->second.policy);
     return size != sizes.end() && rule->second.rule < size->second;

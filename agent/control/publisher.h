@@ -88,6 +88,7 @@ class Publisher {
   datapath::Datapath& datapath_;
   Peer& proxy_;
   Numbers& numbers_;
+  KernelStates states_;
   Publication wanted_;
   std::optional<Publication> sent_;   // the last update of this connection
   std::optional<Publication> acked_;  // what the proxy uses; survives its absence

@@ -1,5 +1,7 @@
 #include <gmock/gmock.h>
 
+#include <algorithm>
+
 #include "tests/support/decide_cases.h"
 
 namespace mesh::test {
@@ -43,6 +45,65 @@ TEST_P(Decide, AsTheTableSays) {
 
 INSTANTIATE_TEST_SUITE_P(Table, Decide, testing::ValuesIn(all_decide_cases()),
                          [](const auto& c) { return c.param.name; });
+
+// A node knows much that a connection has nothing to do with.
+void add_others(World& world, unsigned count) {
+  const auto ip = [](unsigned i) {
+    return "172.20." + std::to_string(i / 256) + "." + std::to_string(i % 256);
+  };
+  const auto verdicts = world.verdicts;
+  for (unsigned i = 0; i < count; ++i) {
+    const std::string service = "172.21." + std::to_string(i / 256) + "." + std::to_string(i % 256);
+    world.services.emplace(
+        service + ":80",
+        World::Service{90'000 + i, UM_SERVICE_BALANCE, {ip(i).append(":80").c_str()}});
+    world.peers.emplace(ip(i), um_peer{90'000 + i, 90'000 + i});
+    if (!world.blocks.empty()) world.blocks.emplace(ip(i) + "/32", 90'000 + i);
+    world.workloads.emplace(900'000 + i, um_workload{90'000 + i, 0, 0, 0, 0, 0});
+    world.refusals.push_back({90'000 + i, 90'000 + i, 1});
+    world.verdicts.push_back({90'000 + i, 0, 0, 1, true});
+  }
+  for (const World::Verdict& v : verdicts)  // in each set that there is, too
+    for (unsigned i = 0; i < count; ++i) world.verdicts.push_back({v.set, 90'000 + i, 0, 1, true});
+}
+
+struct Outcome {
+  int lookups = 0;
+  um_decision decision{};
+};
+Outcome decided(const DecideCase& c, const World& world) {
+  lookups = Lookups(world);
+  um_connect in{};
+  in.netns_cookie = c.cookie;
+  in.to = kernel_destination(c.to);
+  in.v4_only = c.v4_only ? 1 : 0;
+  um_arrival arrival{};
+  arrival.netns_cookie = c.cookie;
+  arrival.to = in.to;
+  if (!c.from.empty()) arrival.from = kernel_destination(c.from);
+  Outcome outcome;
+  if (c.asked == Asked::kWorkload) um_decide_workload(&in, &outcome.decision);
+  if (c.asked == Asked::kMesh) um_decide_mesh(&in, &outcome.decision);
+  if (c.asked == Asked::kArrival) um_decide_arrival(&arrival, &outcome.decision);
+  outcome.lookups = lookups.made;
+  return outcome;
+}
+
+TEST(DecideScale, TakesAsManyLookupsHoweverMuchThereIs) {
+  int most = 0;
+  for (const DecideCase& c : all_decide_cases()) {
+    const Outcome few = decided(c, c.world);
+    World large = c.world;
+    add_others(large, 300);
+    const Outcome many = decided(c, large);
+    EXPECT_EQ(many.lookups, few.lookups) << c.name;
+    EXPECT_EQ(many.decision.action, few.decision.action) << c.name;
+    EXPECT_EQ(many.decision.counter, few.decision.counter) << c.name;
+    most = std::max(most, few.lookups);
+  }
+  EXPECT_GT(most, 5);
+  EXPECT_LE(most, 24);
+}
 
 TEST(DecideAddresses, NamesWhatNoUpstreamMayBe) {
   for (const char* forbidden : {"127.0.0.1", "127.255.0.1", "::1", "0.0.0.0", "0.1.2.3", "::",
