@@ -66,7 +66,8 @@ class ChangingWorld {
       objects.push_back(std::make_shared<const config::Object>(config::make_object(tree).value()));
     return config::compile(objects, ++version_, options_, previous).snapshot;
   }
-  std::vector<Client> clients(const config::Snapshot& snapshot) const {
+  // Some lag behind: of an entry that is another by now, or gone.
+  std::vector<Client> clients(const config::Snapshot& snapshot) {
     std::vector<Client> clients;
     const auto add = [&](const config::WorkloadPtr& workload, std::uint32_t id) {
       datapath::EnrolledWorkload kernel;
@@ -77,9 +78,15 @@ class ChangingWorld {
       clients.push_back({kernel, workload});
     };
     if (is_gateway_enrolled_) add(options_.gateway_workload, 1);
+    std::map<std::string, config::WorkloadPtr> now;
     for (const auto& [name, workload] : snapshot.workloads)
-      if (enrolled_.contains(name.name))
-        add(workload, 10 + static_cast<std::uint32_t>(name.name.back() - '0'));
+      if (enrolled_.contains(name.name)) now.emplace(name.name, workload);
+    for (const auto& [name, workload] : last_)
+      if (enrolled_.contains(name.name) && pick(5) == 0) now.insert_or_assign(name.name, workload);
+    for (const auto& [name, workload] : now)
+      add(workload,
+          (renumbered_.contains(name) ? 20U : 10U) + static_cast<std::uint32_t>(name.back() - '0'));
+    last_ = snapshot.workloads;
     return clients;
   }
   unsigned pick(unsigned n) { return static_cast<unsigned>(random_()) % n; }
@@ -97,7 +104,8 @@ class ChangingWorld {
       if (candidate.name == world_.workloads[i].name) world_.workloads[i] = candidate;
     if (pick(3) == 0)
       world_.workloads[i].addresses[0] = "10." + number(3) + "." + number(3) + "." +
-                                         std::to_string(20 + i);  // in other blocks, perhaps
+                                         std::to_string(20 + i);   // in other blocks, perhaps
+    if (pick(6) == 0) world_.workloads[i].ns = "new" + number(3);  // that no object tells of
     return "workload " + world_.workloads[i].name;
   }
   std::string remove_or_add_workload() {
@@ -149,7 +157,8 @@ class ChangingWorld {
     json::array ports;
     const char* kinds[] = {"http", "tcp", "http"};
     ports.push_back({{"name", kinds[pick(3)]}, {"port", pick(2) ? 80 : 81}, {"targetPort", 80}});
-    if (pick(3) == 0) ports.push_back({{"name", "dns"}, {"port", 53}, {"protocol", "UDP"}});
+    if (pick(3) == 0)
+      ports.push_back({{"name", "dns"}, {"port", pick(2) ? 53 : 80}, {"protocol", "UDP"}});
     json::object spec = {{"clusterIP", "10.96.0." + std::to_string(1 + pick(7))},
                          {"selector", {{"app", pick(2) ? "page" : "db"}}},
                          {"ports", std::move(ports)}};
@@ -176,10 +185,21 @@ class ChangingWorld {
   }
   std::string change_route() {
     const std::string of = host();
-    switch (pick(4)) {
+    switch (pick(5)) {
       case 0:
-        others_.erase("VirtualService vs");
+        others_.erase(pick(2) ? "VirtualService vs" : "TCPRoute tr");
         return "no route";
+      case 4: {
+        const std::string from = "svc" + number(5), to = "svc" + number(5);
+        json::object back = {{"name", to}, {"port", 80}};
+        if (!ns_of_[to].empty()) back["namespace"] = ns_of_[to];
+        others_["TCPRoute tr"] = object(
+            "TCPRoute", "gateway.networking.k8s.io/v1",
+            ns_of_[from].empty() ? "books" : ns_of_[from], "tr",
+            {{"parentRefs", json::array{{{"group", ""}, {"kind", "Service"}, {"name", from}}}},
+             {"rules", json::array{{{"backendRefs", json::array{std::move(back)}}}}}});
+        return "TCPRoute of " + from;
+      }
       case 1: {
         json::object match = {{"port", 80}};
         if (pick(2)) match["sourceLabels"] = {{"app", "page"}};
@@ -208,7 +228,7 @@ class ChangingWorld {
   }
   std::string change_enrolment() {
     const std::string name = "w" + number(6);
-    auto& set = pick(4) ? enrolled_ : bypassing_;
+    auto& set = pick(4) ? enrolled_ : pick(2) ? bypassing_ : renumbered_;
     if (set.erase(name) == 0) set.insert(name);
     if (pick(5) == 0) is_gateway_enrolled_ = !is_gateway_enrolled_;
     return "enrolment of " + name;
@@ -230,7 +250,8 @@ class ChangingWorld {
   std::map<std::string, json::object> others_;
   std::map<std::string, std::string> ns_of_;
   std::vector<CaseWorkload> away_;
-  std::set<std::string> enrolled_, bypassing_;
+  std::set<std::string> enrolled_, bypassing_, renumbered_;
+  decltype(config::Snapshot::workloads) last_;
   bool is_gateway_enrolled_ = true;
   std::uint64_t version_ = 0;
 };
@@ -251,7 +272,8 @@ TEST(KernelStates, FollowEveryChangeAsIfComputedFromNothing) {
       snapshot = world.compile(snapshot.get());
       const auto clients = world.clients(*snapshot);
       const State followed = states_of_node.compute({*snapshot, acked.get(), current, clients});
-      const State expected = kernel_state({*snapshot, acked.get(), current, clients}, numbers);
+      KernelStates anew(numbers);
+      const State expected = anew.compute({*snapshot, acked.get(), current, clients});
       const std::string where = "seed " + std::to_string(seed) + ": " + history;
       ASSERT_EQ(followed.workloads, expected.workloads) << where;
       ASSERT_TRUE(followed.services == expected.services) << where;
@@ -266,9 +288,13 @@ TEST(KernelStates, FollowEveryChangeAsIfComputedFromNothing) {
       last = followed;
       if (world.pick(4)) current = followed;  // else it could not be written
       if (world.pick(3) == 0) acked = snapshot;
+      if (world.pick(20) == 0) acked = nullptr, current = State();  // all of it is lost
       if (states_of_node.take_ended())
         for (const Space space : {Space::kSet, Space::kClass, Space::kService})
           numbers.keep_only(space, [&](auto n) { return states_of_node.uses(space, n); });
+      for (const Space space : {Space::kSet, Space::kClass, Space::kService})
+        for (const auto& [name, number] : numbers.names(space))
+          ASSERT_TRUE(anew.uses(space, number)) << name << " is nobody's; " << where;
     }
   }
   // The generator must not have run dry.

@@ -117,5 +117,32 @@ TEST(KernelPolicy, AgreesWithTheReferenceOnGeneratedSetsAndFlows) {
   EXPECT_LT(denied, 12'000);
 }
 
+// Which of its addresses a client will use is not known as it connects.
+TEST(KernelPolicy, AClientOfSeveralAddressesMayGoWhereAllOfThemMay) {
+  Case world;
+  for (const auto& [name, addresses] : std::map<std::string, std::vector<std::string>>{
+           {"one", {"10.77.0.1"}}, {"two", {"10.77.0.2", "10.88.0.2"}}, {"db", {"10.77.0.3"}}}) {
+    CaseWorkload workload;
+    workload.ns = "books";
+    workload.name = name;
+    workload.account = "default";
+    workload.labels["app"] = name;
+    workload.addresses = addresses;
+    world.workloads.push_back(std::move(workload));
+  }
+  world.policies.push_back(
+      boost::json::parse(R"({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "deny", "namespace": "books"},
+        "spec": {"selector": {"matchLabels": {"app": "db"}}, "action": "DENY",
+                 "rules": [{"from": [{"source": {"ipBlocks": ["10.88.0.0/16"]}}]}]}})")
+          .as_object());
+  const config::Compiled compiled = config::compile(world.objects(), 1, world.options());
+  ASSERT_THAT(compiled.refused, testing::IsEmpty());
+  const Kernel kernel(*compiled.snapshot);
+  const CaseWorkload* db = &world.workloads[0];
+  EXPECT_TRUE(kernel.allows({&world.workloads[1], db, "10.77.0.1", "10.77.0.3", false, 80}));
+  EXPECT_FALSE(kernel.allows({&world.workloads[2], db, "10.77.0.2", "10.77.0.3", false, 80}));
+}
+
 }  // namespace
 }  // namespace mesh::control

@@ -1162,6 +1162,23 @@ TEST_F(NodeTest, APolicyThatIsDeletedTakesItsCountersAlong) {
   EXPECT_THAT(node_->policy_counts(), testing::IsEmpty()) << "it begins at 0";
 }
 
+TEST_F(NodeTest, WhatIsDeniedByTheModeIsCountedAsLongAsItIsDenied) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  json::object entry = workload("a", "10.77.0.1");
+  entry["metadata"].as_object()["annotations"].as_object()["undermesh.io/mode"] = "strict";
+  outcome(entry);
+  outcome(workload("b", "10.77.0.2"));
+  answer_enrol(id_of("a"));
+  const auto& names = numbers_->names(Space::kPolicy);
+  ASSERT_EQ(names.size(), 1U);
+  datapath_.counts.denied_by_policy[names.begin()->second] = 3;
+  outcome(deny("b"));
+  remove("AuthorizationPolicy", "deny-b");
+  ASSERT_EQ(node_->policy_counts().size(), 1U) << "no policy's, but in use";
+  EXPECT_EQ(node_->policy_counts()[0].denied, 3U);
+}
+
 TEST_F(NodeTest, TheNumbersOfWhatIsGoneAreForgotten) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
