@@ -7,6 +7,7 @@ namespace mesh::config {
 namespace {
 
 constexpr std::string_view kAnnotations = "undermesh.io/";
+constexpr std::string_view kOnRemoval = "undermesh.io/on-endpoint-removal";
 
 struct ProtocolWord {
   std::string_view word;
@@ -107,17 +108,30 @@ void read_affinity(const Fields& spec, Service& service) {
   service.affinity = std::chrono::seconds(seconds.value_or(10'800));
 }
 
+void warn_of_unreset(Report& report, const std::string& path, const Service& service) {
+  if (service.headless)
+    report.warn(path, "has no effect: clients of a headless Service connect to its endpoints");
+  for (const ServicePort& port : service.ports)
+    if (port.protocol == Protocol::kHttp)
+      report.warn(path, "has no effect on HTTP port " + std::to_string(port.port) +
+                            ": a request in flight to an endpoint that is gone may end, and no "
+                            "other is sent there");
+    else if (port.protocol == Protocol::kUdp)
+      report.warn(path, "has no effect on UDP port " + std::to_string(port.port));
+}
+
 void read_service_annotations(Report& report, Service& service) {
   for (const auto& [key, value] : read_metadata(report).annotations) {
     if (!key.starts_with(kAnnotations)) continue;
     std::string path = path_of_key("metadata.annotations", key);
-    if (std::string_view(key).substr(kAnnotations.size()) != "on-endpoint-removal")
+    if (key != kOnRemoval)
       report.error(path, "not supported; remove the annotation");
     else if (value != "reset")
       report.error(path,
                    "must be reset, not '" + value + "'; without it connections are left alone");
     else
       service.resets_on_removal = true;
+    if (service.resets_on_removal) warn_of_unreset(report, path, service);
   }
 }
 
@@ -226,6 +240,10 @@ ServicePart read_service(Report& report) {
     if (!part.external_name.empty() &&
         (!is_host(part.external_name) || part.external_name[0] == '*'))
       spec.error("externalName", "must be a DNS name");
+    read_service_annotations(report, service);
+    if (service.resets_on_removal)
+      report.warn(path_of_key("metadata.annotations", kOnRemoval),
+                  "has no effect: an ExternalName is a name alone");
     return part;
   }
   for (const Fields& port : spec.messages("ports", {})) {

@@ -22,6 +22,25 @@ void add_rule(std::uint32_t policy, const FlowBook::Rules& rules, json::object& 
   out["rule"] = rule->second.rule;
 }
 
+std::string_view state_name(std::uint8_t state) {
+  static constexpr std::array<std::string_view, 13> kNames = {
+      "?",      "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait",
+      "closed", "close-wait",  "last-ack", "listen",   "closing",    "syn-recv"};
+  return kNames[state < kNames.size() ? state : 0];
+}
+
+// Its own state tells who ended it first: a connection that both ends closed in turn passes through
+// FIN_WAIT_2 (or CLOSING) where it began, and through LAST_ACK at the other end. From any other
+// state it went at once: a reset by either end, or the kernel gave up.
+const char* end_of(const Flow& flow) {
+  if (flow.kind != Flow::Kind::kClosed || !flow.is_established) return nullptr;
+  const std::string_view state = state_name(flow.tcp_state);
+  if (state == "last-ack") return flow.is_inbound ? "closed_by_client" : "closed_by_server";
+  if (state == "fin-wait-2" || state == "closing")
+    return flow.is_inbound ? "closed_by_server" : "closed_by_client";
+  return "reset";
+}
+
 json::object record_of(const Flow& flow, std::int64_t start_ms, const FlowBook::Rules& rules) {
   json::object record = {
       {"denied", flow.kind == Flow::Kind::kDenied},
@@ -37,19 +56,13 @@ json::object record_of(const Flow& flow, std::int64_t start_ms, const FlowBook::
       {"sent", flow.sent},
       {"received", flow.received}};
   if (!flow.reason.empty()) record["reason"] = flow.reason;
+  if (const char* end = end_of(flow); end != nullptr) record["end"] = end;
   add_rule(flow.policy, rules, record);
   return record;
 }
 
 std::uint64_t above(std::uint64_t now, std::uint64_t before) {
   return now > before ? now - before : 0;
-}
-
-std::string_view state_name(std::uint8_t state) {
-  static constexpr std::array<std::string_view, 13> kNames = {
-      "?",      "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait",
-      "closed", "close-wait",  "last-ack", "listen",   "closing",    "syn-recv"};
-  return kNames[state < kNames.size() ? state : 0];
 }
 
 std::string destination_of(const Flow& flow, const config::Snapshot& snapshot) {

@@ -60,6 +60,16 @@ std::map<std::string, int> policy_sizes(const config::Snapshot& snapshot) {
   return sizes;
 }
 
+// What `now` has no more of services that reset connections, or `before` had not already.
+std::set<SocketAddress> former_services(const datapath::State& before, const datapath::State& now) {
+  std::set<SocketAddress> former = before.former_services;
+  for (const auto& [at, service] : before.services)
+    if (service.resets_on_removal && service.kind == datapath::ServiceEntry::Kind::kBalance)
+      former.insert(at);
+  std::erase_if(former, [&now](const SocketAddress& at) { return now.services.contains(at); });
+  return former;
+}
+
 }  // namespace
 
 Publisher::Publisher(datapath::Datapath& datapath, Peer& proxy, Numbers& numbers)
@@ -115,6 +125,7 @@ void Publisher::apply_kernel() {
   kernel_error_.clear();
   kernel_errors_ = std::move(applied).value();
   const bool is_policy_new = !has_same_policy(current_, state);
+  state.former_services = former_services(current_, state);
   current_ = std::move(state);
   forget_unused_numbers();
   if (is_policy_new) looks_due_ = kLooks;
@@ -141,7 +152,7 @@ void Publisher::end_removed() {
   if (removal_looks_due_ == 0) return;
   auto ended = datapath_.end_removed(current_);
   if (ended) {
-    --removal_looks_due_;
+    if (--removal_looks_due_ == 0) current_.former_services.clear();
   } else if (ended.error() != look_error_) {
     log()->error("connections to former endpoints could not be reset error={}",
                  ended.error().message);

@@ -199,7 +199,7 @@ Ended end_connections(int netns, Transport transport,
     if (connection.remote.ip.is_loopback() || !is_forbidden(connection)) continue;
     auto was_there = end(all.value().fd.get(), transport, found);
     if (was_there) {
-      out.ended += was_there.value() ? 1 : 0;
+      if (was_there.value()) out.ended.push_back(connection.cookie);
       continue;
     }
     ++out.not_ended;

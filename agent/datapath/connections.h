@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <vector>
 
 #include "base/address.h"
 #include "base/result.h"
@@ -28,9 +29,9 @@ struct TcpCounts {
 };
 
 struct [[nodiscard]] Ended {
-  std::size_t ended = 0;
-  std::size_t not_ended = 0;     // although they should have been
-  std::optional<Error> failure;  // the first one: of those, or of looking at all
+  std::vector<std::uint64_t> ended;  // by cookie
+  std::size_t not_ended = 0;         // although they should have been
+  std::optional<Error> failure;      // the first one: of those, or of looking at all
 };
 // Resets every connection (also one that is just being made) of which `is_forbidden` says so.
 // Either end of a TCP connection gets a reset, a connected UDP socket an error, and it is connected

@@ -125,6 +125,8 @@ struct State {
   std::map<IpBlock, ClassId> blocks;  // all other addresses, by the longest prefix
   // Proxied services that refuse a client, as every endpoint does that its routes can reach.
   std::map<std::pair<WorkloadId, ServiceId>, std::uint32_t> refusals;  // -> policy
+  // No services any more, that had resets_on_removal: nothing is their endpoint (end_removed()).
+  std::set<SocketAddress> former_services;
   // Endpoints and proxied services whose connections stay out of the fast path.
   std::set<SocketAddress> slow_listeners;
 };
@@ -154,7 +156,8 @@ struct Flow {
   std::uint64_t sent = 0, received = 0;           // the application's bytes
   std::uint32_t retransmits = 0;
   std::uint32_t policy = 0;  // number of what allowed or denied it; 0: of none
-  std::string reason;        // of a denial: the counter's name
+  // Of a denial, and of what the mesh ended: the counter's name.
+  std::string reason;
 };
 
 // Sums over CPUs since the maps were made, by name ("connects_redirected",
@@ -200,8 +203,9 @@ class Datapath {
   // `state` forbid, at whichever end. What is connecting while this looks may be missed: ask again
   // later.
   virtual Result<> end_forbidden(const State& state) = 0;
-  // Resets connections that were made through a service with resets_on_removal to what is none of
-  // its endpoints by `state`. What is connecting while this looks may be missed: ask again later.
+  // Resets connections that were made through a service with resets_on_removal, or one that is no
+  // more, to what is none of its endpoints by `state`. What is connecting while this looks may be
+  // missed: ask again later.
   virtual Result<> end_removed(const State& state) = 0;
   // What was closed and denied since this was asked last; what nobody asked for in time is counted
   // as lost ("connection_events_lost").

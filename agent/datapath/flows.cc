@@ -92,7 +92,16 @@ Result<std::vector<Flow>> Flows::take() {
     return Error{Errc::exhausted, "the ring of connection events could not be opened"};
   if (const int error = ::ring_buffer__consume(ring_); error < 0)
     return errno_error(-error, "read the ring of connection events");
+  for (Flow& flow : taken_)
+    if (const auto ended = ended_.find(flow.cookie); ended != ended_.end())
+      flow.reason = ended->second;
+  ended_.clear();
   return std::exchange(taken_, {});
+}
+
+void Flows::note_ended(const std::vector<std::uint64_t>& cookies, const std::string& reason) {
+  if (ring_ == nullptr) return;
+  for (const std::uint64_t cookie : cookies) ended_.emplace(cookie, reason);
 }
 
 std::optional<um_connection> Flows::find(std::uint64_t cookie) const {

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -24,6 +26,8 @@ class Flows {
   Flows& operator=(const Flows&) = delete;
 
   Result<std::vector<Flow>> take();
+  // For the reason of the flows that the next take() returns; their ends are in the ring already.
+  void note_ended(const std::vector<std::uint64_t>& cookies, const std::string& reason);
   // Forgets connections of workloads that are gone, and those that two calls did not find.
   Result<std::vector<Flow>> open(const State& state);
   std::optional<um_connection> find(std::uint64_t cookie) const;
@@ -35,7 +39,8 @@ class Flows {
   int connections_fd_, events_fd_;
   ring_buffer* ring_;  // null: it could not be opened
   std::vector<Flow> taken_;
-  std::set<std::uint64_t> missing_;  // since the last open()
+  std::map<std::uint64_t, std::string> ended_;  // by cookie
+  std::set<std::uint64_t> missing_;             // since the last open()
 };
 
 }  // namespace mesh::datapath

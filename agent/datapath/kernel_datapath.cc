@@ -36,6 +36,9 @@ namespace mesh::datapath {
 namespace {
 
 constexpr const char* kMeshLinks = "mesh";
+// Names of counters, and reasons of flows.
+constexpr const char* kEndedByPolicy = "connections_ended_by_policy";
+constexpr const char* kResetOnRemoval = "connections_reset_on_removal";
 
 Logger& log() {
   static Logger instance = logger("datapath");
@@ -333,7 +336,7 @@ class KernelDatapath final : public Datapath {
   Result<> end_forbidden(const State& state) override {
     const Revocation revocation(object_, flows_, state);
     return end_where(
-        state, {Transport::kTcp, Transport::kUdp}, connections_ended_,
+        state, {Transport::kTcp, Transport::kUdp}, kEndedByPolicy, connections_ended_,
         [&](const EnrolledWorkload& workload, Transport transport, const Connection& connection) {
           return revocation.is_forbidden(workload, transport, connection);
         });
@@ -342,9 +345,9 @@ class KernelDatapath final : public Datapath {
   Result<> end_removed(const State& state) override {
     const bool is_asked = std::ranges::any_of(
         state.services, [](const auto& service) { return service.second.resets_on_removal; });
-    if (!is_asked) return success();
+    if (!is_asked && state.former_services.empty()) return success();
     const Revocation revocation(object_, flows_, state);
-    return end_where(state, {Transport::kTcp}, connections_reset_,
+    return end_where(state, {Transport::kTcp}, kResetOnRemoval, connections_reset_,
                      [&](const EnrolledWorkload&, Transport, const Connection& connection) {
                        return revocation.is_removed(connection);
                      });
@@ -355,8 +358,8 @@ class KernelDatapath final : public Datapath {
 
   Result<Counters> counters() override {
     MESH_TRY(auto out, read_counters(object_.map("um_counters"), object_.map("um_policy_counts")));
-    out.totals["connections_ended_by_policy"] = connections_ended_;
-    out.totals["connections_reset_on_removal"] = connections_reset_;
+    out.totals[kEndedByPolicy] = connections_ended_;
+    out.totals[kResetOnRemoval] = connections_reset_;
     out.totals["connections_not_ended"] = connections_not_ended_;
     out.totals["map_entries_written"] = maps_.writes();  // or deleted
     return out;
@@ -437,7 +440,7 @@ class KernelDatapath final : public Datapath {
   // What cannot be looked at, or ended, holds up nothing else.
   template <class Ends>
   Result<> end_where(const State& state, std::initializer_list<Transport> transports,
-                     std::uint64_t& total, Ends ends) {
+                     const char* counter, std::uint64_t& total, Ends ends) {
     std::optional<Error> failure;
     for (const auto& [id, workload] : state.workloads) {
       if (workload.netns < 0 || workload.cgroup.empty()) continue;
@@ -446,7 +449,8 @@ class KernelDatapath final : public Datapath {
                                       [&, &one = workload](const Connection& connection) {
                                         return ends(one, transport, connection);
                                       });
-        total += ended.ended;
+        total += ended.ended.size();
+        flows_.note_ended(ended.ended, counter);
         connections_not_ended_ += ended.not_ended;
         if (!failure) failure = std::move(ended.failure);
       }

@@ -44,8 +44,9 @@ bool Revocation::is_removed(const Connection& connection) const {
   const auto record = flows_.find(connection.cookie);
   if (!record || (record->flags & UM_CONNECTION_INBOUND) != 0) return false;
   const auto service = state_.services.find(user_destination(record->service));
-  if (service == state_.services.end() || !service->second.resets_on_removal ||
-      service->second.kind != ServiceEntry::Kind::kBalance)
+  if (service == state_.services.end())
+    return state_.former_services.contains(user_destination(record->service));
+  if (!service->second.resets_on_removal || service->second.kind != ServiceEntry::Kind::kBalance)
     return false;
   const Columns* columns = &service->second.columns;
   if (const auto& of_clients = service->second.of_clients) {

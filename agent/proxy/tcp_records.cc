@@ -56,14 +56,15 @@ ResponseFlag flag_of(std::string_view reason) {
 }
 
 // As Istio's RBAC filter begins it; without spaces, which would be columns, as Envoy has it.
-std::string details_of(const json::object& record) {
+std::string verdict_of(const json::object& record) {
   const std::string policy = text(record, "policy");
-  if (policy.empty()) return text(record, "reason");
+  if (policy.empty()) return {};
   const json::value* rule = record.if_contains("rule");
   std::string name = config::rule_name(
       policy, rule != nullptr && rule->is_int64() ? static_cast<int>(rule->get_int64()) : -1);
   std::ranges::replace(name, ' ', '_');
-  return "rbac_access_denied_matched_policy[" + name + "]";
+  return std::string("rbac_access_") + (flag(record, "denied") ? "denied" : "allowed") +
+         "_matched_policy[" + name + "]";
 }
 
 }  // namespace
@@ -160,17 +161,20 @@ void TcpRecords::add_line(const json::object& record, std::string& lines) const 
   entry.downstream_local_address = pointer(is_inbound ? local : asked);
   entry.downstream_remote_address = pointer(is_inbound ? remote : local);
   if (!is_inbound) entry.upstream_local_address = pointer(local);
-  std::string cluster = "PassthroughCluster", details;
+  std::string cluster = "PassthroughCluster", details = text(record, "reason");
+  const std::string verdict = verdict_of(record);
   if (is_inbound)
     cluster = local ? "inbound|" + std::to_string(local->port) + "||" : "";
   else if (const auto service = service_at(*snapshot_, asked))
     cluster = config::cluster_name(service->host, asked->port, "");
   entry.upstream_cluster = cluster;
   if (flag(record, "denied")) {
-    entry.flags = flag_of(text(record, "reason"));
-    details = details_of(record);
-  } else if (!flag(record, "established")) {
-    entry.flags = ResponseFlag::kUpstreamConnectionFailure;
+    entry.flags = flag_of(details);
+    if (!verdict.empty()) details = verdict;
+  } else {
+    if (!flag(record, "established")) entry.flags = ResponseFlag::kUpstreamConnectionFailure;
+    if (details.empty()) details = text(record, "end");
+    entry.response_code_details = verdict;
   }
   entry.connection_termination_details = details;
   telemetry::append_access_log_line(entry, lines);

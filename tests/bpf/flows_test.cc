@@ -231,6 +231,24 @@ TEST_F(FlowsTest, WhatIsOpenIsListedWithWhatItSentSoFar) {
   EXPECT_TRUE(must(datapath_->open_flows(state_)).empty());
 }
 
+TEST_F(FlowsTest, WhatAPolicyEndedSaysSo) {
+  Child client(&*app_group_, &*app_, [&] {
+    const UniqueFd fd(dial(kService));
+    ::pause();
+  });
+  UniqueFd accepted = accept_within(first_.get());
+  ASSERT_TRUE(accepted);
+  has_set("10.9.0.2", 3);
+  verdict(3, 0, false, 21);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  const Flow flow = take(1).front();
+  EXPECT_EQ(flow.kind, Flow::Kind::kClosed);
+  EXPECT_TRUE(flow.is_established);
+  EXPECT_EQ(flow.reason, "connections_ended_by_policy");
+  EXPECT_EQ(flow.tcp_state, TCP_ESTABLISHED);
+}
+
 TEST_F(FlowsTest, WhatEndedUnseenIsForgotten) {
   UniqueFd connections = map("um_connections");
   um_connection record{};
@@ -287,6 +305,28 @@ TEST_F(RemovalTest, LeavesConnectionsAlone) {
 TEST_F(RemovalTest, ResetsThoseThroughAServiceThatWantsIt) {
   EXPECT_EQ(open_after_removal(true), std::pair(false, true));
   EXPECT_EQ(count("connections_reset_on_removal"), 1);
+}
+
+TEST_F(RemovalTest, ResetsThoseThroughAServiceThatIsNoMore) {
+  Child client(&*app_group_, &*app_, [&] {
+    const UniqueFd through(dial(kService)), past(dial(kFirst));
+    ::pause();
+  });
+  UniqueFd ends[2] = {accept_within(first_.get()), accept_within(first_.get())};
+  ASSERT_TRUE(ends[0] && ends[1]);
+  state_.services.erase(at(kService));
+  apply_all();
+  must(datapath_->end_removed(state_));
+  EXPECT_TRUE(is_open(ends[0])) << "it did not ask for it";
+  state_.former_services.insert(at(kService));
+  must(datapath_->end_removed(state_));
+  EXPECT_TRUE(is_reset(ends[0]));
+  EXPECT_TRUE(is_open(ends[1]));
+  EXPECT_EQ(count("connections_reset_on_removal"), 1);
+  const Flow flow = take(1).front();
+  EXPECT_EQ(flow.service, at(kService));
+  EXPECT_EQ(flow.reason, "connections_reset_on_removal");
+  EXPECT_EQ(flow.tcp_state, TCP_ESTABLISHED);
 }
 
 TEST_F(RemovalTest, AClientsOwnEndpointsCount) {

@@ -37,6 +37,7 @@ class FakeDatapath final : public datapath::Datapath {
   std::string mesh_cgroup;
   int applies = 0;
   int looks_for_forbidden = 0, looks_for_removed = 0;
+  std::set<SocketAddress> former_services;    // at the last look for removed ones
   std::vector<datapath::WorkloadId> audited;  // one after the other
   std::set<datapath::WorkloadId> canaries;    // on their way
   std::vector<datapath::State> history;       // every state applied, in order
@@ -86,8 +87,9 @@ class FakeDatapath final : public datapath::Datapath {
     if (cannot_end) return Error{Errc::internal, "a connection that does not end"};
     return success();
   }
-  Result<> end_removed(const datapath::State&) override {
+  Result<> end_removed(const datapath::State& wanted) override {
     MESH_TRY(operation());
+    former_services = wanted.former_services;
     ++looks_for_removed;
     return success();
   }

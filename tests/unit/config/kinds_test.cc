@@ -403,6 +403,24 @@ TEST(Service, ResetsConnectionsToEndpointsThatAreGoneWhereItSaysSo) {
               ElementsAre("error t.yaml:6: Service default/o: "
                           "metadata.annotations[\"undermesh.io/on-endpoint-removal\"]: must be "
                           "reset, not 'keep'; without it connections are left alone"));
+  const auto warnings = [&](const std::string& spec) {
+    std::string all = text("on-endpoint-removal: reset");
+    all.replace(all.find("spec: {}"), 8, "spec: " + spec);
+    return validate_text(all);
+  };
+  const std::string at =
+      "warning t.yaml:6: Service default/o: "
+      "metadata.annotations[\"undermesh.io/on-endpoint-removal\"]: has no effect";
+  EXPECT_THAT(warnings("{ports: [{name: tcp, port: 70}]}"), IsEmpty());
+  EXPECT_THAT(warnings("{ports: [{name: http, port: 80}, {name: tcp, port: 70}]}"),
+              ElementsAre(at + " on HTTP port 80: a request in flight to an endpoint that is gone "
+                               "may end, and no other is sent there"));
+  EXPECT_THAT(warnings("{ports: [{name: dns, port: 53, protocol: UDP}]}"),
+              ElementsAre(at + " on UDP port 53"));
+  EXPECT_THAT(warnings("{clusterIP: None, ports: [{name: tcp, port: 70}]}"),
+              ElementsAre(at + ": clients of a headless Service connect to its endpoints"));
+  EXPECT_THAT(warnings("{type: ExternalName, externalName: a.example}"),
+              ElementsAre(at + ": an ExternalName is a name alone"));
   EXPECT_THAT(validate_text(text("mode: strict")),
               ElementsAre("error t.yaml:6: Service default/o: "
                           "metadata.annotations[\"undermesh.io/mode\"]: not supported; remove the "

@@ -1,6 +1,7 @@
 #include "control/flow_book.h"
 
 #include <gtest/gtest.h>
+#include <netinet/tcp.h>
 
 namespace mesh::control {
 namespace {
@@ -115,6 +116,34 @@ TEST_F(FlowBookTest, ARecordTellsTimePolicyAndReason) {
   EXPECT_EQ(record.at("policy"), "default/db");
   EXPECT_EQ(record.at("rule"), 3);
   EXPECT_EQ(record.at("reason"), "connects_denied_policy");
+}
+
+TEST_F(FlowBookTest, ARecordTellsHowItEnded) {
+  const auto end = [&](std::uint8_t tcp_state, bool is_inbound, const std::string& reason = "") {
+    Flow flow = closed(1, 1, 1);
+    flow.tcp_state = tcp_state;
+    flow.is_inbound = is_inbound;
+    flow.reason = reason;
+    add({flow});
+    const json::object message = take();
+    const json::object& record = message.at("records").get_array()[0].get_object();
+    EXPECT_EQ(record.contains("reason"), !reason.empty());
+    return std::string(record.at("end").as_string());
+  };
+  for (const std::uint8_t state : {TCP_FIN_WAIT2, TCP_CLOSING}) {
+    EXPECT_EQ(end(state, false), "closed_by_client");
+    EXPECT_EQ(end(state, true), "closed_by_server");
+  }
+  EXPECT_EQ(end(TCP_LAST_ACK, false), "closed_by_server");
+  EXPECT_EQ(end(TCP_LAST_ACK, true), "closed_by_client");
+  for (const std::uint8_t state : {TCP_ESTABLISHED, TCP_CLOSE_WAIT, TCP_FIN_WAIT1})
+    EXPECT_EQ(end(state, true), "reset");
+  EXPECT_EQ(end(TCP_ESTABLISHED, true, "connections_ended_by_policy"), "reset");
+  Flow unanswered = closed(1, 0, 0);
+  unanswered.is_established = false;
+  unanswered.tcp_state = TCP_SYN_SENT;
+  add({unanswered});
+  EXPECT_FALSE(take().at("records").get_array()[0].get_object().contains("end"));
 }
 
 TEST_F(FlowBookTest, IsBoundedAndSaysWhatItDropped) {

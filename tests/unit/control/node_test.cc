@@ -310,6 +310,45 @@ TEST_F(NodeTest, TheKernelRedirectsDnsOnceTheProxyAnswersIt) {
   EXPECT_FALSE(is_redirected());
 }
 
+TEST_F(NodeTest, ConnectionsOfADeletedServiceAreResetWhereItSaysSo) {
+  const auto apply = [&](const std::string& name, const std::string& annotation) {
+    json::object tree = service(name, "tcp");
+    tree["metadata"].as_object()["annotations"] = {{"undermesh.io/" + annotation, "reset"}};
+    outcome(annotation.empty() ? service(name, "tcp") : tree);
+    const auto& addresses =
+        node_->snapshot()->services.at(name + ".default.svc.cluster.local")->addresses;
+    return SocketAddress{addresses.at(0), 9080};
+  };
+  const std::string reset = "on-endpoint-removal";
+  connect();
+  machine_.cgroups = {{"/cg/db", true}};
+  outcome(workload("db", "10.77.0.1"));
+  const SocketAddress at = apply("db", reset);
+  apply("cache", "");
+  remove("Service", "cache");
+  EXPECT_TRUE(datapath_.former_services.empty());
+  remove("Service", "db");
+  EXPECT_EQ(datapath_.former_services, std::set{at});
+  const int looks = datapath_.looks_for_removed;
+  node_->tick(now_, 0);
+  EXPECT_EQ(datapath_.looks_for_removed, looks + 1) << "what was connecting then";
+  EXPECT_EQ(datapath_.former_services, std::set{at});
+  node_->tick(now_, 0);
+  EXPECT_EQ(datapath_.looks_for_removed, looks + 1);
+  outcome(service("other"));
+  EXPECT_TRUE(datapath_.former_services.empty()) << "nothing is left of it";
+  // One that is there again, and one that goes while meshd is away.
+  const SocketAddress again = apply("db", reset);
+  remove("Service", "db");
+  EXPECT_EQ(datapath_.former_services, std::set{again});
+  const SocketAddress third = apply("db", reset);
+  EXPECT_FALSE(datapath_.former_services.contains(third));
+  for (int i = 0; i < 3; ++i) node_->tick(now_, 0);
+  ASSERT_EQ(files_.texts.erase("/s/objects/Service/default.db.yaml"), 1);
+  restart();
+  EXPECT_EQ(datapath_.former_services, std::set{third});
+}
+
 TEST_F(NodeTest, ALookupSaysWhomAWorkloadAsks) {
   const auto told = [&](const std::string& name, const std::string& from) {
     const auto rows = node_->look_up(name, from);

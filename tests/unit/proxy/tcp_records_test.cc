@@ -175,6 +175,25 @@ TEST_F(TcpRecordsTest, AConnectionIsALineAsEnvoyWritesThem) {
             "10.78.0.1:70 10.9.0.1:40000 - -\n");
 }
 
+TEST_F(TcpRecordsTest, ALineTellsWhatAllowedAConnectionAndHowItEnded) {
+  const auto line = [&](const std::string& more) {
+    lines_.clear();
+    add(R"("records": [{"denied": false, "inbound": false, "established": true, "workload": 7,
+        "local": "10.9.0.1:40000", "remote": "10.9.0.2:8080", "service": "10.78.0.1:70",
+        "start_ms": 1, "duration_ms": 1, "sent": 1, "received": 2, )" +
+        more + "}]");
+    return lines_;
+  };
+  EXPECT_THAT(
+      line(R"("policy": "AuthorizationPolicy default/db", "rule": 1,
+                      "end": "closed_by_client")"),
+      HasSubstr("\" 0 - rbac_access_allowed_matched_policy[AuthorizationPolicy_default/db[1]] "
+                "closed_by_client \"-\" 1 2 "));
+  EXPECT_THAT(line(R"("end": "reset")"), HasSubstr("\" 0 - - reset \"-\" 1 2 "));
+  EXPECT_THAT(line(R"("end": "reset", "reason": "connections_ended_by_policy")"),
+              HasSubstr("\" 0 - - connections_ended_by_policy "));
+}
+
 TEST_F(TcpRecordsTest, ARefusalNamesItsPolicyOrTheReason) {
   const auto denied = [&](const std::string& more) {
     lines_.clear();
