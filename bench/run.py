@@ -3,8 +3,11 @@
 
 usage: run.py [WORK|scale|smoke]
 
+Works without a suffix go by TCP, http1-*-fast and l4-* with the same-node fast path, which is off by
+default, switched on (where it cannot be they are left out, and named). l4-* use no proxy; their CPU is both ends'.
+
 The main figure is CPU time per request: what the scheduler accounted to the processes of each variant
-(/proc/PID/task/*/schedstat), everything pinned to one CPU, medians over rounds A B C A B C. "cpu" against
+(/proc/PID/task/*/schedstat), everything pinned to one CPU at a real-time priority, medians over rounds A B C A B C. "cpu" against
 haproxy is the proxy's own (ours: every process of the mesh); "cpu" against none is the whole system's:
 client, proxy and origin. A ratio below 1 is always better for us. Traffic stays between this run's own
 network namespaces; everything it makes it takes down. "scale" is another kind of work: see scale.py.
@@ -33,8 +36,17 @@ WORKS = {  # name: (body bytes, connections, requests a round)
     "http1-small": (64, 16, 20000),
     "http1-16k": (16384, 16, 10000),
 }
+FAST = {f"{name}-fast": work for name, work in WORKS.items()}  # both legs of the proxy on the fast path
+L4 = {  # name: (what bench_l4 does, operations a round); enrolled, policed and on the fast path
+    "l4-roundtrip": ("roundtrip", 30000),
+    "l4-connect": ("connect", 3000),
+    "l4-stream": ("stream", 20000),
+}
 ROUNDS = 5
 DEADLINE = 120
+# First come, first served: what else runs on the machine does not come between (its share stays at 5 %, or more).
+REALTIME = subprocess.run(["chrt", "-f", "1", "true"], capture_output=True, check=False).returncode == 0
+ON_ONE_CPU = [*(["chrt", "-f", "1"] if REALTIME else []), "taskset", "-c", CPU]
 
 
 def sh(*command, **kwargs):
@@ -42,6 +54,12 @@ def sh(*command, **kwargs):
     if done.returncode:
         raise SystemExit(f"bench: {' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def pin(pid):
+    sh("taskset", "-a", "-p", "-c", CPU, pid)
+    if REALTIME:
+        sh("chrt", "-a", "-f", "-p", "1", pid)
 
 
 def meshctl(*arguments):
@@ -119,15 +137,17 @@ class Plain:
             sh("ip", "-n", name, "link", "set", "lo", "up")
             sh("ip", "-n", name, "link", "set", "eth0", "up")
         self.origin = self.start("um-bench-origin", BIN / "bench_origin", "8080")
+        self.l4 = self.start("um-bench-origin", BIN / "bench_l4", "serve", "7000")
         os.environ["BENCH_SOCKET"] = str(WORK_DIR / "haproxy.sock")
         os.environ["BENCH_ORIGIN"] = "10.77.255.3:8080"
         self.haproxy = self.start("um-bench-client", "haproxy", "-db", "-f", ROOT / "bench/haproxy.cfg")
         wait_for("the origin listens", lambda: listening(self.origin.pid, 8080))
+        wait_for("the L4 server listens", lambda: listening(self.l4.pid, 7002))
         wait_for("haproxy listens", lambda: listening(self.haproxy.pid, 15080))
 
     def start(self, netns, *command):
         log = open(WORK_DIR / f"{pathlib.Path(command[0]).name}.log", "w")
-        child = subprocess.Popen(["ip", "netns", "exec", netns, "taskset", "-c", CPU, *map(str, command)],
+        child = subprocess.Popen(["ip", "netns", "exec", netns, *ON_ONE_CPU, *map(str, command)],
                                  stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.children.append(child)
         return child  # ip and taskset exec, so the pid is the program's
@@ -153,7 +173,10 @@ class Plain:
 
 
 class Mesh:
-    """The mesh with two sandboxes: the client and the origin."""
+    """The mesh with its sandboxes: the client, the origin and the L4 server."""
+
+    def __init__(self, fast):
+        self.fast = fast
 
     def __enter__(self):
         if STARTED.exists():  # an earlier run of ours was killed
@@ -163,22 +186,42 @@ class Mesh:
         STARTED.touch()
         try:
             meshctl("up", "--state-dir", WORK_DIR / "state")
-            meshctl("sandbox", "run", "bench-origin", "-l", "app=origin", "--detach", "--", "taskset", "-c", CPU,
+            meshctl("sandbox", "run", "bench-origin", "-l", "app=origin", "--detach", "--", *ON_ONE_CPU,
                     BIN / "bench_origin", "8080")
+            meshctl("sandbox", "run", "bench-l4", "-l", "app=l4", "--detach", "--", *ON_ONE_CPU,
+                    BIN / "bench_l4", "serve", "7000")
             meshctl("sandbox", "run", "bench-client", "-l", "app=client", "--detach", "--", "sleep", "infinity")
             meshctl("apply", "-f", ROOT / "bench/mesh.yaml")
             self.address = json.loads(meshctl("get", "Service", "origin", "-o", "json"))["spec"]["clusterIP"]
+            self.l4_address = json.loads(meshctl("get", "Service", "l4", "-o", "json"))["spec"]["clusterIP"]
+            self.switch()
             origin = self.origin_pids()[0]
+            l4 = self.l4_pids()[0]
+            wait_for("the L4 server listens", lambda: listening(l4, 7002))
             wait_for("the origin listens", lambda: listening(origin, 8080))
             for pid in self.pids():
-                sh("taskset", "-a", "-p", "-c", CPU, pid)
+                pin(pid)
         except BaseException:
             self.down()
             raise
         return self
 
+    def switch(self):
+        subprocess.run([BIN / "meshctl", "datapath", "fastpath", "on" if self.fast else "off"], capture_output=True,
+                       timeout=DEADLINE, check=False)
+        self.state = json.loads(meshctl("datapath", "fastpath", "status", "-o", "json"))
+        if not self.fast and self.state["on"]:
+            raise SystemExit("bench: the fast path could not be switched off")
+
+    def why_slow(self):
+        """Why works of the fast path cannot be measured; "" when they can, or when none is."""
+        return "" if self.state["on"] == self.fast else self.state["reason"]
+
     def origin_pids(self):
         return pids_of("workloads/default.bench-origin")
+
+    def l4_pids(self):
+        return pids_of("workloads/default.bench-l4")
 
     def pids(self):
         return pids_of("mesh")
@@ -192,9 +235,15 @@ class Mesh:
 
 
 def load(prefix, address, port, work, requests):
-    body, connections, _ = WORKS[work]
-    command = [*prefix, "taskset", "-c", CPU, BIN / "bench_load", address, port, "origin", body, connections, requests,
+    body, connections, _ = {**WORKS, **FAST}[work]
+    command = [*prefix, *ON_ONE_CPU, BIN / "bench_load", address, port, "origin", body, connections, requests,
                max(requests // 10, connections * 20)]
+    return subprocess.Popen([str(c) for c in command], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def load_l4(prefix, address, work, operations):
+    command = [*prefix, *ON_ONE_CPU, BIN / "bench_l4", "load", address, 7000, L4[work][0], operations,
+               max(operations // 10, 10)]
     return subprocess.Popen([str(c) for c in command], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -213,13 +262,19 @@ def measure(client, proxy_pids, origin_pids):
     if answer["errors"]:
         raise SystemExit(f"bench: {answer['errors']} of the answers were not 200")
     n = answer["requests"]
-    return {"cpu": proxy / n, "system": (proxy + origin + answer["cpu_us"]) / n, "p99": answer["p99_us"],
-            "rate": n / answer["seconds"], "memory": rss_kb(proxy_pids)}
+    ends = (origin + answer["cpu_us"]) / n
+    return {"cpu": proxy / n, "system": proxy / n + ends, "ends": ends, "p99": answer["p99_us"], "rate": n / answer["seconds"],
+            "memory": rss_kb(proxy_pids)}
 
 
 def run_round(work, mesh, plain, requests):
     in_plain = ["ip", "netns", "exec", "um-bench-client"]
     in_mesh = [BIN / "meshctl", "sandbox", "exec", "bench-client", "--"]
+    if work in L4:
+        return {
+            "none": measure(load_l4(in_plain, "10.77.255.3", work, requests), [], [plain.l4.pid]),
+            "undermesh": measure(load_l4(in_mesh, mesh.l4_address, work, requests), mesh.pids(), mesh.l4_pids()),
+        }
     return {
         "none": measure(load(in_plain, "10.77.255.3", 8080, work, requests), [], [plain.origin.pid]),
         "undermesh": measure(load(in_mesh, mesh.address, 8080, work, requests), mesh.pids(), mesh.origin_pids()),
@@ -238,19 +293,24 @@ def rows_of(work, rounds):
         return {"work": work, "metric": metric, "ours": round(ours, 3), "against": against, "theirs": round(theirs, 3),
                 "ratio": round(ratio, 3)}
 
+    if work in L4:
+        return [row("ends", "none"), row("p99", "none"), row("rate", "none")]
     return [row("cpu", "haproxy"), row("cpu", "none"), row("p99", "haproxy"), row("p99", "none"),
             row("rate", "haproxy"), row("rate", "none"), row("memory", "haproxy")]
 
 
-UNITS = {"cpu": "us/request", "p99": "us", "rate": "requests/s", "memory": "kB"}
+UNITS = {"cpu": "us/request", "ends": "us/operation", "p99": "us", "rate": "requests/s", "memory": "kB"}
 
 
 def table(rows):
-    print(f"\n{'WORK':<14}{'METRIC':<8}{'OURS':>12}  {'AGAINST':<9}{'THEIRS':>12}{'RATIO':>8}  UNIT")
+    print(f"\n{'WORK':<18}{'METRIC':<8}{'OURS':>12}  {'AGAINST':<9}{'THEIRS':>12}{'RATIO':>8}  UNIT")
     for r in rows:
-        print(f"{r['work']:<14}{r['metric']:<8}{r['ours']:>12.2f}  {r['against']:<9}{r['theirs']:>12.2f}"
+        print(f"{r['work']:<18}{r['metric']:<8}{r['ours']:>12.2f}  {r['against']:<9}{r['theirs']:>12.2f}"
               f"{r['ratio']:>8.2f}  {UNITS[r['metric']]}")
-    print("\nRatio below 1: better than the peer. cpu against haproxy: the proxies alone; against none: client, proxy and origin.")
+    print("\nRatio below 1: better than the peer. cpu against haproxy: the proxies alone; against none: client, proxy and origin. "
+          "ends: both ends' alone.")
+    if not REALTIME:
+        print("This machine gives no real-time priority: its other work is in these figures.")
 
 
 def run_scale(smoke):
@@ -259,12 +319,29 @@ def run_scale(smoke):
     scale.table(rows)
 
 
+def run_works(works, fast, smoke):
+    rows = []
+    with Mesh(fast) as mesh, Plain() as plain:
+        if mesh.why_slow():
+            print(f"bench: left out, as the fast path is off ({mesh.why_slow()}): {', '.join(works)}")
+            return []
+        for work in works:
+            requests = 500 if smoke else L4[work][1] if work in L4 else {**WORKS, **FAST}[work][2]
+            rounds = [run_round(work, mesh, plain, requests) for _ in range(1 if smoke else ROUNDS)]
+            rows += rows_of(work, rounds)
+            for index, r in enumerate(rounds):
+                print(f"{work} round {index + 1}: cpu us/operation: " +
+                      ", ".join(f"{variant} {r[variant]['cpu']:.2f} (system {r[variant]['system']:.2f})" for variant in r))
+    return rows
+
+
 def main():
     what = sys.argv[1] if len(sys.argv) > 1 else "all"
     smoke = what == "smoke"
-    if what not in ("all", "smoke", "scale", *WORKS):
-        raise SystemExit(f"bench: no work '{what}'; there are: {', '.join(WORKS)}, scale, smoke")
-    works = [what] if what in WORKS else list(WORKS)
+    known = [*WORKS, *FAST, *L4]
+    if what not in ("all", "smoke", "scale", *known):
+        raise SystemExit(f"bench: no work '{what}'; there are: {', '.join(known)}, scale, smoke")
+    works = [what] if what in known else known
     WORK_DIR.mkdir(parents=True, exist_ok=True)
     if what == "scale":
         run_scale(smoke=False)
@@ -272,14 +349,10 @@ def main():
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # an exception, so that everything is taken down
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     rows = []
-    with Mesh() as mesh, Plain() as plain:
-        for work in works:
-            requests = 500 if smoke else WORKS[work][2]
-            rounds = [run_round(work, mesh, plain, requests) for _ in range(1 if smoke else ROUNDS)]
-            rows += rows_of(work, rounds)
-            for index, r in enumerate(rounds):
-                print(f"{work} round {index + 1}: cpu us/request: " +
-                      ", ".join(f"{variant} {r[variant]['cpu']:.2f} (system {r[variant]['system']:.2f})" for variant in r))
+    for fast in (False, True):
+        mine = [work for work in works if (work not in WORKS) == fast]
+        if mine:
+            rows += run_works(mine, fast, smoke)
     (ROOT / "build/bench.json").write_text(json.dumps(rows, indent=1) + "\n")
     table(rows)
     if smoke:

@@ -287,6 +287,12 @@ class TimedDatapath final : public datapath::Datapath {
   }
   Result<datapath::State> adopt() override { return inner_.adopt(); }
   Result<> switch_fast_path(bool on) override { return inner_.switch_fast_path(on); }
+  Result<> start_fast_path_test(Clock::time_point now) override {
+    return inner_.start_fast_path_test(now);
+  }
+  std::optional<Result<>> take_fast_path_test(Clock::time_point now) override {
+    return inner_.take_fast_path_test(now);
+  }
   Result<std::vector<datapath::FastPathPort>> fast_path_ports() override {
     return inner_.fast_path_ports();
   }
@@ -306,11 +312,13 @@ class Meshd {
         store_(*files_, state_dir, Random(1), [] { return "2026-01-01T00:00:00Z"; }),
         numbers_(*files_, state_dir + "/ids.json", IpBlock::parse("10.97.0.0/16").value()),
         kernel_(must(datapath::open_kernel_datapath(options))),
-        datapath_(*kernel_) {
+        datapath_(*kernel_),
+        fast_path_(datapath_, *files_, state_dir + "/fastpath") {
     must(kernel_->attach_mesh(mesh_cgroup));
-    node_.emplace(control::NodeOptions{"bench", "node", "", ""},
-                  control::NodeParts{store_, numbers_, datapath_, machine_, hold_, proxy_},
-                  config::CompileOptions());
+    node_.emplace(
+        control::NodeOptions{"bench", "node", "", ""},
+        control::NodeParts{store_, numbers_, datapath_, machine_, hold_, proxy_, fast_path_},
+        config::CompileOptions());
   }
 
   // Until the kernel has everything, the proxied services among it.
@@ -384,6 +392,7 @@ class Meshd {
   control::Numbers numbers_;
   std::unique_ptr<datapath::Datapath> kernel_;
   TimedDatapath datapath_;
+  control::FastPathSwitch fast_path_;
   QuietMachine machine_;
   QuietPeer hold_, proxy_;
   std::optional<control::Node> node_;

@@ -95,9 +95,14 @@ static __always_inline void um_count_bytes(struct bpf_sock_ops* ops,
   int is_fin_received = from == BPF_TCP_CLOSE_WAIT || from == BPF_TCP_LAST_ACK ||
                         from == BPF_TCP_CLOSING ||
                         (from == BPF_TCP_FIN_WAIT2 && received != connection->at_fin_wait);
-  event->sent = (sent > extra ? sent - extra : 0) + connection->fast_sent;
-  event->received =
-      (is_fin_received && received ? received - 1 : received) + connection->fast_received;
+  event->sent = sent > extra ? sent - extra : 0;
+  event->received = is_fin_received && received ? received - 1 : received;
+  struct bpf_sock* sk = ops->sk;
+  if (!sk) return;
+  const struct um_fast_socket* fast = bpf_sk_storage_get(&um_fast_sockets, sk, 0, 0);
+  if (!fast) return;
+  event->sent += fast->sent_bytes;
+  event->received += fast->received_bytes;
 }
 
 static __always_inline void um_report_close(struct bpf_sock_ops* ops, __u64 cookie,

@@ -279,25 +279,57 @@ static __always_inline int um_has_room(const struct sock* peer, __u32 size) {
 
 static __always_inline void um_moved(struct um_fast_socket* own, struct sock* peer, __u32 size) {
   own->sent_bytes += size;
-  if (own->answered) {
-    own->answered = 0;
-    own->trips++;
-  }
+  own->waits = 1;
   struct um_fast_socket* other = bpf_sk_storage_get(&um_fast_sockets, peer, 0, 0);
   if (!other) return;
   other->received_bytes += size;
-  other->answered = 1;
+  if (!other->waits) return;
+  other->waits = 0;
+  other->trips++;
+}
+
+// Out of the sender's own socket, by TCP. False: it is in the map no more, since it is closed.
+static __always_inline int um_turn(struct sk_msg_md* ctx, const struct um_fast_socket* own) {
+  struct um_fast_key self = {};
+  um_other_end(&own->peer, &self);
+  return bpf_msg_redirect_hash(ctx, &um_fast_peers, &self, 0) == SK_PASS;
+}
+
+// All of the message was counted as moved.
+static __always_inline void um_uncount(struct sk_msg_md* ctx, const struct sk_msg* message,
+                                       struct um_fast_socket* own, __u32 size) {
+  own->sent_bytes -= size;
+  if (bpf_msg_redirect_hash(ctx, &um_fast_peers, &own->peer, BPF_F_INGRESS) != SK_PASS) return;
+  struct sock* peer = message->sk_redir;
+  if (!peer) return;
+  struct um_fast_socket* other = bpf_sk_storage_get(&um_fast_sockets, peer, 0, 0);
+  if (other) other->received_bytes -= size;
+}
+
+// The kernel had no memory at the receiver for all of a message, and asks for its rest. That goes
+// to the socket which it remembers and does not hold, whatever SK_PASS was meant to say: it is
+// turned, or not sent. What went past TCP is read first, so that by TCP the rest is in order.
+static __always_inline int um_rest(struct sk_msg_md* ctx, const struct sk_msg* message,
+                                   struct um_fast_socket* own) {
+  if (!own) return SK_DROP;
+  if (own->state == UM_FAST_REDIRECT) {
+    um_uncount(ctx, message, own, ctx->size);
+    um_count(UM_FASTPATH_TO_TCP_FULL);
+  }
+  own->state = UM_FAST_TCP;
+  return um_turn(ctx, own) ? SK_PASS : SK_DROP;
 }
 
 // sk_msg of every socket in um_fast_peers: what it sends goes to the other end's socket, or by TCP.
-// A message is moved as a whole: the kernel remembers where the last part went, and would send the
-// rest there whatever we say. Switched off, peer gone, no room: TCP, from then on. Agent gone: the
-// same.
+// A message is moved as a whole, but for its rest where the kernel has no memory. Switched off,
+// peer gone, no room: TCP, from then on. Agent gone: the same.
 SEC("sk_msg")
 int um_fast_msg(struct sk_msg_md* ctx) {
   struct bpf_sock* sk = ctx->sk;
   if (!sk) return SK_PASS;
+  struct sk_msg* message = bpf_cast_to_kern_ctx(ctx);
   struct um_fast_socket* own = bpf_sk_storage_get(&um_fast_sockets, sk, 0, 0);
+  if (message->sk_redir) return um_rest(ctx, message, own);
   if (!own) return SK_PASS;
   if (own->state == UM_FAST_TCP) return um_by_tcp(ctx, own);
   const struct um_fast_config* config = um_fast_settings();
@@ -307,15 +339,10 @@ int um_fast_msg(struct sk_msg_md* ctx) {
     um_count(UM_FASTPATH_TO_TCP_UNSAFE);
     return um_by_tcp(ctx, own);
   }
-  struct sk_msg* message = bpf_cast_to_kern_ctx(ctx);
-  // The kernel had no memory for all of a message, and asks for its rest.
-  int is_rest = message->sk_redir != 0;
   __u32 size = ctx->size;
   if (bpf_msg_redirect_hash(ctx, &um_fast_peers, &own->peer, BPF_F_INGRESS) != SK_PASS) {
     um_count(UM_FASTPATH_TO_TCP_NO_PEER);
-    um_by_tcp(ctx, own);
-    // It would go to the socket that the kernel remembers, and that is gone.
-    return is_rest ? SK_DROP : SK_PASS;
+    return um_by_tcp(ctx, own);
   }
   struct sock* peer = message->sk_redir;
   if (!peer) return SK_PASS;
@@ -325,10 +352,8 @@ int um_fast_msg(struct sk_msg_md* ctx) {
     um_moved(own, peer, size);
     return SK_PASS;
   }
-  // A redirection cannot be taken back, but turned: out of the sender's own socket, by TCP.
-  struct um_fast_key self = {};
-  um_other_end(&own->peer, &self);
-  if (bpf_msg_redirect_hash(ctx, &um_fast_peers, &self, 0) != SK_PASS) um_moved(own, peer, size);
+  // A redirection cannot be taken back, but turned.
+  if (!um_turn(ctx, own)) um_moved(own, peer, size);
   um_count(UM_FASTPATH_TO_TCP_FULL);
   own->state = UM_FAST_TCP;
   return SK_PASS;

@@ -30,15 +30,15 @@ enum um_fast_state {
 };
 
 // um_fast_sockets: socket storage of those that joined, not inherited. Bytes that went past TCP:
-// neither TCP_INFO nor sock_ops counts them. `trips`: how often it sent after it had received.
+// neither TCP_INFO nor sock_ops counts them. `trips`: how often it received after it had sent.
 struct um_fast_socket {
   struct um_fast_key peer;  // the other end's entry in um_fast_peers
   __u64 sent_bytes;
   __u64 received_bytes;
   __u32 trips;
-  __u32 state;     // um_fast_state, of what it sends
-  __u32 answered;  // received since it sent last
-  __u32 active;    // this end connected
+  __u32 state;   // um_fast_state, of what it sends
+  __u32 waits;   // it has sent since it received last
+  __u32 active;  // this end connected
 };
 UM_ASSERT(sizeof(struct um_fast_socket) == 80);
 

@@ -280,15 +280,14 @@ enum um_connection_flags {
 // um_connections: by socket cookie (__u64), the TCP connections of enrolled workloads that go past
 // no proxy, from the connect (or the end of the handshake) until they are closed.
 struct um_connection {
-  __u64 started;                   // CLOCK_MONOTONIC nanoseconds
-  __u64 fast_sent, fast_received;  // bytes that went past TCP
-  __u64 at_fin_wait;               // bytes_received when our FIN was acknowledged
-  struct um_destination service;   // what the application asked for; inbound: zero
-  __u32 workload;                  // whose it is
-  __u32 policy;                    // number of what allowed it; 0: of none
-  __u32 flags;                     // um_connection_flags
+  __u64 started;                  // CLOCK_MONOTONIC nanoseconds
+  __u64 at_fin_wait;              // bytes_received when our FIN was acknowledged
+  struct um_destination service;  // what the application asked for; inbound: zero
+  __u32 workload;                 // whose it is
+  __u32 policy;                   // number of what allowed it; 0: of none
+  __u32 flags;                    // um_connection_flags
 };
-UM_ASSERT(sizeof(struct um_connection) == 64);
+UM_ASSERT(sizeof(struct um_connection) == 48);
 
 enum um_event_kind {
   UM_EVENT_CLOSED = 1,

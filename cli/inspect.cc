@@ -163,6 +163,10 @@ Result<int> status(const Environment& environment, Format format) {
   print_programs(now, environment);
   print_workloads(now);
   print_policies(now);
+  if (now.fast_path.on)
+    std::puts("\nThe same-node fast path is on.");
+  else
+    std::printf("\nThe same-node fast path is off: %s.\n", now.fast_path.reason.c_str());
   print_list("Reasons", now.reasons);
   auto warnings = std::move(now.snapshot.problems);  // an error is a reason too
   std::erase_if(warnings, [&](const std::string& problem) {

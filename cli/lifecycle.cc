@@ -23,6 +23,7 @@
 #include "cgroup.h"
 #include "client.h"
 #include "datapath/datapath.h"
+#include "fast_path.h"
 #include "netlink.h"
 #include "output.h"
 #include "sandbox.h"
@@ -224,7 +225,9 @@ Result<> end_supervisor(const Environment& environment, const Cgroups& cgroups) 
   return success();
 }
 
-std::vector<std::string> state_files() { return {"objects", "accepted", "parsed", "ids.json"}; }
+std::vector<std::string> state_files() {
+  return {"objects", "accepted", "parsed", "ids.json", "fastpath"};
+}
 
 std::vector<std::string> run_files() {
   return {"proxy.sock", "hold.sock",      "meshd.sock",      "hosts",
@@ -348,6 +351,7 @@ Result<int> bring_down(Environment environment, bool purge) {
 Result<int> check(const Environment& environment, Format format) {
   auto cgroups = find_cgroups(environment.cgroup_name);
   auto findings = datapath::check_machine(cgroups ? cgroups.value().mesh() : "");
+  findings.push_back(check_fast_path(environment));
   static constexpr const char* kLevels[] = {"ok", "warning", "error"};
   Table table({"LEVEL", "SUBJECT", "FINDING"});
   json::array list;

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "bpf_views.h"
 #include "cgroup.h"
+#include "fast_path.h"
 #include "inspect.h"
 #include "kinds.h"
 #include "lifecycle.h"
@@ -226,6 +227,7 @@ class CommandLine {
   void add_bpf_commands();
   void add_policy_commands();
   void add_policy_list();
+  void add_datapath_commands();
   void add_sandbox_run(CLI::App& sandbox);
 
   CLI::App app_;
@@ -483,6 +485,7 @@ void CommandLine::add_looking_commands() {
   add_policy_commands();
   add_policy_list();
   add_bpf_commands();
+  add_datapath_commands();
 
   auto* version_command = command(app_, "version", "Versions of meshctl and of meshd", kLooking,
                                   [this] { return version(environment_, MESH_VERSION, format_); });
@@ -577,6 +580,23 @@ void CommandLine::add_bpf_commands() {
   auto* flows = command(*bpf, "flows", "Open L4 connections of enrolled workloads, by their bytes",
                         "Commands", [this] { return dump(environment_, "flows", format_); });
   add_format(flows);
+}
+
+void CommandLine::add_datapath_commands() {
+  auto* datapath =
+      command(app_, "datapath", "Switches of the kernel's part: fastpath", kMesh, nullptr);
+  datapath->require_subcommand(1);
+  auto* fast =
+      command(*datapath, "fastpath", "The same-node fast path, off by default: on, off or status",
+              "Commands", nullptr);
+  fast->require_subcommand(1);
+  command(*fast, "on", "Switch it on, for good, where its self-test passes", "Commands",
+          [this] { return switch_fast_path(environment_, true); });
+  command(*fast, "off", "Switch it off, for good; open connections go on by TCP", "Commands",
+          [this] { return switch_fast_path(environment_, false); });
+  auto* shown = command(*fast, "status", "Whether it is on, why not, and what it has learned",
+                        "Commands", [this] { return fast_path_status(environment_, format_); });
+  add_format(shown);
 }
 
 }  // namespace

@@ -153,10 +153,18 @@ void read(const json::value& value, Status::PolicyCount& out, Context& at) {
       "allowed", out.allowed)("audited", out.audited);
 }
 
+void read(const json::value& value, FastPathStatus& out, Context& at) {
+  Members(value, at)("on", out.on)("cause", out.cause)("reason", out.reason);
+}
+
+void read(const json::value& value, FastPathRequest& out, Context& at) {
+  Members(value, at)("on", out.on);
+}
+
 void read(const json::value& value, Status& out, Context& at) {
   Members(value, at)("state", out.state)("reasons", out.reasons)("programs", out.programs)(
       "snapshot", out.snapshot)("workloads", out.workloads)("notes", out.notes)(
-      "kernel", out.kernel)("policies", out.policies);
+      "kernel", out.kernel)("fastPath", out.fast_path)("policies", out.policies);
 }
 
 void read(const json::value& value, AuthzReply::Policy& out, Context& at) {
@@ -347,6 +355,12 @@ json::object to_json(const WorkloadList& m) {
   return {{"workloads", list_of(m.workloads, [](const auto& w) { return to_json(w); })}};
 }
 
+json::object to_json(const FastPathStatus& m) {
+  return {{"on", m.on}, {"cause", m.cause}, {"reason", m.reason}};
+}
+
+json::object to_json(const FastPathRequest& m) { return {{"on", m.on}}; }
+
 json::object to_json(const Status& m) {
   json::object programs;
   for (const auto& [name, p] : m.programs)
@@ -366,6 +380,7 @@ json::object to_json(const Status& m) {
           {"workloads", list_of(m.workloads, [](const auto& w) { return to_json(w); })},
           {"notes", list_of(m.notes)},
           {"kernel", object_of(m.kernel)},
+          {"fastPath", to_json(m.fast_path)},
           {"policies", list_of(m.policies, [](const Status::PolicyCount& p) {
              return json::object{{"policy", p.policy},
                                  {"rule", p.rule},
@@ -459,6 +474,8 @@ template Result<DeleteRequest> from_json(const json::value&);
 template Result<ApplyReply> from_json(const json::value&);
 template Result<WorkloadStatus> from_json(const json::value&);
 template Result<WorkloadList> from_json(const json::value&);
+template Result<FastPathStatus> from_json(const json::value&);
+template Result<FastPathRequest> from_json(const json::value&);
 template Result<Status> from_json(const json::value&);
 template Result<AuthzReply> from_json(const json::value&);
 template Result<Dump> from_json(const json::value&);

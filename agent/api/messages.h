@@ -5,9 +5,11 @@
 //   GET  /v1/status                                     -> Status
 //   GET  /v1/objects?kind=&namespace=&name=             -> ObjectList (empty list: none matches)
 //   GET  /v1/workloads[?wait=<ns>/<name>&seconds=N]     -> WorkloadList
-//   GET  /v1/dump/{routes,clusters,endpoints,policies}  -> Dump
+//   GET  /v1/dump/{routes,clusters,endpoints,policies,dns,flows,fastpath}  -> Dump
 //   GET  /v1/authz?from=&to=&namespace=&udp=            -> AuthzReply (404: no such name)
 //   GET  /v1/tap?source=&destination=&status=           -> chunked, one TapEvent a line, no end
+//   GET  /v1/fastpath                                   -> FastPathStatus
+//   POST /v1/fastpath  FastPathRequest                  -> FastPathStatus, tested
 //   POST /v1/apply     ApplyRequest                     -> ApplyReply
 //   POST /v1/validate  ApplyRequest                     -> ApplyReply, nothing is stored
 //   POST /v1/delete    DeleteRequest                    -> ApplyReply
@@ -117,6 +119,17 @@ struct ProgramStatus {
   std::string detail;               // why it is not connected, or what is wrong with it
 };
 
+// The same-node fast path.
+struct FastPathStatus {
+  bool on = false;
+  std::string cause = "default";  // of off: "default", "operator", "testing", "test", "kernel"
+  std::string reason;             // of off
+  friend bool operator==(const FastPathStatus&, const FastPathStatus&) = default;
+};
+struct FastPathRequest {
+  bool on = false;
+};
+
 struct Status {
   std::string state = "starting";                 // "ready", "degraded", "starting"
   std::vector<std::string> reasons;               // of degraded and starting, each with its remedy
@@ -129,6 +142,7 @@ struct Status {
   std::vector<WorkloadStatus> workloads;
   std::vector<std::string> notes;               // what is not covered, said every time
   std::map<std::string, std::uint64_t> kernel;  // counters by name
+  FastPathStatus fast_path;                     // JSON: "fastPath"
   struct PolicyCount {
     std::string policy;  // "AuthorizationPolicy ns/name"
     int rule = -1;
@@ -216,6 +230,8 @@ boost::json::object to_json(const DeleteRequest&);
 boost::json::object to_json(const ApplyReply&);
 boost::json::object to_json(const WorkloadStatus&);
 boost::json::object to_json(const WorkloadList&);
+boost::json::object to_json(const FastPathStatus&);
+boost::json::object to_json(const FastPathRequest&);
 boost::json::object to_json(const Status&);
 boost::json::object to_json(const Dump&);
 boost::json::object to_json(const AuthzReply&);

@@ -7,6 +7,7 @@ namespace mesh::config {
 namespace {
 
 constexpr std::string_view kAnnotations = "undermesh.io/";
+constexpr std::string_view kFastPath = "undermesh.io/fastpath";
 constexpr std::string_view kOnRemoval = "undermesh.io/on-endpoint-removal";
 
 struct ProtocolWord {
@@ -120,11 +121,19 @@ void warn_of_unreset(Report& report, const std::string& path, const Service& ser
       report.warn(path, "has no effect on UDP port " + std::to_string(port.port));
 }
 
+void read_fast_path(Report& report, const std::string& path, const std::string& value, bool& out) {
+  out = value != "disabled";
+  if (out)
+    report.error(path, "must be disabled, not '" + value + "'; without it connections may join");
+}
+
 void read_service_annotations(Report& report, Service& service) {
   for (const auto& [key, value] : read_metadata(report).annotations) {
     if (!key.starts_with(kAnnotations)) continue;
     std::string path = path_of_key("metadata.annotations", key);
-    if (key != kOnRemoval)
+    if (key == kFastPath)
+      read_fast_path(report, path, value, service.fast_path);
+    else if (key != kOnRemoval)
       report.error(path, "not supported; remove the annotation");
     else if (value != "reset")
       report.error(path,
@@ -197,6 +206,8 @@ void read_annotations(Report& report, const Labels& annotations, WorkloadPart& p
       workload.bypasses_proxy = value == "bypass";
       if (!workload.bypasses_proxy && value != "refuse")
         report.error(path, "must be bypass or refuse, not '" + value + "'");
+    } else if (name == "fastpath") {
+      read_fast_path(report, path, value, workload.fast_path);
     } else if (name == "addresses") {
       for (std::size_t at = 0; at <= value.size();) {
         std::size_t comma = std::min(value.find(',', at), value.size());

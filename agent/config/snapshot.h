@@ -43,6 +43,7 @@ struct Workload {
   bool strict = false;  // annotation undermesh.io/mode; what nothing lets in is denied
   // Annotation undermesh.io/on-proxy-failure: without the proxy, straight to an endpoint.
   bool bypasses_proxy = false;
+  bool fast_path = true;  // annotation undermesh.io/fastpath: disabled
 
   bool is_local() const { return !netns.empty() && !cgroup.empty(); }
   // "cluster.local/ns/<ns>/sa/<service account>", the principal without "spiffe://".
@@ -75,6 +76,7 @@ struct Service {
   std::optional<std::chrono::seconds> affinity;  // sessionAffinity ClientIP: for so long
   bool resets_on_removal = false;  // annotation undermesh.io/on-endpoint-removal: reset
   bool is_entry = false;           // a host of the ServiceEntry `name`
+  bool fast_path = true;           // annotation undermesh.io/fastpath: disabled
 
   const std::string& display_name() const { return is_entry ? host : name.name; }  // as in Istio
   std::string object() const {  // "Service default/reviews"

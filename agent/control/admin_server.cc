@@ -51,6 +51,7 @@ constexpr std::size_t kMaxTapBytes = std::size_t{1} << 20;
 constexpr auto kExchangeTime = 30s;
 constexpr auto kIdleTime = 60s;
 constexpr auto kSettleTime = 5s;
+constexpr auto kTestTime = 35s;  // the fast path's self-test ends before
 
 constexpr auto use_result = asio::as_tuple(asio::use_awaitable);
 
@@ -174,6 +175,10 @@ asio::awaitable<Response> dump(Node& node, const Request& request, const api::Ta
     auto flows = node.open_flows();
     if (!flows) co_return refuse(request, flows.error());
     table = std::move(flows).value();
+  } else if (what == "fastpath") {
+    auto ports = node.fast_path_ports();
+    if (!ports) co_return refuse(request, ports.error());
+    table = std::move(ports).value();
   } else if (what == "dns") {
     auto rows = node.look_up(query_of(target, "name"), query_of(target, "from"));
     if (!rows) co_return refuse(request, rows.error());
@@ -181,20 +186,31 @@ asio::awaitable<Response> dump(Node& node, const Request& request, const api::Ta
   } else {
     co_return refuse(request, Error{Errc::not_found, "no dump '" + what +
                                                          "': one of routes, clusters, endpoints, "
-                                                         "policies, dns, flows"});
+                                                         "policies, dns, flows, fastpath"});
   }
   table.version = node.version();
   co_return respond(request, table);
+}
+
+asio::awaitable<Response> switch_fast_path(Node& node, const Request& request) {
+  auto wanted = api::from_text<api::FastPathRequest>(request.body());
+  if (!wanted) co_return refuse(request, wanted.error());
+  auto switched = node.switch_fast_path(wanted.value().on, Node::Clock::now());
+  if (!switched) co_return refuse(request, switched.error());
+  co_await wait_until(node, [&node] { return !node.fast_path().is_testing(); }, kTestTime);
+  co_return respond(request, node.fast_path().status());
 }
 
 asio::awaitable<Response> answer(Node& node, const Request& request, const api::Target& target,
                                  bool is_root) {
   const std::string& path = target.path;
   if (request.method() == http::verb::post) {
-    if (path != "/v1/apply" && path != "/v1/delete" && path != "/v1/validate")
+    if (path != "/v1/apply" && path != "/v1/delete" && path != "/v1/validate" &&
+        path != "/v1/fastpath")
       co_return refuse(request, Error{Errc::not_found, "no such path: POST " + path});
     if (!is_root && path != "/v1/validate")
       co_return refuse(request, Error{Errc::permission, "only root may change the mesh; use sudo"});
+    if (path == "/v1/fastpath") co_return co_await switch_fast_path(node, request);
     co_return co_await change(node, request, path);
   }
   if (request.method() != http::verb::get)
@@ -206,6 +222,7 @@ asio::awaitable<Response> answer(Node& node, const Request& request, const api::
   if (path == "/v1/objects")
     co_return respond(request, node.objects(query_of(target, "kind"), query_of(target, "namespace"),
                                             query_of(target, "name")));
+  if (path == "/v1/fastpath") co_return respond(request, node.fast_path().status());
   if (path == "/v1/workloads") co_return co_await workloads(node, request, target);
   if (path == "/v1/authz") {
     auto checked =

@@ -16,6 +16,7 @@
 
 #include "base/log.h"
 #include "control/admin_server.h"
+#include "control/fast_path.h"
 #include "control/linux_machine.h"
 #include "control/node.h"
 #include "control/peer_link.h"
@@ -78,8 +79,10 @@ class Agent {
         numbers_(*files_, options.state_dir + "/ids.json", options.service_range),
         hold_(io_, options.run_dir + "/hold.sock", 0, "meshhold"),
         proxy_(io_, options.run_dir + "/proxy.sock", options.proxy_uid, "meshproxy"),
+        fast_path_(*datapath_, *files_, options.state_dir + "/fastpath"),
         node_({options.version, host_name(), options.cgroup + "/workloads", options.access_log},
-              {store_, numbers_, *datapath_, *machine_, hold_, proxy_}, compile_options()),
+              {store_, numbers_, *datapath_, *machine_, hold_, proxy_, fast_path_},
+              compile_options()),
         admin_(io_, node_),
         inotify_(io_, machine_->inotify()),
         tick_(io_),
@@ -143,6 +146,7 @@ class Agent {
       node_.watch_proxy(Node::Clock::now());
       node_.report_flows(unix_ms());
       node_.audit(Node::Clock::now());
+      node_.watch_fast_path(Node::Clock::now());
       wait_watch();
     });
   }
@@ -162,6 +166,7 @@ class Agent {
   Store store_;
   Numbers numbers_;
   PeerLink hold_, proxy_;
+  FastPathSwitch fast_path_;
   Node node_;
   AdminServer admin_;
   asio::posix::stream_descriptor inotify_;

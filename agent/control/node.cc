@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "control/dumps.h"
 #include "control/proxy_words.h"
 #include "feed/messages.h"
 
@@ -103,6 +104,7 @@ Result<> Node::start(Clock::time_point now) {
     parts_.numbers.reserve_up_to(Space::kPolicy, policy);
   workloads_.adopt(kernel.workloads);
   publisher_.adopt(std::move(kernel));
+  parts_.fast_path.start(now);
   if (auto map = parts_.datapath.heartbeat_map())
     if (auto opened = heartbeat_.open(map.value()); !opened)
       log()->error("a proxy that hangs will not be seen error={}", opened.error().message);
@@ -271,6 +273,21 @@ void Node::audit(Clock::time_point now) {
   const bool listens =
       parts_.hold.is_connected() && parts_.proxy.is_connected() && stale_looks_ == 0;
   if (audit_.step(workloads_, listens, now)) tell_change();
+}
+
+void Node::watch_fast_path(Clock::time_point now) {
+  if (parts_.fast_path.step(now)) tell_change();
+}
+
+Result<> Node::switch_fast_path(bool on, Clock::time_point now) {
+  MESH_TRY(parts_.fast_path.set(on, now));
+  tell_change();
+  return success();
+}
+
+Result<api::Dump> Node::fast_path_ports() {
+  MESH_TRY(const auto ports, parts_.datapath.fast_path_ports());
+  return dump_fast_path(ports);
 }
 
 void Node::on_proxy_connected(Clock::time_point now) {
@@ -443,6 +460,7 @@ void Node::push_counters(std::uint64_t unix_ms) {
              {"at_ms", unix_ms},
              {"totals", std::move(totals)},
              {"audit", std::move(audit)},
+             {"fast_path", api::to_json(parts_.fast_path.status())},
              {"denied_by_policy", counts_by_rule(counters_.denied_by_policy, rules)},
              {"allowed_by_policy", counts_by_rule(counters_.allowed_by_policy, rules)},
              {"audited_by_policy", counts_by_rule(counters_.audited_by_policy, rules)}});

@@ -17,6 +17,7 @@
 #include "api/messages.h"
 #include "control/audit.h"
 #include "control/authz.h"
+#include "control/fast_path.h"
 #include "control/flow_book.h"
 #include "control/heartbeat.h"
 #include "control/host_listeners.h"
@@ -45,6 +46,7 @@ struct NodeParts {
   Machine& machine;
   Peer& hold;
   Peer& proxy;
+  FastPathSwitch& fast_path;
 };
 
 class Node {
@@ -66,6 +68,7 @@ class Node {
   void watch_proxy(Clock::time_point now);                  // every half second
   void report_flows(std::uint64_t unix_ms);                 // every half second
   void audit(Clock::time_point now);                        // every half second
+  void watch_fast_path(Clock::time_point now);              // every half second
   void reopen_access_log();
 
   api::ObjectList objects(const std::string& kind, const std::string& ns,
@@ -76,6 +79,9 @@ class Node {
   api::WorkloadList workloads() const;
   std::optional<api::WorkloadStatus> workload(const config::ObjectName& name) const;
   api::Status status(Clock::time_point now);
+  const FastPathSwitch& fast_path() const { return parts_.fast_path; }
+  Result<> switch_fast_path(bool on, Clock::time_point now);
+  Result<api::Dump> fast_path_ports();
   // The proxy has judged all that was published, or is away.
   bool is_settled() const;
   // What the proxy refused of the objects of a reply.

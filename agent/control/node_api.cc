@@ -443,6 +443,7 @@ api::Status Node::status(Clock::time_point now) {
   status.workloads = workloads().workloads;
   status.policies = policy_counts();
   status.kernel = counters_.totals;
+  status.fast_path = parts_.fast_path.status();
   status.notes.push_back(
       "what arrives at workloads that are not enrolled is policed only where an enrolled workload "
       "or the gateway sends it (docs/security.md)");

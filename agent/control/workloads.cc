@@ -260,6 +260,7 @@ std::vector<Client> Workloads::clients() const {
     kernel.netns = enrolment.netns.get();
     kernel.strict = enrolment.workload->strict;
     kernel.bypasses_proxy = enrolment.workload->bypasses_proxy;
+    kernel.fast_path = enrolment.workload->fast_path;
     clients.push_back({std::move(kernel), enrolment.workload});
   }
   return clients;

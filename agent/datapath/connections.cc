@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <set>
 #include <thread>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "bpf/fastpath.h"
 #include "datapath/byte_order.h"
 
 namespace mesh::datapath {
@@ -31,9 +33,13 @@ constexpr std::uint32_t kTcpStates =
     state_bit(BPF_TCP_FIN_WAIT1) | state_bit(BPF_TCP_FIN_WAIT2) | state_bit(BPF_TCP_CLOSE_WAIT) |
     state_bit(BPF_TCP_LAST_ACK) | state_bit(BPF_TCP_CLOSING) | state_bit(BPF_TCP_LISTEN);
 
+// Asks for what a map of socket storage holds of each socket, if its length says so.
 struct Request {
   nlmsghdr header;
   inet_diag_req_v2 body;
+  nlattr storages;
+  nlattr map;
+  std::int32_t map_fd;
 };
 
 struct Found {
@@ -56,26 +62,51 @@ Result<UniqueFd> open_in(int netns) {
   return fd;
 }
 
-Result<> send_request(int fd, std::uint16_t type, std::uint16_t flags,
-                      const inet_diag_req_v2& body) {
+Result<> send_request(int fd, std::uint16_t type, std::uint16_t flags, const inet_diag_req_v2& body,
+                      int storage = -1) {
   Request request{};
-  request.header.nlmsg_len = sizeof request;
+  request.header.nlmsg_len = storage < 0 ? offsetof(Request, storages) : sizeof request;
+  request.storages = {sizeof request - offsetof(Request, storages),
+                      INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED};
+  request.map = {sizeof request - offsetof(Request, map), SK_DIAG_BPF_STORAGE_REQ_MAP_FD};
+  request.map_fd = storage;
   request.header.nlmsg_type = type;
   request.header.nlmsg_flags = static_cast<std::uint16_t>(NLM_F_REQUEST | flags);
   request.body = body;
-  if (::send(fd, &request, sizeof request, 0) < 0) return errno_error(errno, "ask sock_diag");
+  if (::send(fd, &request, request.header.nlmsg_len, 0) < 0)
+    return errno_error(errno, "ask sock_diag");
   return success();
+}
+
+// The attribute of this type in what lies at `at`; null: it is not there.
+const rtattr* attribute(const void* at, std::size_t size, unsigned short type) {
+  auto left = static_cast<int>(size);
+  auto* attribute = static_cast<const rtattr*>(at);
+  for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left))
+    if ((attribute->rta_type & NLA_TYPE_MASK) == type) return attribute;
+  return nullptr;
+}
+const rtattr* attribute_in(const rtattr* outer, unsigned short type) {
+  return outer ? attribute(RTA_DATA(outer), RTA_PAYLOAD(outer), type) : nullptr;
+}
+
+void add_fast(const rtattr* storages, TcpCounts& counts) {
+  const rtattr* value =
+      attribute_in(attribute_in(storages, SK_DIAG_BPF_STORAGE), SK_DIAG_BPF_STORAGE_MAP_VALUE);
+  um_fast_socket fast{};
+  if (!value || RTA_PAYLOAD(value) < sizeof fast) return;
+  std::memcpy(&fast, RTA_DATA(value), sizeof fast);
+  counts.sent += fast.sent_bytes;
+  counts.received += fast.received_bytes;
 }
 
 // A FIN of the other end is counted as a byte.
 TcpCounts counts_of(nlmsghdr* header) {
   TcpCounts counts;
   const auto& message = *static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
-  auto left = static_cast<int>(header->nlmsg_len - NLMSG_LENGTH(sizeof message));
-  auto* at = reinterpret_cast<rtattr*>(static_cast<char*>(NLMSG_DATA(header)) +
-                                       NLMSG_ALIGN(sizeof message));
-  for (; RTA_OK(at, left); at = RTA_NEXT(at, left)) {
-    if (at->rta_type != INET_DIAG_INFO) continue;
+  const char* first = static_cast<const char*>(NLMSG_DATA(header)) + NLMSG_ALIGN(sizeof message);
+  const std::size_t size = header->nlmsg_len - NLMSG_LENGTH(sizeof message);
+  if (const rtattr* at = attribute(first, size, INET_DIAG_INFO)) {
     tcp_info info{};  // the kernel's may be longer or shorter
     std::memcpy(&info, RTA_DATA(at), std::min<std::size_t>(RTA_PAYLOAD(at), sizeof info));
     counts = {info.tcpi_bytes_sent - info.tcpi_bytes_retrans, info.tcpi_bytes_received,
@@ -85,6 +116,7 @@ TcpCounts counts_of(nlmsghdr* header) {
         state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSING;
     if (has_ended && counts.received != 0) --counts.received;
   }
+  add_fast(attribute(first, size, INET_DIAG_SK_BPF_STORAGES), counts);
   return counts;
 }
 
@@ -111,13 +143,14 @@ Result<> read_answer(int fd, See see) {
   }
 }
 
-Result<std::vector<Found>> list(int fd, int family, Transport transport, bool with_counts) {
+// fast_sockets: of the map; -1: without counts.
+Result<std::vector<Found>> list(int fd, int family, Transport transport, int fast_sockets) {
   inet_diag_req_v2 body{};
   body.sdiag_family = static_cast<std::uint8_t>(family);
   body.sdiag_protocol = static_cast<std::uint8_t>(transport);
   body.idiag_states = transport == Transport::kTcp ? kTcpStates : state_bit(BPF_TCP_ESTABLISHED);
-  if (with_counts) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
-  MESH_TRY(send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body));
+  if (fast_sockets >= 0) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
+  MESH_TRY(send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body, fast_sockets));
   std::vector<Found> found;
   MESH_TRY(read_answer(fd, [&](const inet_diag_msg& message, const TcpCounts& counts) {
     found.push_back({message.idiag_family, message.idiag_state, message.id, counts});
@@ -156,11 +189,11 @@ struct All {
   std::set<SocketAddress> listening;
 };
 
-Result<All> list_all(int netns, Transport transport, bool with_counts) {
+Result<All> list_all(int netns, Transport transport, int fast_sockets) {
   All all;
   MESH_TRY(all.fd, open_in(netns));
   for (const int family : {AF_INET, AF_INET6}) {
-    MESH_TRY(auto found, list(all.fd.get(), family, transport, with_counts));
+    MESH_TRY(auto found, list(all.fd.get(), family, transport, fast_sockets));
     all.found.insert(all.found.end(), found.begin(), found.end());
   }
   for (const Found& found : all.found)
@@ -189,7 +222,7 @@ Connection connection_of(const Found& found, const All& all) {
 Ended end_connections(int netns, Transport transport,
                       const std::function<bool(const Connection&)>& is_forbidden) {
   Ended out;
-  const auto all = list_all(netns, transport, false);
+  const auto all = list_all(netns, transport, -1);
   if (!all) {
     out.failure = all.error();
     return out;
@@ -208,9 +241,9 @@ Ended end_connections(int netns, Transport transport,
   return out;
 }
 
-Result<> for_each_connection(int netns,
+Result<> for_each_connection(int netns, int fast_sockets,
                              const std::function<void(const Connection&, const TcpCounts&)>& see) {
-  MESH_TRY(const auto all, list_all(netns, Transport::kTcp, true));
+  MESH_TRY(const auto all, list_all(netns, Transport::kTcp, fast_sockets));
   for (const Found& found : all.found) see(connection_of(found, all), found.counts);
   return success();
 }

@@ -22,7 +22,7 @@ struct Connection {
   std::uint8_t state = 0;  // TCP's
 };
 
-// What the kernel counts of a TCP connection.
+// What the kernel counts of a TCP connection, and the fast path of what went past TCP.
 struct TcpCounts {
   std::uint64_t sent = 0, received = 0;
   std::uint32_t retransmits = 0;
@@ -40,7 +40,8 @@ Ended end_connections(int netns, Transport transport,
                       const std::function<bool(const Connection&)>& is_forbidden);
 
 // Shows every TCP connection, also one that is just being made, loopback among them.
-Result<> for_each_connection(int netns,
+// `fast_sockets`: the map um_fast_sockets.
+Result<> for_each_connection(int netns, int fast_sockets,
                              const std::function<void(const Connection&, const TcpCounts&)>& see);
 
 }  // namespace mesh::datapath

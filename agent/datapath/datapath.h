@@ -53,7 +53,7 @@ struct EnrolledWorkload {
 
   auto kernel_part() const {
     return std::tie(id, netns_cookie, cgroup, addresses, class4, class6, ingress, egress,
-                    has_responder, bypasses_proxy);
+                    has_responder, bypasses_proxy, fast_path);
   }
   friend bool operator==(const EnrolledWorkload& a, const EnrolledWorkload& b) {
     return a.kernel_part() == b.kernel_part();
@@ -222,6 +222,12 @@ class Datapath {
   // detached, and what had joined goes on by TCP. Errc::unavailable: not on this kernel, with the
   // reason.
   virtual Result<> switch_fast_path(bool on) = 0;
+  // Sends data of its own through it, in a namespace and control group of its own, beside the one
+  // that attach_mesh() named; the outcome is taken later. Errc::unavailable: not on this kernel.
+  // take: nothing while none is done, or none was started. Errc::refused: it is wrong here.
+  virtual Result<> start_fast_path_test(std::chrono::steady_clock::time_point now) = 0;
+  virtual std::optional<Result<>> take_fast_path_test(
+      std::chrono::steady_clock::time_point now) = 0;
   virtual Result<std::vector<FastPathPort>> fast_path_ports() = 0;  // none: off
   // A duplicate of the map that the proxy stamps with CLOCK_MONOTONIC nanoseconds (one mmapped
   // u64).

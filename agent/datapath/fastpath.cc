@@ -71,6 +71,22 @@ Result<Skeleton> load(const std::string& dir, const std::map<std::string, Unique
   return skeleton;
 }
 
+// Maps that none of its programs asks for much are small: they are made for a moment.
+Result<Skeleton> load_copy() {
+  forget_libbpf_errors();
+  Skeleton skeleton(fastpath_bpf__open());
+  if (!skeleton) return libbpf_error(errno, "open the BPF object of the fast path");
+  bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, skeleton->obj) {
+    const auto type = ::bpf_map__type(map);
+    if (type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_LRU_HASH || type == BPF_MAP_TYPE_SOCKHASH)
+      ::bpf_map__set_max_entries(map, 64);
+  }
+  if (int err = fastpath_bpf__load(skeleton.get()); err != 0)
+    return libbpf_error(-err, "load the BPF programs of the fast path");
+  return skeleton;
+}
+
 Result<UniqueFd> duplicate(int fd) {
   UniqueFd kept(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
   if (!kept) return errno_error(errno, "keep a program or map of the fast path");
@@ -88,10 +104,28 @@ Result<> write_all(int fd, const char* name, const typename Map<Key, Value>::Ent
   return errno_error(failed.begin()->second, std::string("write map ") + name);
 }
 
+std::uint32_t id_of_program(int fd) {
+  bpf_prog_info info{};
+  std::uint32_t size = sizeof info;
+  return ::bpf_obj_get_info_by_fd(fd, &info, &size) == 0 ? info.id : 0;
+}
+
+// One that was detached is at no cgroup.
+bool is_linked(const std::string& pin, int program, std::uint64_t cgroup) {
+  const UniqueFd link(::bpf_obj_get(pin.c_str()));
+  if (!link) return false;
+  const auto info = info_of_link(link.get(), pin);
+  return info && info.value().type == BPF_LINK_TYPE_CGROUP &&
+         info.value().cgroup.cgroup_id == cgroup &&
+         info.value().cgroup.attach_type == BPF_CGROUP_SOCK_OPS &&
+         info.value().prog_id == id_of_program(program);
+}
+
 // One that is there at this cgroup gets the program.
 Result<> ensure_link(const std::string& pin, int program, const std::string& path) {
   const UniqueFd cgroup(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   struct stat status{};
+  if (!cgroup && errno == ENOENT) return success();  // its workload is about to end
   if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
     return errno_error(errno, "open cgroup " + path);
   const UniqueFd known(::bpf_obj_get(pin.c_str()));
@@ -122,6 +156,25 @@ std::string why_no_fast_path() {
 
 std::string fast_path_link(const std::string& pin_dir, const std::string& name) {
   return base_dir(pin_dir) + "/links/" + name;
+}
+
+Result<FastPathCopy> copy_of_fast_path(int cgroup) {
+  MESH_TRY(auto skeleton, load_copy());
+  FastPathCopy copy;
+  const auto keep = [&](const char* map) {
+    return duplicate(::bpf_object__find_map_fd_by_name(skeleton->obj, map));
+  };
+  MESH_TRY(copy.sockets, keep("um_fast_sockets"));
+  MESH_TRY(copy.addresses, keep("um_fast_addresses"));
+  MESH_TRY(copy.config, keep("um_fast_config"));
+  MESH_TRY(copy.peers, keep("um_fast_peers"));
+  if (::bpf_prog_attach(::bpf_program__fd(skeleton->progs.um_fast_msg), copy.peers.get(),
+                        BPF_SK_MSG_VERDICT, 0) != 0)
+    return errno_error(errno, "attach the fast path's program to its map");
+  copy.link.reset(::bpf_link_create(::bpf_program__fd(skeleton->progs.um_fast_sock_ops), cgroup,
+                                    BPF_CGROUP_SOCK_OPS, nullptr));
+  if (!copy.link) return errno_error(errno, "attach the fast path to a control group");
+  return copy;
 }
 
 Result<FastPath> FastPath::open(const std::string& pin_dir,
@@ -185,6 +238,15 @@ Result<> FastPath::link(const std::map<std::string, std::string>& cgroups) {
     MESH_TRY(ensure_link(dir_ + "/links/" + name, sock_ops_.get(), path));
   }
   return success();
+}
+
+Result<bool> FastPath::restore_link(const std::string& name, const std::string& cgroup) {
+  const std::string pin = dir_ + "/links/" + name;
+  struct stat status{};
+  if (::stat(cgroup.c_str(), &status) != 0 || is_linked(pin, sock_ops_.get(), status.st_ino))
+    return false;
+  MESH_TRY(ensure_link(pin, sock_ops_.get(), cgroup));
+  return true;
 }
 
 Result<> FastPath::turn(bool on) {

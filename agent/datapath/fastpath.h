@@ -32,6 +32,14 @@ struct FastPathNode {
 // The pin of its link at the cgroup of that name.
 std::string fast_path_link(const std::string& pin_dir, const std::string& name);
 
+// The programs with maps of their own, none of them pinned, live at one control group until it is
+// destroyed: what is tried before anybody's data goes that way (fastpath_probe.h).
+struct FastPathCopy {
+  UniqueFd sockets, addresses, config;  // um_fast_sockets, um_fast_addresses, um_fast_config
+  UniqueFd peers, link;
+};
+Result<FastPathCopy> copy_of_fast_path(int cgroup);
+
 class FastPath {
  public:
   // Loads the programs, with the object's maps (by name); takes over the pinned maps. Off, unless
@@ -42,7 +50,10 @@ class FastPath {
   // `removed`: as of detach_tree().
   static Result<> remove(const std::string& pin_dir, std::vector<std::string>* removed = nullptr);
 
+  // Errors leave it as it can be; the next one puts it right.
   Result<> keep(const FastPathNode& node);
+  // Its link at the cgroup of that name, where that is not as keep() left it. True: it was not.
+  Result<bool> restore_link(const std::string& name, const std::string& cgroup);
   Result<> turn(bool on);
   Result<std::vector<FastPathPort>> ports() const;
 

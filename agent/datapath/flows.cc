@@ -41,8 +41,8 @@ Flow open_flow(const Connection& connection, const TcpCounts& counts, const um_c
   flow.service = known(record.service);
   flow.started = nanoseconds(record.started);
   flow.ended = now;
-  flow.sent = counts.sent + record.fast_sent;
-  flow.received = counts.received + record.fast_received;
+  flow.sent = counts.sent;
+  flow.received = counts.received;
   flow.retransmits = counts.retransmits;
   flow.policy = record.policy;
   return flow;
@@ -73,6 +73,7 @@ Flow reported_flow(const um_event& event) {
 
 Flows::Flows(const Object& object)
     : connections_fd_(object.map("um_connections")),
+      fast_sockets_fd_(object.map("um_fast_sockets")),
       events_fd_(object.map("um_events")),
       ring_(::ring_buffer__new(events_fd_, &on_event, this, nullptr)) {}
 
@@ -116,7 +117,7 @@ Result<std::vector<Flow>> Flows::open(const State& state) {
   const nanoseconds now = monotonic_now();
   for (const auto& [id, workload] : state.workloads) {
     if (workload.netns < 0 || workload.cgroup.empty()) continue;
-    MESH_TRY(for_each_connection(workload.netns,
+    MESH_TRY(for_each_connection(workload.netns, fast_sockets_fd_,
                                  [&](const Connection& connection, const TcpCounts& counts) {
                                    const auto record = find(connection.cookie);
                                    if (!record) return;

@@ -36,7 +36,7 @@ class Flows {
   static int on_event(void* self, void* data, std::size_t size);
   Result<> forget_orphans(const State& state, const std::set<std::uint64_t>& found);
 
-  int connections_fd_, events_fd_;
+  int connections_fd_, fast_sockets_fd_, events_fd_;
   ring_buffer* ring_;  // null: it could not be opened
   std::vector<Flow> taken_;
   std::map<std::uint64_t, std::string> ended_;  // by cookie

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <initializer_list>
 #include <optional>
@@ -22,7 +23,8 @@
 #include "datapath/connections.h"
 #include "datapath/counters.h"
 #include "datapath/datapath.h"
-#include "datapath/fastpath.h"
+#include "datapath/fastpath_here.h"
+#include "datapath/fastpath_probe.h"
 #include "datapath/flows.h"
 #include "datapath/map.h"
 #include "datapath/object.h"
@@ -36,6 +38,7 @@ namespace mesh::datapath {
 namespace {
 
 constexpr const char* kMeshLinks = "mesh";
+constexpr const char* kTestGroup = "fastpath-test";
 // Names of counters, and reasons of flows.
 constexpr const char* kEndedByPolicy = "connections_ended_by_policy";
 constexpr const char* kResetOnRemoval = "connections_reset_on_removal";
@@ -222,7 +225,10 @@ Result<State> adopt_previous(const Object& object) {
 class KernelDatapath final : public Datapath {
  public:
   KernelDatapath(Object object, std::string pin_dir)
-      : object_(std::move(object)), maps_(object_), flows_(object_), pin_dir_(std::move(pin_dir)) {}
+      : object_(std::move(object)),
+        maps_(object_),
+        flows_(object_),
+        fast_path_(std::move(pin_dir)) {}
 
   Result<> read() {
     // What our predecessor left half done, no program remembers afterwards.
@@ -286,7 +292,7 @@ class KernelDatapath final : public Datapath {
     if (object_.must_change_over()) {
       MESH_TRY(change_over(problems));
     }
-    MESH_TRY(update_fast_path(state));
+    update_fast_path(state);
     return problems;
   }
 
@@ -297,6 +303,7 @@ class KernelDatapath final : public Datapath {
     const std::string set = std::to_string(workload.id);
     if (!ensured_.contains(set)) return differences;
     MESH_TRY(restore_rows(workload, differences));
+    restore_fast_path(set, differences);
     MESH_TRY(auto found, look_at_links(object_, set, workload));
     for (std::string& program : found.foreign) differences.push_back({std::move(program), false});
     if (found.uncovered) note_uncovered(workload.id, *std::move(found.uncovered));
@@ -405,22 +412,24 @@ class KernelDatapath final : public Datapath {
     return state;
   }
 
-  Result<> switch_fast_path(bool on) override {
-    if (!on) {
-      fast_path_.reset();
-      return FastPath::remove(pin_dir_);
-    }
-    if (!fast_path_) {
-      MESH_TRY(fast_path_, FastPath::open(pin_dir_, object_.maps()));
-    }
-    MESH_TRY(fast_path_->turn(true));
-    return fast_path_->keep(fast_path_node_);
+  Result<> switch_fast_path(bool on) override { return fast_path_.turn(on, object_.maps()); }
+
+  Result<> start_fast_path_test(Canary::Clock::time_point now) override {
+    const std::string group = std::filesystem::path(mesh_cgroup_).parent_path() / kTestGroup;
+    fast_path_probe_.reset();
+    MESH_TRY(auto probe, FastPathProbe::start(group, now));
+    fast_path_probe_.emplace(std::move(probe));
+    return success();
   }
 
-  Result<std::vector<FastPathPort>> fast_path_ports() override {
-    if (!fast_path_) return std::vector<FastPathPort>{};
-    return fast_path_->ports();
+  std::optional<Result<>> take_fast_path_test(Canary::Clock::time_point now) override {
+    if (!fast_path_probe_) return std::nullopt;
+    auto outcome = fast_path_probe_->outcome(now);
+    if (outcome) fast_path_probe_.reset();
+    return outcome;
   }
+
+  Result<std::vector<FastPathPort>> fast_path_ports() override { return fast_path_.ports(); }
 
   Result<UniqueFd> heartbeat_map() override {
     UniqueFd fd(::fcntl(object_.map("um_heartbeats"), F_DUPFD_CLOEXEC, 3));
@@ -711,7 +720,7 @@ class KernelDatapath final : public Datapath {
     }
   }
 
-  Result<> update_fast_path(const State& state) {
+  void update_fast_path(const State& state) {
     FastPathNode node;
     node.excluded = state.slow_listeners;
     if (!mesh_cgroup_.empty()) node.cgroups.emplace(kMeshLinks, mesh_cgroup_);
@@ -723,9 +732,18 @@ class KernelDatapath final : public Datapath {
       for (const IpAddress& ip : workload.addresses)
         node.addresses.emplace(ip, workload.netns_cookie);
     }
-    if (node == fast_path_node_) return success();
-    fast_path_node_ = std::move(node);
-    return fast_path_ ? fast_path_->keep(fast_path_node_) : success();
+    fast_path_.want(std::move(node));
+  }
+
+  // The mesh's own sockets are the other ends of every workload's: theirs is looked at with each.
+  void restore_fast_path(const std::string& set, std::vector<Difference>& differences) {
+    for (const auto& [name, what] :
+         {std::pair{set, "its hook of the fast path"},
+          {std::string(kMeshLinks), "the mesh's hook of the fast path"}}) {
+      const auto was_restored = fast_path_.restore_link(name);
+      if (!was_restored || was_restored.value())
+        differences.push_back({what, was_restored.has_value()});
+    }
   }
 
   Result<> restore_rows(const EnrolledWorkload& workload, std::vector<Difference>& differences) {
@@ -755,9 +773,8 @@ class KernelDatapath final : public Datapath {
   Services::Failures misfit_services_;
   Flows flows_;
   std::uint64_t connections_ended_ = 0, connections_reset_ = 0, connections_not_ended_ = 0;
-  std::string pin_dir_;
-  std::optional<FastPath> fast_path_;  // none: off
-  FastPathNode fast_path_node_;
+  FastPathHere fast_path_;
+  std::optional<FastPathProbe> fast_path_probe_;
   std::map<WorkloadId, std::string> uncovered_;
   std::map<WorkloadId, Canary> canaries_;  // on their way
   std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was

@@ -24,9 +24,10 @@
 //              that client did, and connections opened before are not used again. Versions grow on
 //              one connection. Large changes are cut into several frames: `more: true` on all but
 //              the last of one version; nothing is compiled or answered before the last.
-//   kernel_counters {type, at_ms: unix time, totals: {name: n}, denied_by_policy: [{policy, rule,
-//               count}], allowed_by_policy, audited_by_policy: the same}
-//              Every 2 s; rule -1: the policy's default.
+//   kernel_counters {type, at_ms: unix time, totals: {name: n}, audit: {name: n}, fast_path,
+//               denied_by_policy: [{policy, rule, count}], allowed_by_policy, audited_by_policy:
+//               the same}
+//              Every 2 s; rule -1: the policy's default. fast_path: an api::FastPathStatus.
 //   flows      {type, edges: [{workload: id, inbound, failed: bool, service, other: addresses,
 //               opened, closed, sent, received, retransmits}], records: [{denied, inbound,
 //               established: bool, workload: id, local, remote, service: addresses, start_ms,

@@ -1,5 +1,6 @@
 #include "net/reactor.h"
 
+#include <poll.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@ namespace mesh::net {
 namespace {
 constexpr std::uint64_t kMail = ~std::uint64_t{0};
 constexpr int kRunsPerTurn = 1024;  // then look for events again, whatever is still ready
+constexpr std::chrono::milliseconds kLookAgain{20};
 }  // namespace
 
 // Waiter and Scope
@@ -104,7 +106,15 @@ Result<> IoHandle::attach(Reactor& reactor, int fd, std::uint32_t events) {
   entry.handle = this;
   reactor_ = &reactor;
   slot_ = slot;
+  fd_ = fd;
   return success();
+}
+
+void IoHandle::drained_by_short_read() {
+  readable = false;
+  reactor_->short_reads_.push_back(static_cast<detail::ShortReadLink&>(*this));
+  if (!reactor_->look_again_.is_armed())
+    reactor_->timers_.arm(reactor_->look_again_, reactor_->now_ + kLookAgain);
 }
 
 void IoHandle::detach(int remove_fd) {
@@ -118,16 +128,22 @@ void IoHandle::detach(int remove_fd) {
   if (reader != nullptr) reactor_->wake(*reader);
   if (writer != nullptr) reactor_->wake(*writer);
   if (end != nullptr) reactor_->wake(*end);
+  detail::ShortReadLink::unlink();
   reactor_ = nullptr;
 }
 
 // Reactor
 
+Reactor::LookAgain::LookAgain(Reactor* r)
+    : Timer([](Timer& timer) { static_cast<LookAgain&>(timer).reactor->look_again(); }),
+      reactor(r) {}
+
 Reactor::Reactor()
     : epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       mail_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       now_(Clock::now()),
-      timers_(now_) {
+      timers_(now_),
+      look_again_(this) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLET;
   event.data.u64 = kMail;
@@ -160,6 +176,34 @@ void Reactor::run_ready() {
   }
 }
 
+void Reactor::set_readable(IoHandle& handle) {
+  static_cast<detail::ShortReadLink&>(handle).unlink();
+  handle.readable = true;
+  if (handle.reader != nullptr) handle.reactor_->wake(*handle.reader);
+}
+
+// Those that nothing happened to for a whole interval, all in one call. A busy connection is never
+// among them.
+void Reactor::look_again() {
+  std::array<pollfd, 64> asked;
+  std::array<IoHandle*, 64> handles;
+  while (!older_short_reads_.is_empty()) {
+    nfds_t count = 0;
+    for (; count < asked.size() && !older_short_reads_.is_empty(); ++count) {
+      auto& handle =
+          static_cast<IoHandle&>(static_cast<detail::ShortReadLink&>(*older_short_reads_.front()));
+      static_cast<detail::ShortReadLink&>(handle).unlink();
+      handles[count] = &handle;
+      asked[count] = {handle.fd_, POLLIN, 0};
+    }
+    if (::poll(asked.data(), count, 0) <= 0) continue;
+    for (nfds_t i = 0; i < count; ++i)
+      if ((asked[i].revents & POLLIN) != 0) set_readable(*handles[i]);
+  }
+  older_short_reads_.splice_back(short_reads_);
+  if (!older_short_reads_.is_empty()) timers_.arm(look_again_, now_ + kLookAgain);
+}
+
 void Reactor::dispatch(const epoll_event& event) {
   if (event.data.u64 == kMail) return take_mail();
   const Slot& slot = slots_[static_cast<std::uint32_t>(event.data.u64)];
@@ -170,8 +214,7 @@ void Reactor::dispatch(const epoll_event& event) {
   if ((event.events & EPOLLRDHUP) != 0) handle.peer_closed = true;
   if ((handle.failed || handle.peer_closed) && handle.end != nullptr) wake(*handle.end);
   if (broken || (event.events & (EPOLLIN | EPOLLRDHUP)) != 0) {
-    handle.readable = true;
-    if (handle.reader != nullptr) wake(*handle.reader);
+    set_readable(handle);
   }
   if (broken || (event.events & EPOLLOUT) != 0) {
     handle.writable = true;

@@ -34,6 +34,7 @@ class Scope;
 namespace detail {
 struct ScopeLink : ListNode {};
 struct QueueLink : ListNode {};
+struct ShortReadLink : ListNode {};
 }  // namespace detail
 
 // Something that will be run by the reactor when what it waits for happens, or its scope is
@@ -101,7 +102,7 @@ class Scope : private ListNode {
 Error cancelled_error(Errc why);
 
 // One descriptor in the reactor's epoll set, registered once, edge-triggered both ways.
-class IoHandle {
+class IoHandle : private detail::ShortReadLink {
  public:
   IoHandle() = default;
   ~IoHandle() { detach(); }
@@ -114,6 +115,10 @@ class IoHandle {
   void detach(int remove_fd = -1);
   bool is_attached() const { return reactor_ != nullptr; }
   Reactor& reactor() const { return *reactor_; }
+  // The owner read less than it asked for and takes the descriptor for drained (clears `readable`).
+  // It is asked again a little later, since a socket of the fast path has two queues, and may read
+  // short with bytes left in the second one whose event has been used up.
+  void drained_by_short_read();
 
   // What was reported and not yet used up. The owner clears `readable` and `writable`.
   bool readable = false;
@@ -128,6 +133,7 @@ class IoHandle {
   friend class Reactor;
   Reactor* reactor_ = nullptr;
   std::uint32_t slot_ = 0;
+  int fd_ = -1;
 };
 
 class Reactor {
@@ -157,7 +163,13 @@ class Reactor {
     IoHandle* handle = nullptr;
     std::uint32_t generation = 0;
   };
+  struct LookAgain : Timer {
+    explicit LookAgain(Reactor* r);
+    Reactor* reactor;
+  };
   void dispatch(const epoll_event& event);
+  static void set_readable(IoHandle& handle);
+  void look_again();
   void run_ready();
   void take_mail();
   int wait_time(Clock::duration wait) const;
@@ -172,6 +184,10 @@ class Reactor {
   // description may live on in another process) finds nobody.
   std::vector<Slot> slots_;
   std::vector<std::uint32_t> free_slots_;
+  // Handles that were drained by a short read and had no event since: in the last interval, and in
+  // the one before.
+  ListNode short_reads_, older_short_reads_;
+  LookAgain look_again_;
   bool stopped_ = false;
   // The one place where threads meet; this is the message passing. Held for a push or a swap.
   std::mutex mail_mutex_;

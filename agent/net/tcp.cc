@@ -32,8 +32,8 @@ Result<std::unique_ptr<TcpStream>> TcpStream::adopt(Reactor& reactor, UniqueFd f
 
 // A short read or write means "drained" or "full", and the next event says when that changes; so a
 // request costs no call that only answers EAGAIN. Not after the peer's end was reported: its event
-// is used up, and the end must be read. (A socket in a sockmap may read short with bytes left in
-// the other queue: when the fast path comes, this rule is off for its legs.)
+// is used up, and the end must be read. (A socket of the fast path may read short with bytes left
+// in its other queue: so the reactor asks the quiet ones once more.)
 Io TcpStream::try_read(std::span<char> into) {
   if (!fd_) return {0, ECONNRESET};
   if (!io_.readable) return {0, EAGAIN};
@@ -47,7 +47,7 @@ Io TcpStream::try_read(std::span<char> into) {
     return {0, EAGAIN};
   }
   if (static_cast<std::size_t>(n) < into.size() && !io_.peer_closed && !io_.failed) {
-    io_.readable = false;
+    io_.drained_by_short_read();
   }
   if (n == 0) {  // the end, read before its event came
     io_.readable = true;

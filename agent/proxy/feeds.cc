@@ -580,6 +580,15 @@ void Feeds::write_kernel_counters(std::string& out) const {
                     "Counted by meshd's audit of what is captured", Type::kCounter);
       writer.sample({}, number(value));
     }
+  if (const json::value* fast = kernel_counters_.if_contains("fast_path");
+      fast && fast->is_object()) {
+    const json::value* on = fast->get_object().if_contains("on");
+    writer.family("undermesh_fastpath_enabled",
+                  "Whether the same-node fast path is on; reason: what it is off for",
+                  Type::kGauge);
+    writer.sample({{"reason", text_of(fast->get_object(), "cause")}},
+                  on != nullptr && on->is_bool() && on->get_bool() ? 1 : 0);
+  }
   for (const auto& [list, help] :
        {std::pair{"denied_by_policy", "Connects refused by this policy and rule"},
         std::pair{"allowed_by_policy", "Connects allowed by this policy and rule"},

@@ -2,8 +2,10 @@
 // falls into it.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cerrno>
 
+#include "datapath/fastpath_probe.h"
 #include "tests/support/fastpath_fixture.h"
 
 namespace mesh::test {
@@ -47,6 +49,30 @@ TEST_F(FastPathTest, ServesIpv6) {
   ASSERT_TRUE(send_all(pair.client.get(), 0, 5'000));
   ASSERT_TRUE(receives(pair.server.get(), 0, 5'000));
   EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 5'000U);
+}
+
+// In the records of what is open and of what was closed, at both ends.
+TEST_F(FastPathTest, BytesPastTcpAreInTheRecordsOfConnections) {
+  const auto is_counted = [](const datapath::Flow& flow) {
+    return flow.is_inbound ? flow.sent == 77 && flow.received == 100'003
+                           : flow.sent == 100'003 && flow.received == 77;
+  };
+  real();
+  must(datapath_->take_flows());
+  Pair pair = connected();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 100'003));
+  ASSERT_TRUE(receives(pair.server.get(), 0, 100'003));
+  ASSERT_TRUE(send_all(pair.server.get(), 0, 77));
+  ASSERT_TRUE(receives(pair.client.get(), 0, 77));
+  const auto open = must(datapath_->open_flows(state_));
+  EXPECT_EQ(std::ranges::count_if(open, is_counted), 2);
+  pair = {};
+  std::vector<datapath::Flow> closed;
+  for (int patience = 0; patience < 2000 && closed.size() < 2; ++patience) {
+    for (auto& flow : must(datapath_->take_flows())) closed.push_back(std::move(flow));
+    ::usleep(10'000);
+  }
+  EXPECT_EQ(std::ranges::count_if(closed, is_counted), 2);
 }
 
 // ---- back-pressure -------------------------------------------------------------------------
@@ -117,7 +143,11 @@ TEST_F(FastPathTest, GoesOverToTcpInOrderWhenTheReceiverIsFull) {
         EXPECT_TRUE(send_all(pair.client.get(), sent, 16'384));
     });
     // The reader lets it fill up first.
-    while (storage_of(pair.client.get()).state != UM_FAST_TCP) std::this_thread::yield();
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (storage_of(pair.client.get()).state != UM_FAST_TCP &&
+           std::chrono::steady_clock::now() < deadline)
+      std::this_thread::yield();
+    EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
     EXPECT_TRUE(receives(pair.server.get(), 0, kAll));
     sender.join();
     EXPECT_GT(storage_of(pair.client.get()).sent_bytes, 0U);
@@ -309,9 +339,6 @@ TEST_F(FastPathTest, EmergencyDetachmentKeepsWhatIsOutstanding) {
   real();
   Pair pair = connected();
   ASSERT_TRUE(send_all(pair.client.get(), 0, 100'003));
-  const UniqueFd storage(
-      map("../maps_"
-          "3/um_fast_sockets"));
   must(datapath::disable_all(options_.pin_dir));
   ASSERT_TRUE(send_all(pair.client.get(), 100'003, 50'000));
   EXPECT_TRUE(receives(pair.server.get(), 0, 150'003));
@@ -334,6 +361,42 @@ TEST_F(FastPathTest, AnotherMeshdFindsItOnAndSockets) {
   ASSERT_TRUE(send_all(later.client.get(), 0, 1'000));
   EXPECT_TRUE(receives(later.server.get(), 0, 1'000));
   EXPECT_EQ(storage_of(later.client.get()).sent_bytes, 1'000U);
+}
+
+// ---- which ports pay -----------------------------------------------------------------------
+
+TEST_F(FastPathTest, APortsShortConnectionsStayOutFromThenOn) {
+  real();
+  EXPECT_TRUE(exchange(kMinTrips - 1));  // nothing is known yet
+  closed_connections_are_seen(1);
+  const auto ports = must(datapath_->fast_path_ports());
+  ASSERT_EQ(ports.size(), 1U);
+  EXPECT_EQ(ports[0].listener, at(kListener));
+  EXPECT_FALSE(ports[0].joins);
+  EXPECT_EQ(ports[0].round_trips, kMinTrips - 1);
+  EXPECT_FALSE(exchange(1));
+}
+
+TEST_F(FastPathTest, APortWithEnoughRoundTripsGoesOnJoining) {
+  real();
+  for (std::uint32_t seen = 1; seen <= 3; ++seen) {
+    EXPECT_TRUE(exchange(kMinTrips));
+    closed_connections_are_seen(seen);
+  }
+  EXPECT_TRUE(exchange(1));
+}
+
+TEST_F(FastPathTest, APortWhoseConnectionsGrowLongJoinsAgain) {
+  real();
+  EXPECT_TRUE(exchange(1));
+  closed_connections_are_seen(1);
+  std::uint32_t seen = 1;
+  bool joined = false;
+  for (int round = 0; round < 20 && !joined; ++round) {
+    joined = exchange(20);
+    closed_connections_are_seen(++seen);
+  }
+  EXPECT_TRUE(joined);
 }
 
 // ---- who does not join ---------------------------------------------------------------------
@@ -386,6 +449,42 @@ TEST_F(FastPathTest, TlsStaysByTcp) {
   EXPECT_EQ(got, hello);
   EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
   EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 0U);
+}
+
+// ---- the self-test -------------------------------------------------------------------------
+
+using datapath::FastPathProbe;
+
+TEST_F(FastPathTest, ItsSelfTestPassesAndLeavesNothing) {
+  const Cgroup parent = Cgroup::create("parent");
+  const std::string group = parent.path() + "/self-test";
+  must(datapath::try_fast_path(group));
+  EXPECT_FALSE(std::filesystem::exists(group));
+  EXPECT_EQ(count("fastpath_joined"), 0U);  // it has counters of its own
+}
+
+TEST_F(FastPathTest, ASelfTestThatHangsHangsNobody) {
+  const Cgroup frozen = Cgroup::create("frozen");
+  std::ofstream(frozen.path() + "/cgroup.freeze") << 1;
+  const std::string group = frozen.path() + "/self-test";
+  const auto now = FastPathProbe::Clock::now();
+  auto probe = must(FastPathProbe::start(group, now));
+  EXPECT_FALSE(probe.outcome(now + std::chrono::seconds(1)));
+  const auto outcome = probe.outcome(now + FastPathProbe::kPatience);
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->error().code, Errc::timed_out);
+}
+
+TEST_F(FastPathTest, ASelfTestThatIsKilledIsNotPassed) {
+  const Cgroup parent = Cgroup::create("parent");
+  const std::string group = parent.path() + "/self-test";
+  auto probe = must(FastPathProbe::start(group, FastPathProbe::Clock::now()));
+  std::ofstream(group + "/cgroup.kill") << 1;
+  pollfd ended{probe.pidfd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&ended, 1, 20'000), 1);
+  const auto outcome = probe.outcome(FastPathProbe::Clock::now());
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->error().code, Errc::unavailable);
 }
 
 }  // namespace

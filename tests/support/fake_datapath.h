@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -32,8 +33,10 @@ class FakeDatapath final : public datapath::Datapath {
   bool cannot_end = false;
   std::string why_no_fast_path;
   std::vector<datapath::FastPathPort> ports;
+  std::optional<Result<>> fast_path_outcome;  // of the test that runs
   // What tests look at.
   bool fast_path = false;
+  int fast_path_tests = 0;
   std::string mesh_cgroup;
   int applies = 0;
   int looks_for_forbidden = 0, looks_for_removed = 0;
@@ -121,6 +124,15 @@ class FakeDatapath final : public datapath::Datapath {
     if (on && !why_no_fast_path.empty()) return Error{Errc::unavailable, why_no_fast_path};
     fast_path = on;
     return success();
+  }
+  Result<> start_fast_path_test(std::chrono::steady_clock::time_point) override {
+    MESH_TRY(operation());
+    if (!why_no_fast_path.empty()) return Error{Errc::unavailable, why_no_fast_path};
+    ++fast_path_tests;
+    return success();
+  }
+  std::optional<Result<>> take_fast_path_test(std::chrono::steady_clock::time_point) override {
+    return std::exchange(fast_path_outcome, std::nullopt);
   }
   Result<std::vector<datapath::FastPathPort>> fast_path_ports() override {
     MESH_TRY(operation());

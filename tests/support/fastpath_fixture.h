@@ -113,6 +113,30 @@ class FastPathTest : public DatapathTest {
     EXPECT_TRUE(pair.server);
     return pair;
   }
+  // A connection of so many round trips, from a port that is always looked at. True: it joined.
+  bool exchange(int trips) {
+    Pair pair{socket_in(*app_), {}};
+    const RawAddress source = raw_address({ip("10.9.0.1"), next_port_}, AF_INET);
+    EXPECT_EQ(::bind(pair.client.get(), source.get(), source.size), 0);
+    next_port_ += 16;
+    EXPECT_EQ(connect_socket(pair.client.get(), kListener), 0);
+    pair.server = accept_within(listener_.get());
+    for (int i = 0; i < trips; ++i) {
+      EXPECT_TRUE(send_all(pair.client.get(), 0, 100));
+      EXPECT_TRUE(receives(pair.server.get(), 0, 100));
+      EXPECT_TRUE(send_all(pair.server.get(), 0, 100));
+      EXPECT_TRUE(receives(pair.client.get(), 0, 100));
+    }
+    return has_joined(pair.client.get());
+  }
+  void closed_connections_are_seen(std::uint32_t count) const {
+    for (int patience = 0; patience < 2000; ++patience) {
+      for (const auto& port : must(datapath_->fast_path_ports()))
+        if (port.samples >= count) return;
+      ::usleep(10'000);
+    }
+    ADD_FAILURE() << "no " << count << " connections were seen to close";
+  }
   um_fast_socket storage_of(int fd) const {
     um_fast_socket value{};
     const UniqueFd storage(::bpf_obj_get(
@@ -124,6 +148,8 @@ class FastPathTest : public DatapathTest {
   bool has_joined(int fd) const { return storage_of(fd).state != 99; }
 
   static constexpr const char* kListener = "10.9.0.2:8080";
+  static constexpr int kMinTrips = 4;
+  std::uint16_t next_port_ = 20'000;
   struct Destroy {
     void operator()(naive_fastpath_bpf* skeleton) const { naive_fastpath_bpf__destroy(skeleton); }
   };

@@ -57,10 +57,12 @@ TEST(Messages, AStatusKeepsEveryPart) {
                               true});
   status.notes = {"a note"};
   status.kernel["connects_redirected"] = 99;
+  status.fast_path = {false, "kernel", "Linux 6.1"};
   status.policies.push_back({"default/only-productpage", 0, 3, 4});
   auto read = from_text<Status>(text_of(to_json(status))).value();
   EXPECT_EQ(to_json(read), to_json(status));
   EXPECT_EQ(read.programs.at("meshproxy").acked_version, 4u);
+  EXPECT_EQ(read.fast_path, status.fast_path);
   EXPECT_THAT(read.workloads.at(0).addresses, ElementsAre("10.77.0.2", "fd77::2"));
 }
 

@@ -543,6 +543,26 @@ TEST(WorkloadEntry, SaysWhatItDoesWithoutTheProxy) {
                           "or refuse, not 'open'"));
 }
 
+TEST(FastPath, IsDisabledByAnAnnotationOnWorkloadsAndServices) {
+  const auto text = [](const char* kind, const char* spec, const char* value) {
+    return std::string("apiVersion: ") + kind +
+           "\nmetadata:\n  name: o\n  annotations:\n    undermesh.io/fastpath: " + value +
+           "\nspec: " + spec + "\n";
+  };
+  constexpr const char* kEntry = "networking.istio.io/v1\nkind: WorkloadEntry";
+  constexpr const char* kService = "v1\nkind: Service";
+  const auto entry = compile_text(text(kEntry, "{address: 10.0.0.1}", "disabled"));
+  EXPECT_FALSE(entry.snapshot->workloads.at({"default", "o"})->fast_path);
+  const auto service = compile_text(text(kService, "{}", "disabled"));
+  EXPECT_FALSE(service.snapshot->services.at("o.default.svc.cluster.local")->fast_path);
+  const auto plain = compile_text(object("Service", "spec: {}\n"));
+  EXPECT_TRUE(plain.snapshot->services.at("o.default.svc.cluster.local")->fast_path);
+  EXPECT_THAT(validate_text(text(kService, "{}", "enabled")),
+              ElementsAre("error t.yaml:6: Service default/o: "
+                          "metadata.annotations[\"undermesh.io/fastpath\"]: must be disabled, not "
+                          "'enabled'; without it connections may join"));
+}
+
 TEST(WorkloadEntry, RefusesAnnotationsOfOursThatDoNothing) {
   EXPECT_THAT(validate_text("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  "
                             "name: o\n  annotations:\n    undermesh.io/bypass: "

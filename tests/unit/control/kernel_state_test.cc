@@ -490,5 +490,16 @@ TEST_F(KernelState, AnAuditPolicyIsCountedAndChangesNothing) {
   EXPECT_EQ(verdict(state, "productpage", "10.77.0.2")->audit, 0U);
 }
 
+TEST_F(KernelState, ADisabledServiceAndItsEndpointsStayOffTheFastPath) {
+  const std::string disabled =
+      "---\napiVersion: v1\nkind: Service\nmetadata: {name: reviews, annotations: "
+      "{undermesh.io/fastpath: disabled}}\nspec: {clusterIP: 10.78.0.1, selector: {app: reviews}, "
+      "ports: [{name: tcp, port: 9080}, {name: dns, port: 53, protocol: UDP}]}\n";
+  EXPECT_EQ(
+      build(disabled).slow_listeners,
+      (std::set<SocketAddress>{at("10.78.0.1:9080"), at("10.77.0.2:9080"), at("10.77.0.3:9080")}));
+  EXPECT_TRUE(build(kTcp).slow_listeners.empty());
+}
+
 }  // namespace
 }  // namespace mesh::control

@@ -115,9 +115,10 @@ class NodeTest : public testing::Test {
         std::make_unique<Store>(files_, "/s", Random(1), [] { return "2026-01-01T00:00:00Z"; });
     numbers_ =
         std::make_unique<Numbers>(files_, "/s/ids.json", IpBlock::parse("10.78.0.0/16").value());
+    fast_path_ = std::make_unique<FastPathSwitch>(datapath_, files_, "/s/fastpath");
     node_ = std::make_unique<Node>(
         NodeOptions{"1.2.3", "node", "/cg", access_log_},
-        NodeParts{*store_, *numbers_, datapath_, machine_, hold_, proxy_}, options);
+        NodeParts{*store_, *numbers_, datapath_, machine_, hold_, proxy_, *fast_path_}, options);
     const auto started = node_->start(now_);
     ASSERT_TRUE(started) << started.error().message;
   }
@@ -235,6 +236,7 @@ class NodeTest : public testing::Test {
   FakePeer hold_, proxy_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Numbers> numbers_;
+  std::unique_ptr<FastPathSwitch> fast_path_;
   std::unique_ptr<Node> node_;
 };
 

@@ -100,6 +100,30 @@ TEST_F(TcpTest, AConnectToAClosedPortIsRefused) {
   EXPECT_EQ(result.error().code, Errc::refused);
 }
 
+// As a socket of the fast path, which has two queues: a read takes no more than the first message,
+// and the event of the second is used up.
+TEST_F(TcpTest, ReadsWhatAShortReadLeftBehind) {
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+  const UniqueFd other(pair[1]);
+  ASSERT_EQ(::send(other.get(), "one", 3, 0), 3);
+  ASSERT_EQ(::send(other.get(), "two", 3, 0), 3);
+  auto stream = net::TcpStream::adopt(reactor, UniqueFd(pair[0])).value();
+  std::string got;
+  auto reading = [](net::Stream& s, net::Scope& sc, std::string* into) -> net::Task<> {
+    char bytes[100];
+    while (into->size() < 6) {
+      auto n = co_await s.read_some(bytes, sc);
+      if (!n || n.value() == 0) co_return;
+      into->append(bytes, n.value());
+    }
+  };
+  group.spawn(reading(*stream, scope, &got));
+  finish();
+  EXPECT_EQ(got, "onetwo");
+  scope.cancel();
+}
+
 TEST_F(TcpTest, CancellingStopsAnAccept) {
   auto listener = net::Listener::adopt(reactor, listening(&port)).value();
   Result<> result = mesh::success();

@@ -1,0 +1,40 @@
+// FastPathHere: the fast path of this node, off or on, and as apply() wants it. Needs root. One
+// thread at a time.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "datapath/datapath.h"
+#include "datapath/fastpath.h"
+
+namespace mesh::datapath {
+
+class FastPathHere {
+ public:
+  explicit FastPathHere(std::string pin_dir) : pin_dir_(std::move(pin_dir)) {}
+
+  // As of Datapath::switch_fast_path(); `shared`: as of FastPath::open().
+  Result<> turn(bool on, const std::map<std::string, UniqueFd>& shared);
+  // Kept also while it is off. Whom it cannot be had for goes by TCP, which is no failure: it is
+  // logged, and the next one tries again.
+  void want(FastPathNode node);
+  // Puts the link of that name right. True: it was not as it should be.
+  Result<bool> restore_link(const std::string& name);
+  Result<std::vector<FastPathPort>> ports() const;  // none: off
+
+ private:
+  Result<> keep();
+
+  std::string pin_dir_;
+  std::optional<FastPath> on_;  // none: off
+  FastPathNode node_;           // as it shall be
+  bool is_due_ = false;         // it was not made so
+};
+
+}  // namespace mesh::datapath

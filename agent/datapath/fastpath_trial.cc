@@ -1,0 +1,416 @@
+#include "datapath/fastpath_trial.h"
+
+#include <arpa/inet.h>
+#include <bpf/bpf.h>
+#include <errno.h>
+#include <linux/sched.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+#include "base/unique_fd.h"
+#include "bpf/fastpath.h"
+
+namespace mesh::datapath {
+
+const char* text_of(TrialStep step) {
+  switch (step) {
+    case TrialStep::kPassed:
+      return "passed";
+    case TrialStep::kNamespace:
+      return "its network namespace could not be made ready";
+    case TrialStep::kConnect:
+      return "a connection could not be made";
+    case TrialStep::kJoin:
+      return "a connection did not join";
+    case TrialStep::kMove:
+      return "what was sent did not go past TCP, or was not counted";
+    case TrialStep::kBytes:
+      return "what arrived is not what was sent";
+    case TrialStep::kRead:
+      return "a reader that blocks in read() stalled or got other bytes";
+    case TrialStep::kMessage:
+      return "a reader that blocks in recvmsg() stalled or got other bytes";
+    case TrialStep::kPoll:
+      return "a reader that polls, and asks how much there is, stalled or got other bytes";
+    case TrialStep::kLevel:
+      return "a reader of level-triggered epoll stalled or got other bytes";
+    case TrialStep::kEdge:
+      return "a reader of edge-triggered epoll stalled or got other bytes";
+    case TrialStep::kPeek:
+      return "a reader that peeks first stalled or got other bytes";
+    case TrialStep::kHalfClose:
+      return "what was sent after the other side had ended did not arrive";
+    case TrialStep::kBounded:
+      return "a sender was not stopped whose receiver never reads";
+    case TrialStep::kFullOrder:
+      return "bytes were lost or mixed up as a full receiver changed to TCP";
+    case TrialStep::kOff:
+      return "bytes were lost or mixed up as it was switched off";
+    case TrialStep::kCount:
+      break;
+  }
+  return "for no known reason";
+}
+
+namespace {
+
+constexpr int kWaitMs = 5000;  // a loaded machine is no stall
+constexpr std::size_t kLargest = 65536;
+constexpr std::size_t kPieces[] = {1, 63, 1000, 16384, kLargest};
+constexpr int kTrips = 60;
+constexpr std::size_t kTail = 777;
+constexpr std::uint16_t kProxyPort = UM_PROXY_PORT, kOtherPort = 7007;
+constexpr std::uint32_t kOwnAddress = 0xc0000201;  // 192.0.2.1, of documentation
+
+// Bytes that tell their place in a stream; the period is no power of two.
+constexpr std::size_t kPeriod = 65521;
+struct Buffers {
+  char pattern[kPeriod + kLargest];
+  char in[kLargest];
+};
+Buffers buffers;  // no allocation, no stack of that size: the child may have neither
+
+void fill_pattern() {
+  std::uint64_t x = 88172645463325252ULL;
+  for (std::size_t i = 0; i < sizeof buffers.pattern; ++i) {
+    if (i >= kPeriod) {
+      buffers.pattern[i] = buffers.pattern[i - kPeriod];
+      continue;
+    }
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    buffers.pattern[i] = static_cast<char>(x);
+  }
+}
+const char* pattern_at(std::uint64_t place) { return buffers.pattern + place % kPeriod; }
+
+bool send_all(int fd, std::uint64_t from, std::size_t size) {
+  for (std::size_t done = 0; done < size;) {
+    const ssize_t sent =
+        ::send(fd, pattern_at(from + done), std::min(size - done, kLargest), MSG_NOSIGNAL);
+    if (sent <= 0) return false;
+    done += static_cast<std::size_t>(sent);
+  }
+  return true;
+}
+
+std::int64_t now_ms() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+}
+
+// A reader that blocks in a socket of a sockmap waits once, whatever it is woken for (tcp_msg_wait_
+// data): that its own FIN was acknowledged is enough for EAGAIN, long before its time-out. Known,
+// and said in the documentation; only one that had to wait for its time-out has stalled.
+ssize_t read_some(int fd, std::size_t size) {
+  const std::int64_t began = now_ms();
+  ssize_t got = 0;
+  do {
+    got = ::read(fd, buffers.in, size);
+  } while (got < 0 && errno == EAGAIN && now_ms() - began < kWaitMs);
+  return got;
+}
+
+// The next `size` bytes are those from `from` on.
+bool receive(int fd, std::uint64_t from, std::size_t size) {
+  for (std::size_t done = 0; done < size;) {
+    const ssize_t got = read_some(fd, std::min(size - done, sizeof buffers.in));
+    if (got <= 0) return false;
+    if (std::memcmp(buffers.in, pattern_at(from + done), static_cast<std::size_t>(got)) != 0)
+      return false;
+    done += static_cast<std::size_t>(got);
+  }
+  return true;
+}
+
+bool has_ended(int fd) { return read_some(fd, 1) == 0; }
+
+sockaddr_in address(std::uint32_t host, std::uint16_t port) {
+  sockaddr_in in{};
+  in.sin_family = AF_INET;
+  in.sin_port = htons(port);
+  in.sin_addr.s_addr = htonl(host);
+  return in;
+}
+
+bool set_lo(const char* name, unsigned long what, std::uint32_t host) {
+  const UniqueFd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ifreq request{};
+  std::strncpy(request.ifr_name, name, sizeof request.ifr_name - 1);
+  if (host == 0) {
+    request.ifr_flags = IFF_UP;
+  } else {
+    const sockaddr_in in = address(host, 0);
+    std::memcpy(&request.ifr_addr, &in, sizeof in);
+  }
+  return ::ioctl(fd.get(), what, &request) == 0;
+}
+
+// Both ends of a connection of ours.
+struct Pair {
+  UniqueFd client, server;
+};
+
+class Trial {
+ public:
+  explicit Trial(const TrialMaps& maps) : maps_(maps) {}
+
+  TrialStep run() {
+    fill_pattern();
+    if (!prepare()) return TrialStep::kNamespace;
+    for (const auto& [host, port] :
+         {std::pair{std::uint32_t{INADDR_LOOPBACK}, kProxyPort}, {kOwnAddress, kOtherPort}}) {
+      if (const TrialStep failed = listen_at(host, port); failed != TrialStep::kPassed)
+        return failed;
+      if (const TrialStep failed = move(); failed != TrialStep::kPassed) return failed;
+    }
+    for (const TrialStep reader : {TrialStep::kRead, TrialStep::kMessage, TrialStep::kPoll,
+                                   TrialStep::kLevel, TrialStep::kEdge, TrialStep::kPeek})
+      if (const TrialStep failed = talk_to(reader); failed != TrialStep::kPassed) return failed;
+    if (const TrialStep failed = overfill(); failed != TrialStep::kPassed) return failed;
+    return switch_off();
+  }
+
+ private:
+  // An address of its own beside loopback, registered as a workload's.
+  bool prepare() {
+    if (!set_lo("lo", SIOCSIFFLAGS, 0) || !set_lo("lo:1", SIOCSIFADDR, kOwnAddress)) return false;
+    const UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    std::uint64_t cookie = 0;
+    socklen_t size = sizeof cookie;
+    if (::getsockopt(fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size) != 0) return false;
+    const um_address own{{0, 0, htonl(0xffff), htonl(kOwnAddress)}};
+    return ::bpf_map_update_elem(maps_.addresses, &own, &cookie, BPF_ANY) == 0;
+  }
+
+  TrialStep listen_at(std::uint32_t host, std::uint16_t port) {
+    at_ = address(host, port);
+    listener_.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const bool listens =
+        ::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&at_), sizeof at_) == 0 &&
+        ::listen(listener_.get(), 8) == 0;
+    return listens ? TrialStep::kPassed : TrialStep::kConnect;
+  }
+
+  // buffer: of the receiver; 0: as it comes.
+  TrialStep connect(Pair& pair, int buffer = 0) {
+    if (buffer != 0) ::setsockopt(listener_.get(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
+    pair.client.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (::connect(pair.client.get(), reinterpret_cast<const sockaddr*>(&at_), sizeof at_) != 0)
+      return TrialStep::kConnect;
+    pair.server.reset(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    const timeval patience{.tv_sec = kWaitMs / 1000, .tv_usec = 0};
+    for (const UniqueFd* fd : {&pair.client, &pair.server}) {
+      ::setsockopt(fd->get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+      ::setsockopt(fd->get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+      um_fast_socket record{};
+      if (!look_up(*fd, record)) return TrialStep::kJoin;
+    }
+    return TrialStep::kPassed;
+  }
+
+  bool look_up(const UniqueFd& fd, um_fast_socket& record) const {
+    const int number = fd.get();
+    return ::bpf_map_lookup_elem(maps_.sockets, &number, &record) == 0;
+  }
+  bool is_at(const UniqueFd& fd, um_fast_state state, std::uint64_t sent) const {
+    um_fast_socket record{};
+    return look_up(fd, record) && record.state == state && record.sent_bytes == sent;
+  }
+
+  // Every size, both ways; past TCP.
+  TrialStep move() {
+    Pair pair;
+    if (const TrialStep failed = connect(pair); failed != TrialStep::kPassed) return failed;
+    std::uint64_t sent = 0;
+    for (const std::size_t size : kPieces) {
+      for (const auto& [from, to] :
+           {std::pair{&pair.client, &pair.server}, {&pair.server, &pair.client}}) {
+        if (!send_all(from->get(), sent, size)) return TrialStep::kBytes;
+        if (!receive(to->get(), sent, size)) return TrialStep::kBytes;
+      }
+      sent += size;
+    }
+    for (const UniqueFd* fd : {&pair.client, &pair.server})
+      if (!is_at(*fd, UM_FAST_REDIRECT, sent)) return TrialStep::kMove;
+    ::shutdown(pair.client.get(), SHUT_WR);
+    return has_ended(pair.server.get()) ? TrialStep::kPassed : TrialStep::kHalfClose;
+  }
+
+  // Round trips with another process, which reads as `reader` says. It hears of our end, and says
+  // something more.
+  TrialStep talk_to(TrialStep reader) {
+    Pair pair;
+    if (const TrialStep failed = connect(pair); failed != TrialStep::kPassed) return failed;
+    clone_args args{};
+    args.exit_signal = SIGCHLD;
+    const long child = ::syscall(SYS_clone3, &args, sizeof args);
+    if (child < 0) return TrialStep::kNamespace;
+    if (child == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      pair.client.reset();
+      ::_exit(echo(pair.server.get(), reader) ? 0 : 1);
+    }
+    pair.server.reset();
+    std::uint64_t sent = 0;
+    for (int trip = 0; trip < kTrips; ++trip) {
+      const std::size_t size = kPieces[static_cast<std::size_t>(trip) % std::size(kPieces)];
+      if (!send_all(pair.client.get(), sent, size)) return reader;
+      if (!receive(pair.client.get(), sent, size)) return reader;
+      sent += size;
+    }
+    ::shutdown(pair.client.get(), SHUT_WR);
+    if (!receive(pair.client.get(), sent, kTail) || !has_ended(pair.client.get()))
+      return TrialStep::kHalfClose;
+    int status = 0;
+    ::waitpid(static_cast<pid_t>(child), &status, 0);
+    return status == 0 ? TrialStep::kPassed : reader;
+  }
+
+  // What it sends back is its own pattern: the same bytes, if it got them.
+  static bool echo(int fd, TrialStep reader) {
+    const UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+    epoll_event event{};
+    event.events = reader == TrialStep::kEdge ? EPOLLIN | EPOLLET : EPOLLIN;
+    ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
+    std::uint64_t got = 0;
+    bool is_ready = false;
+    for (;;) {
+      const ssize_t size = take(fd, epoll.get(), reader, is_ready);
+      if (size == 0) break;
+      if (size < 0 ||
+          std::memcmp(buffers.in, pattern_at(got), static_cast<std::size_t>(size)) != 0 ||
+          !send_all(fd, got, static_cast<std::size_t>(size)))
+        return false;
+      got += static_cast<std::uint64_t>(size);
+    }
+    return send_all(fd, got, kTail);
+  }
+
+  static ssize_t take(int fd, int epoll, TrialStep reader, bool& is_ready) {
+    switch (reader) {
+      case TrialStep::kMessage:
+        return take_message(fd);
+      case TrialStep::kPoll:
+        return take_counted(fd);
+      case TrialStep::kLevel:
+      case TrialStep::kEdge:
+        return take_ready(fd, epoll, reader == TrialStep::kEdge, is_ready);
+      case TrialStep::kPeek:
+        return take_peeked(fd);
+      default:
+        return ::read(fd, buffers.in, sizeof buffers.in);
+    }
+  }
+
+  static ssize_t take_message(int fd) {
+    iovec parts[] = {{buffers.in, 100}, {buffers.in + 100, sizeof buffers.in - 100}};
+    msghdr message{};
+    message.msg_iov = parts;
+    message.msg_iovlen = std::size(parts);
+    return ::recvmsg(fd, &message, 0);
+  }
+
+  static ssize_t take_counted(int fd) {
+    pollfd waiting{fd, POLLIN, 0};
+    if (::poll(&waiting, 1, kWaitMs) != 1) return -1;
+    int there = 0;
+    if (::ioctl(fd, FIONREAD, &there) != 0) return -1;
+    if (there == 0)  // the end, and nothing else
+      return ::recv(fd, buffers.in, 1, MSG_DONTWAIT) == 0 ? 0 : -1;
+    const auto size = std::min(static_cast<std::size_t>(there), sizeof buffers.in);
+    return ::recv(fd, buffers.in, size, MSG_DONTWAIT);
+  }
+
+  // By edges it reads until there is nothing.
+  static ssize_t take_ready(int fd, int epoll, bool by_edges, bool& is_ready) {
+    for (;;) {
+      if (!is_ready) {
+        epoll_event event{};
+        if (::epoll_wait(epoll, &event, 1, kWaitMs) != 1) return -1;
+      }
+      is_ready = by_edges;
+      const ssize_t got = ::recv(fd, buffers.in, sizeof buffers.in, MSG_DONTWAIT);
+      if (got >= 0 || errno != EAGAIN || !by_edges) return got;
+      is_ready = false;
+    }
+  }
+
+  static ssize_t take_peeked(int fd) {
+    const ssize_t there = ::recv(fd, buffers.in, sizeof buffers.in, MSG_PEEK);
+    if (there <= 0) return there;
+    std::memset(buffers.in, 0, static_cast<std::size_t>(there));
+    return ::recv(fd, buffers.in, static_cast<std::size_t>(there), MSG_DONTWAIT);
+  }
+
+  TrialStep overfill() {
+    constexpr int kBuffer = 65536;  // the kernel doubles it
+    constexpr std::size_t kMost = 4 * 2 * kBuffer, kPiece = 16384;
+    Pair pair;
+    if (const TrialStep failed = connect(pair, kBuffer); failed != TrialStep::kPassed)
+      return failed;
+    ::setsockopt(pair.client.get(), SOL_SOCKET, SO_SNDBUF, &kBuffer, sizeof kBuffer);
+    std::size_t taken = 0;
+    while (taken < kMost) {
+      const ssize_t sent =
+          ::send(pair.client.get(), pattern_at(taken), kPiece, MSG_DONTWAIT | MSG_NOSIGNAL);
+      if (sent > 0) {
+        taken += static_cast<std::size_t>(sent);
+        continue;
+      }
+      pollfd waiting{pair.client.get(), POLLOUT, 0};
+      if (::poll(&waiting, 1, 100) != 1) break;
+    }
+    if (taken >= kMost) return TrialStep::kBounded;
+    um_fast_socket record{};
+    if (!look_up(pair.client, record) || record.state != UM_FAST_TCP || record.sent_bytes == 0)
+      return TrialStep::kMove;
+    if (!receive(pair.server.get(), 0, taken)) return TrialStep::kFullOrder;
+    return send_all(pair.client.get(), taken, kPiece) && receive(pair.server.get(), taken, kPiece)
+               ? TrialStep::kPassed
+               : TrialStep::kFullOrder;
+  }
+
+  TrialStep switch_off() {
+    constexpr std::size_t kBefore = 5003, kAfter = 3001;
+    Pair pair;
+    if (const TrialStep failed = connect(pair); failed != TrialStep::kPassed) return failed;
+    if (!send_all(pair.client.get(), 0, kBefore) || !is_at(pair.client, UM_FAST_REDIRECT, kBefore))
+      return TrialStep::kMove;
+    const std::uint32_t zero = 0;
+    const um_fast_config off{};
+    if (::bpf_map_update_elem(maps_.config, &zero, &off, BPF_ANY) != 0) return TrialStep::kOff;
+    const bool is_right = send_all(pair.client.get(), kBefore, kAfter) &&
+                          is_at(pair.client, UM_FAST_TCP, kBefore) &&
+                          receive(pair.server.get(), 0, kBefore + kAfter);
+    return is_right ? TrialStep::kPassed : TrialStep::kOff;
+  }
+
+  TrialMaps maps_;
+  sockaddr_in at_{};
+  UniqueFd listener_;
+};
+
+}  // namespace
+
+TrialStep run_fast_path_trial(const TrialMaps& maps) { return Trial(maps).run(); }
+
+}  // namespace mesh::datapath

@@ -1,0 +1,91 @@
+#include "fast_path.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "api/messages.h"
+#include "cgroup.h"
+#include "client.h"
+#include "datapath/fastpath.h"
+#include "datapath/fastpath_probe.h"
+#include "inspect.h"
+#include "lifecycle.h"
+#include "output.h"
+
+namespace mesh::cli {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr seconds kTestTime{60};
+
+void print_line(const api::FastPathStatus& status) {
+  if (status.on)
+    std::puts("The fast path is on.");
+  else
+    std::printf("The fast path is off: %s.\n", status.reason.c_str());
+}
+
+std::string remedy_of(const std::string& cause) {
+  if (cause == "kernel") return "boot a kernel of 6.13 or later, or go on by TCP: nothing is lost";
+  return "go on by TCP: nothing is lost; after a change of the kernel: meshctl datapath fastpath "
+         "on";
+}
+
+datapath::Finding finding_of(const api::FastPathStatus& status) {
+  using Level = datapath::Finding::Level;
+  if (status.on) return {Level::kOk, "fastpath", "the same-node fast path is on", ""};
+  if (status.cause == "default" || status.cause == "operator")
+    return {Level::kOk, "fastpath", "the same-node fast path is off: " + status.reason, ""};
+  return {Level::kWarning, "fastpath", "the same-node fast path is off: " + status.reason,
+          remedy_of(status.cause)};
+}
+
+}  // namespace
+
+Result<int> fast_path_status(const Environment& environment, Format format) {
+  const Client client(environment.run_dir);
+  MESH_TRY(auto status, client.get<api::FastPathStatus>("/v1/fastpath"));
+  MESH_TRY(auto ports, client.get<api::Dump>("/v1/dump/fastpath"));
+  if (format != Format::kTable) {
+    auto out = api::to_json(status);
+    out["ports"] = api::to_json(ports).at("rows");
+    std::fputs(render(format, out).c_str(), stdout);
+    return kOk;
+  }
+  print_line(status);
+  if (!status.on || ports.rows.empty()) return kOk;
+  Table table({"LISTENER", "NAMESPACE", "ROUND-TRIPS", "CONNECTIONS-SEEN", "JOINS"});
+  for (const auto& row : ports.rows)
+    table.row({cell(row.at("listener")), cell(row.at("netns_cookie")), cell(row.at("round_trips")),
+               cell(row.at("samples")), cell(row.at("joins"))});
+  std::printf("\n%s", table.to_string().c_str());
+  return kOk;
+}
+
+Result<int> switch_fast_path(const Environment& environment, bool on) {
+  MESH_TRY(auto status,
+           Client(environment.run_dir)
+               .post<api::FastPathStatus>("/v1/fastpath", api::FastPathRequest{on}, kTestTime));
+  print_line(status);
+  return status.on == on ? kOk : kFailed;
+}
+
+datapath::Finding check_fast_path(const Environment& environment) {
+  if (auto status =
+          Client(environment.run_dir).get<api::FastPathStatus>("/v1/fastpath", seconds(5)))
+    return finding_of(status.value());
+  if (const std::string why = datapath::why_no_fast_path(); !why.empty())
+    return finding_of({false, "kernel", why});
+  auto cgroups = find_cgroups(environment.cgroup_name);
+  if (::geteuid() != 0 || !cgroups)
+    return {datapath::Finding::Level::kWarning, "fastpath",
+            "not tried: only root may, where cgroup2 is mounted", "run meshctl check with sudo"};
+  // Beside the mesh's own group, which need not be there.
+  const auto tried = datapath::try_fast_path(cgroups.value().root + "-check");
+  if (!tried) return finding_of({false, "test", tried.error().message});
+  return {datapath::Finding::Level::kOk, "fastpath", "its self-test passes", ""};
+}
+
+}  // namespace mesh::cli

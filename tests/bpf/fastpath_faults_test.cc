@@ -1,0 +1,117 @@
+// The fast path where something is wrong: its links are taken away; the kernel has no memory for
+// all of a message at its receiver.
+#include <gmock/gmock.h>
+
+#include <fstream>
+#include <string>
+
+#include "tests/support/fastpath_fixture.h"
+
+namespace mesh::test {
+namespace {
+
+using datapath::Difference;
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+// Both ways a link goes, as `link` names it, and that an audit of `workload` finds it once.
+TEST_F(FastPathTest, AnAuditPutsItsLinksBack) {
+  real();
+  const auto audit = [&] { return must(datapath_->audit(state_.workloads[kServer])); };
+  const std::string set = std::to_string(kServer);
+  EXPECT_THAT(audit(), IsEmpty());
+  for (const auto& [name, what] : {std::pair{set, "its hook of the fast path"},
+                                   {std::string("mesh"), "the mesh's hook of the fast path"}}) {
+    const std::string pin = datapath::fast_path_link(options_.pin_dir, name);
+    const UniqueFd link(::bpf_obj_get(pin.c_str()));
+    ASSERT_EQ(::bpf_link_detach(link.get()), 0) << pin << ": " << std::strerror(errno);
+    EXPECT_THAT(audit(), ElementsAre(Difference{what, true}));
+    EXPECT_THAT(audit(), IsEmpty());
+    ASSERT_EQ(::unlink(pin.c_str()), 0) << pin;
+    EXPECT_THAT(audit(), ElementsAre(Difference{what, true}));
+    EXPECT_THAT(audit(), IsEmpty());
+  }
+  const Pair pair = connected();
+  EXPECT_TRUE(has_joined(pair.server.get()));
+}
+
+TEST_F(FastPathTest, AnAuditMissesNothingOfItWhereItIsOff) {
+  EXPECT_THAT(must(datapath_->audit(state_.workloads[kServer])), IsEmpty());
+  real();
+  must(datapath_->switch_fast_path(false));
+  EXPECT_THAT(must(datapath_->audit(state_.workloads[kServer])), IsEmpty());
+}
+
+constexpr const char* kMemory = "/sys/fs/cgroup/memory";  // where cgroup v1's controller is
+
+// What is accepted in it has so many bytes for TCP's memory: only cgroup v1 can limit that alone.
+class MemoryGroup {
+ public:
+  MemoryGroup() : home_(kMemory + own_path()), dir_(home_ + "/test-" + std::to_string(::getpid())) {
+    std::filesystem::create_directory(dir_);
+  }
+  ~MemoryGroup() {
+    leave();
+    ::rmdir(dir_.c_str());
+  }
+  MemoryGroup(const MemoryGroup&) = delete;
+  MemoryGroup& operator=(const MemoryGroup&) = delete;
+
+  void limit(const std::string& bytes) const {
+    write(dir_ + "/memory.kmem.tcp.limit_in_bytes", bytes);
+  }
+  void enter() const { write(dir_ + "/cgroup.procs", std::to_string(::getpid())); }
+  void leave() const { write(home_ + "/cgroup.procs", std::to_string(::getpid())); }
+
+ private:
+  static std::string own_path() {
+    std::ifstream groups("/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);)
+      if (const auto at = line.find(":memory:"); at != std::string::npos)
+        return line.substr(at + 8) == "/" ? "" : line.substr(at + 8);
+    return "";
+  }
+  static void write(const std::string& path, const std::string& text) {
+    std::ofstream file(path);
+    EXPECT_TRUE(file << text << std::flush) << path;
+  }
+
+  std::string home_, dir_;
+};
+
+TEST_F(FastPathTest, WhatTheReceiverHasNoMemoryForGoesByTcp) {
+  if (!std::filesystem::exists(std::string(kMemory) + "/memory.kmem.tcp.limit_in_bytes"))
+    GTEST_SKIP() << "only the memory controller of cgroup v1 limits TCP's memory";
+  real();
+  constexpr std::size_t kPiece = 65'536;  // in parts that the kernel chooses
+  const MemoryGroup group;
+  bool was_split = false;
+  for (int kib = 64; kib <= 512 && !was_split; kib += 16) {
+    const std::string to = "10.9.0.2:" + std::to_string(9'000 + kib);
+    const UniqueFd listener = server_->listen(to);
+    group.limit(std::to_string(kib * 1024));
+    group.enter();
+    const Pair pair = connected(to, listener.get());
+    group.leave();
+    ASSERT_TRUE(has_joined(pair.client.get()));
+    std::size_t taken = 0;
+    for (ssize_t sent = kPiece;
+         sent == kPiece && storage_of(pair.client.get()).state != UM_FAST_TCP;
+         taken += sent > 0 ? static_cast<std::size_t>(sent) : 0)
+      sent = ::send(pair.client.get(), pattern_at(taken), kPiece, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const um_fast_socket record = storage_of(pair.client.get());
+    group.limit("-1");
+    ASSERT_TRUE(receives(pair.server.get(), 0, taken)) << kib;
+    was_split = record.state == UM_FAST_TCP && record.sent_bytes % kPiece != 0;
+    if (!was_split) continue;
+    EXPECT_LT(record.sent_bytes, taken);
+    EXPECT_EQ(storage_of(pair.server.get()).received_bytes, record.sent_bytes);
+    ASSERT_TRUE(send_all(pair.client.get(), taken, kPiece));
+    EXPECT_TRUE(receives(pair.server.get(), taken, kPiece));
+    EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, record.sent_bytes);
+  }
+  EXPECT_TRUE(was_split) << "no message was moved in part";
+}
+
+}  // namespace
+}  // namespace mesh::test

@@ -1,0 +1,198 @@
+// Much data, and many connections, through the mesh's programs with the fast path on; every byte is
+// compared. How much: MESH_SOAK_GB and MESH_SOAK_CONNECTIONS
+// (`./dev bench soak`: 100 and 100,000); 1 and 2,000 where MESH_TEST_SMALL is set; else what takes
+// seconds. tests/bpf/fastpath_test.cc shows that a naive program fails each of these.
+#include <cstdlib>
+
+#include "tests/support/fastpath_fixture.h"
+
+namespace mesh::test {
+namespace {
+
+std::uint64_t amount(const char* name, std::uint64_t small, std::uint64_t usual) {
+  if (const char* said = std::getenv(name)) return std::strtoull(said, nullptr, 10);
+  return std::getenv("MESH_TEST_SMALL") != nullptr ? small : usual;
+}
+
+class Dice {
+ public:
+  explicit Dice(std::uint64_t seed) : x_(seed * 2'654'435'769U + 88'172'645'463'325'252U) {}
+  std::uint64_t below(std::uint64_t limit) {
+    x_ ^= x_ << 13, x_ ^= x_ >> 7, x_ ^= x_ << 17;
+    return x_ % limit;
+  }
+  // From one byte to 1 MiB, each power of two as likely as the next.
+  std::size_t size() { return 1 + below(std::uint64_t{1} << (1 + below(20))); }
+
+ private:
+  std::uint64_t x_;
+};
+
+class FastPathSoak : public FastPathTest {
+ protected:
+  void SetUp() override {
+    FastPathTest::SetUp();
+    if (IsSkipped()) return;
+    deferred_ = server_->listen("10.9.0.2:8081");
+    defer(deferred_);
+    switch_on();
+  }
+
+  static void defer(const UniqueFd& listener) {
+    const int seconds = 20;
+    ::setsockopt(listener.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
+  }
+  // Short connections join, too.
+  void switch_on() {
+    real();
+    const std::string pin = options_.pin_dir + "/fastpath/maps_" + std::to_string(UM_LAYOUT);
+    const UniqueFd config(::bpf_obj_get((pin + "/um_fast_config").c_str()));
+    const std::uint32_t zero = 0;
+    const um_fast_config on{UM_FAST_ON, 0};
+    ASSERT_EQ(::bpf_map_update_elem(config.get(), &zero, &on, BPF_ANY), 0);
+  }
+
+  UniqueFd deferred_;  // a listener with TCP_DEFER_ACCEPT
+};
+
+// Each piece is answered with a byte, so that the receiver is never full: all goes past TCP.
+bool moves_answered(int from, int to, std::uint64_t size, std::uint64_t seed) {
+  const auto piece_of = [](Dice& dice, std::uint64_t left) {
+    return std::min<std::uint64_t>(std::min<std::uint64_t>(dice.size(), 65536), left);
+  };
+  bool sent_all = true;
+  std::thread sender([&] {
+    Dice dice(seed);
+    char answer = 0;
+    for (std::uint64_t sent = 0; sent < size && sent_all;) {
+      const auto piece = piece_of(dice, size - sent);
+      sent_all = send_all(from, sent, piece) && ::recv(from, &answer, 1, 0) == 1;
+      sent += piece;
+    }
+    ::shutdown(from, SHUT_WR);
+  });
+  Dice dice(seed);
+  bool is_right = true;
+  for (std::uint64_t got = 0; got < size && is_right;) {
+    const auto piece = piece_of(dice, size - got);
+    is_right = receives(to, got, piece) && send_all(to, 0, 1);
+    got += piece;
+  }
+  if (!is_right) ::shutdown(to, SHUT_RDWR);
+  sender.join();
+  char more = 0;
+  return is_right && sent_all && ::recv(to, &more, 1, 0) == 0;
+}
+
+// As fast as it goes, in pieces of any size, to a reader that takes them in any others.
+bool moves(int from, int to, std::uint64_t size, std::uint64_t seed) {
+  bool sent_all = true;
+  std::thread sender([&] {
+    Dice dice(seed);
+    for (std::uint64_t sent = 0; sent < size && sent_all;) {
+      const auto piece = std::min<std::uint64_t>(dice.size(), size - sent);
+      sent_all = send_all(from, sent, piece);
+      sent += piece;
+    }
+    ::shutdown(from, SHUT_WR);
+  });
+  Dice dice(seed + 1);
+  bool is_right = true;
+  for (std::uint64_t got = 0; got < size && is_right;) {
+    const auto piece = std::min<std::uint64_t>(dice.size(), size - got);
+    is_right = receives(to, got, piece);
+    got += piece;
+    if (dice.below(4096) == 0) ::usleep(1000);  // and is filled up
+  }
+  if (!is_right) ::shutdown(to, SHUT_RDWR);
+  sender.join();
+  char more = 0;
+  return is_right && sent_all && ::recv(to, &more, 1, 0) == 0;
+}
+
+TEST_F(FastPathSoak, NoByteOfLongStreamsIsWrong) {
+  const std::uint64_t all = amount("MESH_SOAK_GB", 1, 2) * 1'000'000'000;
+  constexpr std::uint64_t kStream = 100'000'000;
+  std::uint64_t done = 0, past_tcp = 0;
+  for (std::uint64_t stream = 0; done < all; ++stream, done += kStream) {
+    const bool is_deferred = stream % 4 == 3;
+    Pair pair{socket_in(*app_), {}};
+    ASSERT_EQ(connect_socket(pair.client.get(), is_deferred ? "10.9.0.2:8081" : kListener), 0);
+    if (is_deferred) {
+      ASSERT_TRUE(send_all(pair.client.get(), 0, 100));
+    }
+    pair.server = accept_within(is_deferred ? deferred_.get() : listener_.get());
+    if (is_deferred) {
+      ASSERT_TRUE(receives(pair.server.get(), 0, 100));
+    }
+    const bool is_back = stream % 2 == 1;
+    const UniqueFd& from = is_back ? pair.server : pair.client;
+    const UniqueFd& to = is_back ? pair.client : pair.server;
+    const auto how = stream % 8 < 4 ? &moves_answered : &moves;
+    ASSERT_TRUE(how(from.get(), to.get(), kStream, stream)) << "stream " << stream;
+    past_tcp += storage_of(from.get()).sent_bytes;
+    if (stream % 16 == 15) {  // somebody plays with the switch
+      must(datapath_->switch_fast_path(false));
+      switch_on();
+    }
+  }
+  std::printf("%llu bytes right, %llu of them past TCP\n", static_cast<unsigned long long>(done),
+              static_cast<unsigned long long>(past_tcp));
+  EXPECT_NE(past_tcp, 0U);
+}
+
+// A request and an answer of any size below 5,000 bytes.
+bool exchanges(int client, int server, Dice& dice) {
+  const std::size_t request = 1 + dice.below(5000), answer = 1 + dice.below(5000);
+  const std::uint64_t place = dice.below(1'000'000);
+  char end = 0;
+  if (!send_all(client, place, request) || !receives(server, place, request) ||
+      !send_all(server, place + 7, answer) || !receives(client, place + 7, answer))
+    return false;
+  ::shutdown(server, SHUT_WR);
+  return ::recv(client, &end, 1, 0) == 0;
+}
+
+TEST_F(FastPathSoak, NoByteOfShortConnectionsIsWrong) {
+  const std::uint64_t all = amount("MESH_SOAK_CONNECTIONS", 2'000, 4'000);
+  Dice dice(7);
+  const int on = 1;
+  // The same few source ports again and again.
+  const auto client_at = [&](const NetNs& ns, const SocketAddress& source, const std::string& to) {
+    UniqueFd client = socket_in(ns);
+    const RawAddress raw = raw_address(source, AF_INET);
+    ::setsockopt(client.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    EXPECT_EQ(::bind(client.get(), raw.get(), raw.size), 0) << std::strerror(errno);
+    EXPECT_EQ(connect_socket(client.get(), to), 0) << std::strerror(errno);
+    return client;
+  };
+  for (std::uint64_t i = 0; i < all; ++i) {
+    const auto port = static_cast<std::uint16_t>(20'000 + i % 509);
+    if (i % 3 == 2) {  // the same addresses and ports in two namespaces at once
+      UniqueFd a = client_at(*app_, {ip("127.0.0.1"), port}, kProxy4);
+      UniqueFd b = client_at(*server_, {ip("127.0.0.1"), port}, kProxy4);
+      const UniqueFd at_a = accept_within(proxy4_.get());
+      const UniqueFd at_b = accept_within(other_proxy_.get());
+      ASSERT_TRUE(exchanges(a.get(), at_a.get(), dice)) << i;
+      ASSERT_TRUE(exchanges(b.get(), at_b.get(), dice)) << i;
+      continue;
+    }
+    const bool is_deferred = i % 3 == 1;
+    UniqueFd client =
+        client_at(*app_, {ip("10.9.0.1"), port}, is_deferred ? "10.9.0.2:8081" : kListener);
+    if (is_deferred) {
+      ASSERT_TRUE(send_all(client.get(), 0, 10));
+    }
+    const UniqueFd server = accept_within(is_deferred ? deferred_.get() : listener_.get());
+    if (is_deferred) {
+      ASSERT_TRUE(receives(server.get(), 0, 10));
+    }
+    ASSERT_TRUE(exchanges(client.get(), server.get(), dice)) << i;
+  }
+  std::printf("%llu connections right, %llu ends joined\n", static_cast<unsigned long long>(all),
+              static_cast<unsigned long long>(count("fastpath_joined")));
+  EXPECT_NE(count("fastpath_joined"), 0U);
+}
+
+}  // namespace
+}  // namespace mesh::test
