@@ -70,9 +70,9 @@ def wait_published():
     eventually("the proxy takes over the configuration", published)
 
 
-def start_own(directory):
+def start_own(directory, *options):
     """A mesh with its state in `directory`, fresh. What an earlier run left of its own is ended first; a mesh that
-    somebody else started is left alone: CommandFailed."""
+    somebody else started is left alone: CommandFailed. `options` are of `meshctl up`."""
     if (directory / "started").exists():
         end_own(directory)
     if running():
@@ -80,7 +80,7 @@ def start_own(directory):
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / "started").touch()
-    meshctl("up", "--state-dir", directory / "state")
+    meshctl("up", "--state-dir", directory / "state", *options)
 
 
 def end_own(directory):
