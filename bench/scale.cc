@@ -365,21 +365,19 @@ class Meshd {
 
  private:
   void enrol() {
+    std::map<std::uint32_t, std::string> names;
+    for (const auto& workload : node_->workloads().workloads) names[workload.id] = workload.name;
     while (!hold_.enrolments.empty()) {
       feed::HoldMessage message = hold_.enrolments.front();
       hold_.enrolments.pop_front();
-      const std::string name = name_of(message.workload);
+      const std::string name = names[message.workload];
       if (!cookies_.contains(name)) continue;  // the gateway
       message.type = feed::HoldType::kEnrolled;
       message.netns_cookie = cookies_.at(name);
       message.families = feed::kHasFamily4;
       must(node_->hold_events().on_frame(feed::as_bytes(message), {}));
     }
-  }
-  std::string name_of(std::uint32_t id) const {
-    for (const auto& workload : node_->workloads().workloads)
-      if (workload.id == id) return workload.name;
-    return {};
+    node_->hold_events().on_drained();
   }
   void acknowledge() {
     const json::object ack = {{"type", feed::kAck}, {"version", node_->version()}};

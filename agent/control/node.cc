@@ -125,6 +125,7 @@ void Node::recompile(Clock::time_point now) {
 
 void Node::publish(Clock::time_point now) {
   now_ = now;
+  is_enrolment_due_ = false;
   if (publisher_.acked()) reconcile_host_listeners();  // removals come before the proxy is told
   // The proxy knows a workload's connections by its number, as long as it is told of it.
   if (is_any_ending() && take_ended_flows()) send_flows();
@@ -238,8 +239,13 @@ Result<> Node::on_hold_frame(std::string_view payload, feed::Fds fds) {
     return success();
   }
   MESH_TRY(const bool changed, workloads_.on_hold_message(message, std::move(fds)));
-  if (changed) publish(Clock::now());
+  is_enrolment_due_ = is_enrolment_due_ || changed;
   return success();
+}
+
+// Once for many answers: each costs the kernel's and the proxy's whole state.
+void Node::on_hold_drained() {
+  if (is_enrolment_due_) publish(Clock::now());
 }
 
 void Node::reconcile_host_listeners() {

@@ -119,6 +119,7 @@ class Node {
       node_.tell_change();
       return handled;
     }
+    void on_drained() override { node_.on_hold_drained(); }
 
    private:
     Node& node_;
@@ -138,6 +139,7 @@ class Node {
 
   void on_hold_connected();
   Result<> on_hold_frame(std::string_view payload, feed::Fds fds);
+  void on_hold_drained();
   void on_proxy_connected(Clock::time_point now);
   void on_proxy_lost();
   Result<> on_proxy_frame(std::string_view payload);
@@ -184,6 +186,7 @@ class Node {
   std::optional<std::uint64_t> clock_began_ms_;  // the time of day then; of the last report
   std::string access_log_error_, store_error_;
   bool is_sync_due_ = false;
+  bool is_enrolment_due_ = false;  // meshhold answered, and neither kernel nor proxy know
   Heartbeat heartbeat_;
   Clock::time_point proxy_connected_at_{};
   int stale_looks_ = 0;

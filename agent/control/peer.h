@@ -29,6 +29,8 @@ class PeerEvents {
   virtual void on_lost(const Error& why) = 0;
   // An error ends the connection.
   virtual Result<> on_frame(std::string_view payload, feed::Fds fds) = 0;
+  // All frames that were there have been handled; also before on_lost().
+  virtual void on_drained() {}
 };
 
 inline void send_json(Peer& peer, const boost::json::object& message, feed::Fds fds = {}) {

@@ -74,6 +74,7 @@ void PeerLink::wait_readable() {
                                channel_->receive([this](std::string_view payload, feed::Fds fds) {
                                  return events_->on_frame(payload, std::move(fds));
                                });
+                           events_->on_drained();
                            if (!received) return lose(received.error());
                            wait_readable();
                          });

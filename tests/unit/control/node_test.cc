@@ -173,6 +173,11 @@ class NodeTest : public testing::Test {
   }
   void answer_enrol(std::uint32_t id, feed::HoldStatus status = feed::HoldStatus::kOk,
                     int dns_error = 0) {
+    say_enrolled(id, status, dns_error);
+    node_->hold_events().on_drained();
+  }
+  void say_enrolled(std::uint32_t id, feed::HoldStatus status = feed::HoldStatus::kOk,
+                    int dns_error = 0) {
     feed::HoldMessage message;
     message.type = feed::HoldType::kEnrolled;
     message.workload = id;
@@ -670,6 +675,25 @@ TEST_F(NodeTest, ASandboxThatEndedWhileItWasDisabledLeavesNothing) {
   EXPECT_FALSE(files_.texts.contains("/s/objects/WorkloadEntry/default.a.yaml"));
 }
 
+TEST_F(NodeTest, ManyThatAreEnrolledAtOnceAreToldAtOnce) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+  outcome(workload("a", "10.77.0.1"));
+  outcome(workload("b", "10.77.0.2"));
+  const int applies = datapath_.applies;
+  const auto version = node_->version();
+  say_enrolled(id_of("a"));
+  say_enrolled(id_of("b"));
+  EXPECT_EQ(datapath_.applies, applies);
+  node_->hold_events().on_drained();
+  EXPECT_EQ(datapath_.applies, applies + 1);
+  EXPECT_EQ(node_->version(), version + 1);
+  EXPECT_TRUE(datapath_.state.workloads.contains(id_of("a")));
+  EXPECT_TRUE(datapath_.state.workloads.contains(id_of("b")));
+  node_->hold_events().on_drained();
+  EXPECT_EQ(datapath_.applies, applies + 1) << "nothing is due";
+}
+
 TEST_F(NodeTest, TheKernelIsToldWhoIsStrict) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
@@ -762,6 +786,7 @@ TEST_F(NodeTest, AListenerThatWasClosedListensAgainWhileTheProxyIsThere) {
   fds.emplace_back(::fcntl(listener.get(), F_DUPFD_CLOEXEC, 3));
   fds.emplace_back(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));  // for DNS: does not listen
   ASSERT_TRUE(node_->hold_events().on_frame(feed::as_bytes(held), std::move(fds)));
+  node_->hold_events().on_drained();
   acknowledge();
   proxy_.connected = false;
   node_->audit(now_);
