@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "control/object_changes.h"
 #include "feed/messages.h"
 
 namespace mesh::control {
@@ -24,14 +25,6 @@ constexpr int kLooks = 2;
 bool has_same_policy(const datapath::State& before, const datapath::State& now) {
   return now.sets.empty() || (before.sets == now.sets && before.peers == now.peers &&
                               before.blocks == now.blocks && before.workloads == now.workloads);
-}
-
-using ByKey = std::map<config::ObjectKey, config::ObjectPtr>;
-
-ByKey by_key(const std::vector<config::ObjectPtr>& objects) {
-  ByKey map;
-  for (const config::ObjectPtr& object : objects) map[object->key] = object;
-  return map;
 }
 
 json::array enrolled_list(const std::vector<Client>& clients, const datapath::State& kernel) {
@@ -187,18 +180,18 @@ void Publisher::forget_unused_numbers() {
 void Publisher::send_update(Clock::time_point now) {
   if (!proxy_.is_connected() || !wanted_.snapshot) return;
   const bool reset = !proxy_knows_sent_;
-  const ByKey before = reset || !sent_ ? ByKey{} : by_key(sent_->objects);
-  const ByKey after = by_key(wanted_.objects);
+  const std::vector<config::ObjectPtr> none;
   std::vector<json::value> put;
   json::array gone;
-  for (const auto& [key, object] : after) {
-    const auto known = before.find(key);
-    if (known == before.end() || (known->second != object && known->second->tree != object->tree))
-      put.emplace_back(object->tree);
-  }
-  for (const auto& [key, object] : before)
-    if (!after.contains(key))
-      gone.push_back({{"kind", key.kind}, {"namespace", key.ns}, {"name", key.name}});
+  each_change(reset || !sent_ ? none : sent_->objects, wanted_.objects,
+              [&](const config::ObjectPtr& before, const config::ObjectPtr& now) {
+                if (!now)
+                  gone.push_back({{"kind", before->key.kind},
+                                  {"namespace", before->key.ns},
+                                  {"name", before->key.name}});
+                else if (!before || before->tree != now->tree)
+                  put.emplace_back(now->tree);
+              });
   sent_ = wanted_;
   sent_version_ = version_;
   sent_at_ = now;

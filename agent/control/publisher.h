@@ -26,7 +26,7 @@ namespace mesh::control {
 
 struct Publication {
   config::SnapshotPtr snapshot;
-  std::vector<config::ObjectPtr> objects;  // those that were accepted, for the proxy
+  std::vector<config::ObjectPtr> objects;  // those that were accepted, for the proxy; by key
   std::vector<Client> clients;
 };
 

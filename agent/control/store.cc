@@ -130,8 +130,9 @@ Result<> Store::open() {
 }
 
 Result<bool> Store::rescan() {
-  MESH_TRY(const bool changed, read_changed_files());
-  if (!changed) return false;
+  MESH_TRY(const Touched touched, read_changed_files());
+  if (!touched.any) return false;
+  if (bool changed = false; assemble_touched(touched, changed)) return changed;
   const auto objects = objects_;
   const auto problems = problems_;
   assemble();
@@ -139,8 +140,8 @@ Result<bool> Store::rescan() {
 }
 
 ObjectPtr Store::find(const ObjectKey& key) const {
-  const auto at = std::ranges::find_if(objects_, [&](const auto& o) { return o->key == key; });
-  return at == objects_.end() ? nullptr : *at;
+  const auto at = std::ranges::lower_bound(objects_, key, {}, &Object::key);
+  return at == objects_.end() || (*at)->key != key ? nullptr : *at;
 }
 
 // --- reading
@@ -160,26 +161,34 @@ Result<> Store::read_kept(const std::string& directory, const Keep& keep) {
   return success();
 }
 
-Result<bool> Store::read_changed_files() {
+void Store::Touched::add(const std::string& path, const SourceFile& file) {
+  any = true;
+  is_unreadable = is_unreadable || !file.error.empty();
+  paths.insert(path);
+  for (const ObjectPtr& object : file.objects) keys.insert(object->key);
+}
+
+Result<Store::Touched> Store::read_changed_files() {
   MESH_TRY(auto entries, files_.list(objects_directory()));
   std::map<std::string, SourceFile> now;
-  bool changed = false;
+  Touched touched;
   for (const Files::Entry& entry : entries) {
     if (!is_source_name(entry.path) && entry.type != Files::Type::kLink) continue;
     const auto known = sources_.find(entry.path);
     if (known != sources_.end() && known->second.stamp == entry) {
       now.insert(sources_.extract(known));
     } else {
-      now.emplace(entry.path, read_file(entry));
-      changed = true;
+      const SourceFile* before = known == sources_.end() ? nullptr : &known->second;
+      touched.add(entry.path, now.emplace(entry.path, read_file(entry, before)).first->second);
     }
   }
-  changed = changed || !sources_.empty();  // what is left there is gone
+  for (const auto& [path, file] : sources_) touched.add(path, file);  // as it was; or it is gone
   sources_ = std::move(now);
-  return changed;
+  return touched;
 }
 
-Store::SourceFile Store::read_file(const Files::Entry& entry) {
+// What is in it as it was before stays the same object.
+Store::SourceFile Store::read_file(const Files::Entry& entry, const SourceFile* before) {
   SourceFile file{entry, {}, {}};
   auto text = files_.read(entry.path);
   if (!text) {
@@ -191,8 +200,18 @@ Store::SourceFile Store::read_file(const Files::Entry& entry) {
     file.error = parsed.error().message;
     return file;
   }
-  for (Object& object : parsed.value())
-    file.objects.push_back(std::make_shared<const Object>(with_metadata(std::move(object), true)));
+  std::map<ObjectKey, ObjectPtr> known;
+  if (before)
+    for (const ObjectPtr& object : before->objects) known.emplace(object->key, object);
+  for (Object& parsed_object : parsed.value()) {
+    Object object = with_metadata(std::move(parsed_object), true);
+    const auto same = known.find(object.key);
+    if (same != known.end() && same->second->tree == object.tree &&
+        same->second->lines == object.lines && same->second->api_version == object.api_version)
+      file.objects.push_back(same->second);
+    else
+      file.objects.push_back(std::make_shared<const Object>(std::move(object)));
+  }
   return file;
 }
 
@@ -206,15 +225,60 @@ void Store::assemble() {
     if (!file.error.empty()) add_from_unreadable(path, file, all);
   objects_.clear();
   for (const auto& [key, versions] : all) {
-    std::vector<std::string>& owners = owners_[key];
-    for (const ObjectPtr& version : versions)
-      if (owners.empty() || owners.back() != version->file) owners.push_back(version->file);
+    own(key, versions);
     if (versions.size() == 1 || is_policy(key))
       objects_.insert(objects_.end(), versions.begin(), versions.end());
     else
       objects_.push_back(choose(key, versions));
   }
   add_damaged();
+}
+
+// In the order of the files, from those that had it and those that changed.
+std::vector<ObjectPtr> Store::versions_of(const ObjectKey& key,
+                                          const std::set<std::string>& changed) const {
+  std::set<std::string> files = changed;
+  if (const auto owners = owners_.find(key); owners != owners_.end())
+    files.insert(owners->second.begin(), owners->second.end());
+  std::vector<ObjectPtr> versions;
+  for (const std::string& path : files)
+    if (const auto file = sources_.find(path); file != sources_.end())
+      for (const ObjectPtr& object : file->second.objects)
+        if (object->key == key) versions.push_back(object);
+  return versions;
+}
+
+// Where all files can be read and each object is in one of them, others follow from nothing else.
+bool Store::assemble_touched(const Touched& touched, bool& changed) {
+  constexpr std::size_t kFew = 200;
+  if (touched.is_unreadable || touched.keys.size() > kFew || touched.paths.size() > kFew ||
+      !problems_.empty() || !damaged_.empty())
+    return false;
+  std::vector<std::pair<ObjectKey, std::vector<ObjectPtr>>> now;
+  for (const ObjectKey& key : touched.keys) {
+    auto versions = versions_of(key, touched.paths);
+    if (versions.size() > 1 && !is_policy(key)) return false;
+    now.emplace_back(key, std::move(versions));
+  }
+  for (auto& [key, versions] : now) {
+    const auto old = std::ranges::equal_range(objects_, key, {}, &Object::key);
+    changed = changed || !std::ranges::equal(old, versions);
+    const auto at = objects_.erase(old.begin(), old.end());
+    objects_.insert(at, versions.begin(), versions.end());
+    own(key, versions);
+  }
+  return true;
+}
+
+void Store::own(const ObjectKey& key, const std::vector<ObjectPtr>& versions) {
+  if (versions.empty()) {
+    owners_.erase(key);
+    return;
+  }
+  std::vector<std::string>& owners = owners_[key];
+  owners.clear();
+  for (const ObjectPtr& version : versions)
+    if (owners.empty() || owners.back() != version->file) owners.push_back(version->file);
 }
 
 // Of an object that is there several times.

@@ -80,9 +80,23 @@ class Store {
   using Keep = std::function<void(config::ObjectPtr)>;
 
   Result<> read_kept(const std::string& directory, const Keep& keep);
-  Result<bool> read_changed_files();
-  SourceFile read_file(const Files::Entry& entry);
+  // What files of before and of now hold that are not as they were.
+  struct Touched {
+    bool any = false;
+    bool is_unreadable = false;  // one of them was, or is
+    std::set<config::ObjectKey> keys;
+    std::set<std::string> paths;
+    void add(const std::string& path, const SourceFile& file);
+  };
+
+  Result<Touched> read_changed_files();
+  SourceFile read_file(const Files::Entry& entry, const SourceFile* before);
   void assemble();
+  // Of these alone; false: that is not enough, and nothing was done.
+  bool assemble_touched(const Touched& touched, bool& changed);
+  std::vector<config::ObjectPtr> versions_of(const config::ObjectKey& key,
+                                             const std::set<std::string>& changed) const;
+  void own(const config::ObjectKey& key, const std::vector<config::ObjectPtr>& versions);
   void add_from_unreadable(const std::string& path, const SourceFile& file, Versions& all);
   config::ObjectPtr choose(const config::ObjectKey& key,
                            const std::vector<config::ObjectPtr>& versions);

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <random>
 #include <string>
 
 #include "control/numbers.h"
@@ -213,6 +214,79 @@ TEST(Store, TheSameObjectInTwoFilesIsAnErrorThatNamesBoth) {
   EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/a.yaml"));
   EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/b.yaml"));
   EXPECT_EQ(port_of(one.store.find(kKey)), 1) << "the last accepted version";
+}
+
+// Of each object the file, the place and the meaning; and what is wrong with the files.
+std::vector<std::string> content_of(const Store& store) {
+  std::vector<std::string> texts;
+  for (const config::ObjectPtr& object : store.objects()) {
+    std::string text = object->key.to_string() + " " + object->file + " " +
+                       json::serialize(object->tree.at("spec")) + " in";
+    for (const std::string& file : store.files_of(object->key)) text += " " + file;
+    if (store.problems().empty())  // what is kept on disk has no lines
+      for (const auto& [field, line] : object->lines) text += " " + std::to_string(line);
+    texts.push_back(std::move(text));
+  }
+  for (const config::Problem& problem : store.problems()) texts.push_back(problem.to_string());
+  return texts;
+}
+
+TEST(Store, FollowsEveryChangeOfFilesAsIfReadAnew) {
+  int quiet = 0, problems = 0;
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    std::mt19937 random(seed);
+    const auto pick = [&](unsigned n) { return static_cast<unsigned>(random()) % n; };
+    const auto policy = [&](const std::string& name) {
+      return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " +
+             name + "}\nspec: {action: " + (pick(2) ? "DENY" : "ALLOW") + "}\n";
+    };
+    MemoryFiles files;
+    Fixture one{files};
+    ASSERT_TRUE(one.store.open());
+    for (int step = 0; step < 60; ++step) {
+      const std::string path = "/s/objects/" + std::to_string(pick(6)) + ".yaml";
+      std::string text;
+      for (unsigned i = pick(3); i > 0; --i)
+        text += "---\n" + (pick(4) ? yaml("s" + std::to_string(pick(20)), 1 + pick(2))
+                                   : policy("p" + std::to_string(pick(2))));
+      if (pick(6) == 0)
+        files.texts.erase(path);
+      else if (pick(8) == 0)
+        files.set(path, text + "---\n- broken\n");
+      else if (files.texts.contains(path) && pick(4) == 0)
+        files.set(path, files.texts.at(path));  // touched
+      else
+        files.set(path, text);
+      const auto before = content_of(one.store);
+      const bool changed = one.store.rescan().value();
+      Fixture anew{files};
+      ASSERT_TRUE(anew.store.open());
+      ASSERT_EQ(content_of(one.store), content_of(anew.store)) << seed << ", step " << step;
+      ASSERT_TRUE(changed || before == content_of(one.store)) << seed << ", step " << step;
+      quiet += one.store.problems().empty() ? 1 : 0;
+      problems += one.store.problems().empty() ? 0 : 1;
+      ASSERT_TRUE(one.store.remember_policies());
+      for (const config::ObjectPtr& object : one.store.objects())
+        ASSERT_TRUE(one.store.accept(object));
+      ASSERT_TRUE(one.store.forget_accepted_but(one.store.objects()));
+    }
+  }
+  // Both ways were gone.
+  EXPECT_GT(quiet, 200);
+  EXPECT_GT(problems, 200);
+}
+
+TEST(Store, AFileThatIsWrittenAgainLeavesItsObjectsTheSame) {
+  MemoryFiles files;
+  files.set("/s/objects/a.yaml", yaml("reviews", 1) + "---\n" + yaml("details", 1));
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  const config::ObjectPtr reviews = one.store.find(kKey);
+  files.set("/s/objects/a.yaml", yaml("reviews", 1) + "---\n" + yaml("details", 2));
+  EXPECT_TRUE(one.store.rescan().value());
+  EXPECT_EQ(one.store.find(kKey), reviews);
+  files.set("/s/objects/a.yaml", yaml("reviews", 1) + "---\n" + yaml("details", 2));
+  EXPECT_FALSE(one.store.rescan().value());
 }
 
 TEST(Store, ABrokenFileIsNamedOnceWithItsLine) {
