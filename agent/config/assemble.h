@@ -31,6 +31,17 @@ struct Parts {
   std::vector<Part<NamespacePart>> namespaces;
 };
 
+// What of other objects says what becomes of a workload, and of the services that select it.
+struct Surroundings {
+  bool has_slices = false;
+  std::set<std::string> strict_namespaces;
+  // Of the hosts of DestinationRules: the first label, or "*".
+  std::set<std::string, std::less<>> rule_labels;
+};
+
+// Reads the object into its part, where it has no error.
+void read_object(Report& report, const CompileOptions& options, Parts& parts);
+
 // The previous value where nothing changed, so that pointers tell what did.
 template <class T>
 std::shared_ptr<const T> shared(T value, const std::shared_ptr<const T>& previous) {
@@ -45,6 +56,9 @@ void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* 
 void add_services(Parts& parts, const Snapshot* previous, Snapshot& snapshot);
 void add_clusters(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                   Snapshot& snapshot);
+// The clusters of a service that workloads alone are behind, and no DestinationRule is about, as
+// they were but for their endpoints. False: there is something to report.
+bool follow_workloads(const Service& service, Snapshot& snapshot);
 void add_routes(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                 Snapshot& snapshot);
 void add_network_policies(Parts& parts, const Snapshot* previous, Snapshot& snapshot);

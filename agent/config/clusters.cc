@@ -51,6 +51,14 @@ std::optional<std::uint16_t> target_port(const ServicePort& port, const Workload
   return static_cast<std::uint16_t>(std::stoul(port.target));
 }
 
+// Sorted by address, one of each.
+void make_unique(std::vector<Endpoint>& endpoints) {
+  std::sort(endpoints.begin(), endpoints.end(),
+            [](const auto& a, const auto& b) { return a.address < b.address; });
+  auto same = [](const auto& a, const auto& b) { return a.address == b.address; };
+  endpoints.erase(std::unique(endpoints.begin(), endpoints.end(), same), endpoints.end());
+}
+
 class EndpointFinder {
  public:
   EndpointFinder(const Snapshot& snapshot, const std::vector<Part<EndpointSlice>>& slices)
@@ -69,10 +77,7 @@ class EndpointFinder {
       std::vector<Endpoint> endpoints = of_workloads(service, i, selected, report);
       add_spelt_out(part, service.ports[i], endpoints);
       if (!service.is_entry) add_slices(service, service.ports[i], endpoints);
-      std::sort(endpoints.begin(), endpoints.end(),
-                [](const auto& a, const auto& b) { return a.address < b.address; });
-      auto same = [](const auto& a, const auto& b) { return a.address == b.address; };
-      endpoints.erase(std::unique(endpoints.begin(), endpoints.end(), same), endpoints.end());
+      make_unique(endpoints);
       lists.push_back(std::move(endpoints));
     }
     return lists;
@@ -316,6 +321,29 @@ bool is_below(std::string_view host, std::string_view wildcard) {
   if (wildcard == "*") return true;
   return wildcard.starts_with('*') && host.size() > wildcard.size() - 1 &&
          host.ends_with(wildcard.substr(1));
+}
+
+bool follow_workloads(const Service& service, Snapshot& snapshot) {
+  std::vector<const WorkloadPtr*> selected;
+  for (auto at = snapshot.workloads.lower_bound({service.name.ns, ""});
+       at != snapshot.workloads.end() && at->first.ns == service.name.ns; ++at)
+    if (has_labels(at->second->labels, service.selector)) selected.push_back(&at->second);
+  for (const ServicePort& port : service.ports) {
+    const auto known =
+        snapshot.clusters.find(cluster_name(service.host, port.port, "", port.transport()));
+    if (known == snapshot.clusters.end()) return false;
+    Cluster cluster = *known->second;
+    cluster.endpoints.clear();
+    for (const WorkloadPtr* workload : selected) {
+      const auto number = target_port(port, **workload);
+      if (!number || (*workload)->addresses.empty()) return false;
+      cluster.endpoints.push_back(
+          {{(*workload)->addresses.front(), *number}, *workload, (*workload)->weight, {}});
+    }
+    make_unique(cluster.endpoints);
+    known->second = shared(std::move(cluster), known->second);
+  }
+  return true;
 }
 
 void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,

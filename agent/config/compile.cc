@@ -101,45 +101,6 @@ const KindEntry* find_kind(Report& report) {
   return entry;
 }
 
-// Reads the object into its part, where it has no error.
-void read_object(Report& report, const CompileOptions& options, Parts& parts) {
-  const KindEntry* entry = find_kind(report);
-  if (!entry || (report.failed() && !is_policy(report.object().key))) return;
-  auto keep = [&](auto& list, auto value) {
-    if (!report.failed()) list.push_back({&report, std::move(value)});
-  };
-  switch (entry->kind) {
-    case Kind::kNamespace:
-      // Refused or not, it takes part: what it says of its mode, right or not, closes its
-      // workloads.
-      return parts.namespaces.push_back({&report, read_namespace(report)});
-    case Kind::kService:
-      return keep(parts.services, read_service(report));
-    case Kind::kEndpointSlice:
-      return keep(parts.slices, read_endpoint_slice(report));
-    case Kind::kWorkloadEntry:
-      return keep(parts.workloads, read_workload_entry(report));
-    case Kind::kServiceEntry:
-      for (ServicePart& part : read_service_entry(report)) keep(parts.services, std::move(part));
-      return;
-    case Kind::kVirtualService:
-      return keep(parts.virtual_services, read_virtual_service(report));
-    case Kind::kDestinationRule:
-      return keep(parts.destination_rules, read_destination_rule(report));
-    case Kind::kGateway:
-      return keep(parts.gateways, read_gateway(report));
-    case Kind::kTcpRoute:
-      return keep(parts.tcp_routes, read_tcp_route(report));
-    case Kind::kAuthorizationPolicy:
-      // Refused or not, it takes part: a refused one denies. It may be refused already: it is in
-      // two places, or its version is not known.
-      return parts.policies.push_back(
-          {&report, read_authorization_policy(report, options.root_namespace)});
-    case Kind::kNetworkPolicy:
-      return parts.network_policies.push_back({&report, read_network_policy(report)});
-  }
-}
-
 struct Item {
   ObjectPtr object;
   std::vector<Problem> problems;
@@ -190,7 +151,56 @@ void refuse_duplicates(std::deque<Item>& items) {
   }
 }
 
+std::shared_ptr<const Surroundings> surroundings_of(const Parts& parts) {
+  Surroundings found;
+  found.has_slices = !parts.slices.empty();
+  for (const auto& [report, part] : parts.namespaces)
+    if (part.strict) found.strict_namespaces.insert(report->object().key.name);
+  for (const auto& [report, rule] : parts.destination_rules)
+    found.rule_labels.insert(rule.host.starts_with('*') ? "*"
+                                                        : rule.host.substr(0, rule.host.find('.')));
+  return std::make_shared<const Surroundings>(std::move(found));
+}
+
 }  // namespace
+
+void read_object(Report& report, const CompileOptions& options, Parts& parts) {
+  const KindEntry* entry = find_kind(report);
+  if (!entry || (report.failed() && !is_policy(report.object().key))) return;
+  auto keep = [&](auto& list, auto value) {
+    if (!report.failed()) list.push_back({&report, std::move(value)});
+  };
+  switch (entry->kind) {
+    case Kind::kNamespace:
+      // Refused or not, it takes part: what it says of its mode, right or not, closes its
+      // workloads.
+      return parts.namespaces.push_back({&report, read_namespace(report)});
+    case Kind::kService:
+      return keep(parts.services, read_service(report));
+    case Kind::kEndpointSlice:
+      return keep(parts.slices, read_endpoint_slice(report));
+    case Kind::kWorkloadEntry:
+      return keep(parts.workloads, read_workload_entry(report));
+    case Kind::kServiceEntry:
+      for (ServicePart& part : read_service_entry(report)) keep(parts.services, std::move(part));
+      return;
+    case Kind::kVirtualService:
+      return keep(parts.virtual_services, read_virtual_service(report));
+    case Kind::kDestinationRule:
+      return keep(parts.destination_rules, read_destination_rule(report));
+    case Kind::kGateway:
+      return keep(parts.gateways, read_gateway(report));
+    case Kind::kTcpRoute:
+      return keep(parts.tcp_routes, read_tcp_route(report));
+    case Kind::kAuthorizationPolicy:
+      // Refused or not, it takes part: a refused one denies. It may be refused already: it is in
+      // two places, or its version is not known.
+      return parts.policies.push_back(
+          {&report, read_authorization_policy(report, options.root_namespace)});
+    case Kind::kNetworkPolicy:
+      return parts.network_policies.push_back({&report, read_network_policy(report)});
+  }
+}
 
 Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
                  const CompileOptions& options, const Snapshot* previous) {
@@ -207,6 +217,8 @@ Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->version = version;
   snapshot->node_addresses = options.node_addresses;
+  Compiled compiled;
+  compiled.surroundings = surroundings_of(parts);
   add_namespaces(parts, *snapshot);
   add_workloads(parts, options, previous, *snapshot);
   add_services(parts, previous, *snapshot);
@@ -216,7 +228,6 @@ Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
   add_policies(parts, options, previous, *snapshot);
   add_network_policies(parts, previous, *snapshot);
 
-  Compiled compiled;
   compiled.snapshot = std::move(snapshot);
   for (Item& item : items) {
     if (item.report.failed()) compiled.refused.push_back(item.object->key);

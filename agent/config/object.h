@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -76,8 +77,11 @@ struct CompileOptions {
   std::vector<IpAddress> node_addresses;  // this node's own, which NetworkPolicies let in
 };
 
+struct Surroundings;  // of workloads: what recompile() must know (assemble.h)
+
 struct Compiled {
   SnapshotPtr snapshot;
+  std::shared_ptr<const Surroundings> surroundings;
   std::vector<Problem> problems;   // errors and warnings, in the order of the objects
   std::vector<ObjectKey> refused;  // objects with an error
 };
@@ -87,6 +91,13 @@ struct Compiled {
 // their addresses already (spec.clusterIP / clusterIPs): allocation is the caller's.
 Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
                  const CompileOptions& options, const Snapshot* previous = nullptr);
+
+// What compile() would say of `objects`, from what it said of `before`, with the same options but
+// node_addresses: at the cost of what changed, where few WorkloadEntries alone did. nullopt: there
+// is more to it, or it may be.
+std::optional<Compiled> recompile(const Compiled& compiled, const std::vector<ObjectPtr>& before,
+                                  const std::vector<ObjectPtr>& objects, std::uint64_t version,
+                                  const CompileOptions& options);
 
 // Checks one object by itself, as compile would (also offline): its own fields, not its references.
 std::vector<Problem> validate(const Object& object);

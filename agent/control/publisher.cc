@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "base/log.h"
-#include "control/object_changes.h"
+#include "config/object_changes.h"
 #include "feed/messages.h"
 
 namespace mesh::control {
@@ -183,15 +183,15 @@ void Publisher::send_update(Clock::time_point now) {
   const std::vector<config::ObjectPtr> none;
   std::vector<json::value> put;
   json::array gone;
-  each_change(reset || !sent_ ? none : sent_->objects, wanted_.objects,
-              [&](const config::ObjectPtr& before, const config::ObjectPtr& now) {
-                if (!now)
-                  gone.push_back({{"kind", before->key.kind},
-                                  {"namespace", before->key.ns},
-                                  {"name", before->key.name}});
-                else if (!before || before->tree != now->tree)
-                  put.emplace_back(now->tree);
-              });
+  config::each_change(reset || !sent_ ? none : sent_->objects, wanted_.objects,
+                      [&](const config::ObjectPtr& before, const config::ObjectPtr& now) {
+                        if (!now)
+                          gone.push_back({{"kind", before->key.kind},
+                                          {"namespace", before->key.ns},
+                                          {"name", before->key.name}});
+                        else if (!before || before->tree != now->tree)
+                          put.emplace_back(now->tree);
+                      });
   sent_ = wanted_;
   sent_version_ = version_;
   sent_at_ = now;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "config/object_changes.h"
+
 namespace mesh::control {
 namespace {
 
@@ -29,6 +31,10 @@ std::vector<std::string> texts_in(const json::object* object, std::string_view n
     for (const json::value& text : list->get_array())
       if (text.is_string()) texts.emplace_back(text.get_string());
   return texts;
+}
+
+bool wants_addresses(const ObjectKey& key) {
+  return key.kind == "Service" || key.kind == "ServiceEntry";
 }
 
 std::string key_text(const ObjectKey& key) { return key.ns + "/" + key.name; }
@@ -125,11 +131,17 @@ std::vector<ObjectPtr> Sources::with_addresses(std::vector<ObjectPtr> objects,
 }
 
 Compilation Sources::compile_objects(const std::vector<ObjectPtr>& stored, std::uint64_t version,
-                                     const config::Snapshot* previous) {
+                                     const config::Snapshot* previous, bool is_candidate) {
   Compilation result;
   result.problems = store_.problems();
   result.objects = with_addresses(stored, result.problems);
-  config::Compiled compiled = config::compile(result.objects, version, options_, previous);
+  std::optional<config::Compiled> followed;
+  if (last_ && last_->compiled.snapshot.get() == previous)
+    followed =
+        config::recompile(last_->compiled, last_->objects, result.objects, version, options_);
+  config::Compiled compiled = followed
+                                  ? *std::move(followed)
+                                  : config::compile(result.objects, version, options_, previous);
   result.problems.insert(result.problems.end(), compiled.problems.begin(), compiled.problems.end());
   for (const ObjectKey& key : compiled.refused) result.refused[key] = false;
   std::vector<ObjectPtr> acting;
@@ -145,6 +157,8 @@ Compilation Sources::compile_objects(const std::vector<ObjectPtr>& stored, std::
     acting.push_back(last);
     refused->second = replaced = true;
   }
+  if (!is_candidate) last_.reset();
+  if (!is_candidate && !replaced) last_ = {result.objects, compiled};
   if (replaced) {
     std::vector<Problem> ignored;
     acting = with_addresses(std::move(acting), ignored);
@@ -161,44 +175,86 @@ Compilation Sources::compile_objects(const std::vector<ObjectPtr>& stored, std::
 }
 
 Compilation Sources::compile_with(const std::vector<ObjectPtr>& changed, std::uint64_t version) {
-  std::map<ObjectKey, std::vector<ObjectPtr>> all;
-  for (const ObjectPtr& object : store_.objects()) all[object->key].push_back(object);
+  had_candidate_ = true;
+  std::map<ObjectKey, std::vector<ObjectPtr>> others;
   for (const ObjectPtr& object : changed) {
-    std::vector<ObjectPtr>& versions = all[object->key];
+    const auto [known, is_new] = others.try_emplace(object->key);
+    std::vector<ObjectPtr>& versions = known->second;
+    if (is_new) {
+      const auto stored =
+          std::ranges::equal_range(store_.objects(), object->key, {}, &config::Object::key);
+      versions.assign(stored.begin(), stored.end());
+    }
     const std::string path = store_.object_path(object->key);
-    std::erase_if(versions, [&](const ObjectPtr& version) {
-      return versions.size() == 1 || version->file == path;
+    std::erase_if(versions, [&, is_only = versions.size() == 1](const ObjectPtr& version) {
+      return is_only || version->file == path;
     });
     versions.push_back(object);
   }
   std::vector<ObjectPtr> objects;
-  for (const auto& [key, versions] : all)
+  auto at = store_.objects().begin();
+  for (const auto& [key, versions] : others) {
+    const auto rest = std::ranges::subrange(at, store_.objects().end());
+    const auto stored = std::ranges::equal_range(rest, key, {}, &config::Object::key);
+    objects.insert(objects.end(), at, stored.begin());
     objects.insert(objects.end(), versions.begin(), versions.end());
-  return compile_objects(objects, version, nullptr);
+    at = stored.end();
+  }
+  objects.insert(objects.end(), at, store_.objects().end());
+  return compile_objects(objects, version, last_ ? last_->compiled.snapshot.get() : nullptr, true);
 }
 
 Compilation Sources::compile(std::uint64_t version, const config::Snapshot* previous) {
   write_errors_.clear();
+  Compilation result = compile_objects(store_.objects(), version, previous, false);
+  keep(result);
+  return result;
+}
+
+// What did not change since the last time was kept then.
+void Sources::keep(const Compilation& compiled) {
   const auto note = [this](const Result<>& written) {
     if (!written) write_errors_.push_back(written.error().message);
   };
+  const std::vector<ObjectPtr>& objects = store_.objects();
+  bool are_addresses_due = !kept_ || std::exchange(had_candidate_, false);
+  bool are_policies_due = !kept_, is_any_gone = !kept_;
+  std::vector<ObjectPtr> changed;
+  config::each_change(kept_.value_or(std::vector<ObjectPtr>()), objects,
+                      [&](const ObjectPtr& before, const ObjectPtr& now) {
+                        const ObjectKey& key = (now ? now : before)->key;
+                        are_addresses_due = are_addresses_due || wants_addresses(key);
+                        are_policies_due = are_policies_due || config::is_policy(key);
+                        is_any_gone = is_any_gone || !now;
+                        if (now) changed.push_back(now);
+                      });
+  for (const ObjectKey& key : kept_refused_)
+    if (const ObjectPtr object = store_.find(key)) changed.push_back(object);
+  if (are_addresses_due) forget_addresses();
+  note(numbers_.save());
+  for (const ObjectPtr& object : changed)
+    if (!compiled.refused.contains(object->key)) note(store_.accept(object));
+  if (are_policies_due) note(store_.remember_policies());
+  if (is_any_gone) note(store_.forget_accepted_but(objects));
+  kept_.reset();
+  if (write_errors_.empty()) kept_ = objects;
+  kept_refused_.clear();
+  for (const auto& [key, acts] : compiled.refused) kept_refused_.insert(key);
+}
+
+// Of what there is no more.
+void Sources::forget_addresses() {
   std::set<std::string> services;
   std::set<ObjectKey> kept;
   for (const ObjectPtr& object : store_.objects()) {
+    if (!wants_addresses(object->key)) continue;
     kept.insert(object->key);
     if (object->key.kind == "Service") services.insert(key_text(object->key));
     for (const std::string& host : hosts_without_address(*object))
       services.insert(number_key(object->key, host));
   }
   std::erase_if(addressed_, [&](const auto& item) { return !kept.contains(item.first); });
-  Compilation result = compile_objects(store_.objects(), version, previous);
   numbers_.forget_services_but(services);
-  note(numbers_.save());
-  for (const ObjectPtr& object : store_.objects())
-    if (!result.refused.contains(object->key)) note(store_.accept(object));
-  note(store_.remember_policies());
-  note(store_.forget_accepted_but(store_.objects()));
-  return result;
 }
 
 }  // namespace mesh::control

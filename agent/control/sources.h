@@ -4,6 +4,8 @@
 #pragma once
 
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,8 +46,11 @@ class Sources {
                                  const std::vector<std::string>& hosts,
                                  const std::set<IpAddress>& taken,
                                  std::vector<config::Problem>& problems);
+  // is_candidate: it is not what the next one follows from.
   Compilation compile_objects(const std::vector<config::ObjectPtr>& stored, std::uint64_t version,
-                              const config::Snapshot* previous);
+                              const config::Snapshot* previous, bool is_candidate);
+  void keep(const Compilation& compiled);
+  void forget_addresses();
 
   Store& store_;
   Numbers& numbers_;
@@ -56,6 +61,16 @@ class Sources {
     std::map<std::string, IpAddress> addresses;  // by host
   };
   std::map<config::ObjectKey, Addressed> addressed_;
+  // What was compiled last, where each object acts as it is written.
+  struct Last {
+    std::vector<config::ObjectPtr> objects;
+    config::Compiled compiled;
+  };
+  std::optional<Last> last_;
+  // What keep() saw last, and wrote; none: not all could be written.
+  std::optional<std::vector<config::ObjectPtr>> kept_;
+  std::set<config::ObjectKey> kept_refused_;
+  bool had_candidate_ = false;  // which may have been given addresses
   std::vector<std::string> write_errors_;
 };
 

@@ -675,6 +675,29 @@ TEST_F(NodeTest, ASandboxThatEndedWhileItWasDisabledLeavesNothing) {
   EXPECT_FALSE(files_.texts.contains("/s/objects/WorkloadEntry/default.a.yaml"));
 }
 
+TEST_F(NodeTest, TheProxyIsToldWhatChangedAlone) {
+  connect();
+  outcome(service("one", "http"));
+  outcome(service("two", "http"));
+  acknowledge();
+  const auto told = [this] {
+    acknowledge();
+    const json::object update = messages(feed::kUpdate).back();
+    std::string text;
+    for (const json::value& object : update.at("put").as_array())
+      text += "+" + std::string(object.at("metadata").at("name").as_string());
+    for (const json::value& key : update.at("delete").as_array())
+      text += "-" + std::string(key.at("name").as_string());
+    return text;
+  };
+  outcome(service("one", "tcp"));
+  EXPECT_EQ(told(), "+one");
+  remove("Service", "two");
+  EXPECT_EQ(told(), "-two");
+  outcome(service("three", "http"));
+  EXPECT_EQ(told(), "+three");
+}
+
 TEST_F(NodeTest, ManyThatAreEnrolledAtOnceAreToldAtOnce) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};

@@ -5,17 +5,16 @@
 
 #include "config/object.h"
 
-namespace mesh::control {
+namespace mesh::config {
 
 // Calls see(before, now) for each object that came (before is null), went (now is null) or is
 // another. Both lists are sorted by key; a key may be there several times. Costs a comparison of
 // pointers for each that stayed.
 template <class See>
-void each_change(const std::vector<config::ObjectPtr>& before,
-                 const std::vector<config::ObjectPtr>& now, See see) {
+void each_change(const std::vector<ObjectPtr>& before, const std::vector<ObjectPtr>& now, See see) {
   auto old = before.begin();
   auto at = now.begin();
-  static const config::ObjectPtr kNone;
+  static const ObjectPtr kNone;
   while (old != before.end() || at != now.end()) {
     if (old != before.end() && at != now.end() && *old == *at) {
       ++old, ++at;
@@ -29,4 +28,4 @@ void each_change(const std::vector<config::ObjectPtr>& before,
   }
 }
 
-}  // namespace mesh::control
+}  // namespace mesh::config

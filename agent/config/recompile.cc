@@ -1,0 +1,161 @@
+// compile() at the cost of what changed: workloads come, go and move all the time, and of other
+// objects they concern the services that select them alone.
+#include <algorithm>
+
+#include "config/assemble.h"
+#include "config/object_changes.h"
+
+namespace mesh::config {
+namespace {
+
+constexpr std::size_t kFew = 200;
+
+bool is_workload(const ObjectPtr& object) { return object->key.kind == "WorkloadEntry"; }
+
+// Who else may be refused, or not be any more, because of a workload.
+bool depends_on_workloads(const ObjectKey& key) {
+  return key.kind == "WorkloadEntry" || key.kind == "Service" || key.kind == "ServiceEntry";
+}
+
+class Follower {
+ public:
+  Follower(const Compiled& compiled, const CompileOptions& options)
+      : compiled_(compiled), around_(*compiled.surroundings), options_(options) {}
+
+  bool note_changes(const std::vector<ObjectPtr>& before, const std::vector<ObjectPtr>& objects) {
+    bool are_workloads = true;
+    each_change(before, objects, [&](const ObjectPtr& old, const ObjectPtr& now) {
+      are_workloads = are_workloads && (!old || is_workload(old)) && (!now || is_workload(now)) &&
+                      gone_.size() + came_.size() < kFew;
+      if (!are_workloads) return;
+      if (old) gone_.push_back(old);
+      if (now) came_.push_back(now);
+    });
+    return are_workloads;
+  }
+
+  // Whether nothing that is known of other objects hangs on these in a way that is not followed.
+  bool is_simple() const {
+    const Snapshot& snapshot = *compiled_.snapshot;
+    if (around_.has_slices || snapshot.node_addresses != options_.node_addresses) return false;
+    if (const WorkloadPtr& gateway = options_.gateway_workload) {
+      const auto known = snapshot.workloads.find(gateway->name);
+      if (known == snapshot.workloads.end() || known->second != gateway) return false;
+    }
+    if (std::ranges::any_of(compiled_.refused, depends_on_workloads)) return false;
+    return std::ranges::none_of(compiled_.problems, [&](const Problem& problem) {
+      return problem.object.kind == "AuthorizationPolicy" || is_gone(problem.object);
+    });
+  }
+
+  std::shared_ptr<const Snapshot> follow(std::uint64_t version) {
+    auto snapshot = std::make_shared<Snapshot>(*compiled_.snapshot);
+    snapshot->version = version;
+    std::map<ObjectName, WorkloadPtr> before;
+    for (const ObjectPtr& object : gone_)
+      if (!remove({object->key.ns, object->key.name}, *snapshot, before)) return nullptr;
+    for (const ObjectPtr& object : came_)
+      if (!add(object, *snapshot, before)) return nullptr;
+    for (const auto& [host, service] : compiled_.snapshot->services) {
+      if (is_spelt_out_at(*service)) return nullptr;
+      if (!is_concerned(*service)) continue;
+      if (!is_plain(*service) || !follow_workloads(*service, *snapshot)) return nullptr;
+    }
+    return snapshot;
+  }
+
+ private:
+  bool is_gone(const ObjectKey& key) const {
+    return std::ranges::any_of(gone_, [&](const ObjectPtr& object) { return object->key == key; });
+  }
+
+  bool remove(const ObjectName& name, Snapshot& snapshot,
+              std::map<ObjectName, WorkloadPtr>& before) {
+    const auto known = snapshot.workloads.find(name);
+    if (known == snapshot.workloads.end()) return false;
+    for (const IpAddress& ip : known->second->addresses) snapshot.workload_by_address.erase(ip);
+    touched_.push_back(known->second);
+    before.emplace(name, known->second);
+    snapshot.workloads.erase(known);
+    return true;
+  }
+
+  bool add(const ObjectPtr& object, Snapshot& snapshot,
+           const std::map<ObjectName, WorkloadPtr>& before) {
+    std::vector<Problem> problems;
+    Report report(*object, problems);
+    Parts parts;
+    read_object(report, options_, parts);
+    if (!problems.empty() || parts.workloads.size() != 1) return false;
+    auto& [workload, has_mode] = parts.workloads[0].value;
+    if (!has_mode) workload.strict = around_.strict_namespaces.contains(workload.name.ns);
+    const auto is_taken = [&](const IpAddress& ip) {
+      return snapshot.workload_by_address.contains(ip) || snapshot.service_by_address.contains(ip);
+    };
+    if (snapshot.workloads.contains(workload.name) ||
+        std::ranges::any_of(workload.addresses, is_taken))
+      return false;
+    const auto old = before.find(workload.name);
+    const WorkloadPtr now =
+        shared(std::move(workload), old == before.end() ? nullptr : old->second);
+    for (const IpAddress& ip : now->addresses) snapshot.workload_by_address.emplace(ip, now);
+    snapshot.workloads.emplace(now->name, now);
+    touched_.push_back(now);
+    return true;
+  }
+
+  bool is_concerned(const Service& service) const {
+    return !service.selector.empty() &&
+           std::ranges::any_of(touched_, [&](const WorkloadPtr& workload) {
+             return workload->name.ns == service.name.ns &&
+                    has_labels(workload->labels, service.selector);
+           });
+  }
+
+  // An endpoint of its own list is the workload that is at its address.
+  bool is_spelt_out_at(const Service& service) const {
+    if (!service.is_entry || !service.selector.empty()) return false;
+    for (const ServicePort& port : service.ports) {
+      const auto cluster = compiled_.snapshot->find_cluster(service.name.ns, service.host,
+                                                            port.port, "", port.transport());
+      if (!cluster) continue;
+      for (const Endpoint& endpoint : cluster->endpoints)
+        for (const WorkloadPtr& workload : touched_)
+          if (std::ranges::count(workload->addresses, endpoint.address.ip) != 0) return true;
+    }
+    return false;
+  }
+
+  // Nothing is reported of it, and it has no clusters but its own.
+  bool is_plain(const Service& service) const {
+    const std::string_view label = std::string_view(service.host).substr(0, service.host.find('.'));
+    return !around_.rule_labels.contains(label) && !around_.rule_labels.contains("*") &&
+           !compiled_.snapshot->client_hosts.contains(service.host) &&
+           std::ranges::none_of(compiled_.problems, [&](const Problem& problem) {
+             return depends_on_workloads(problem.object) && problem.object.ns == service.name.ns &&
+                    problem.object.name == service.name.name;
+           });
+  }
+
+  const Compiled& compiled_;
+  const Surroundings& around_;
+  const CompileOptions& options_;
+  std::vector<ObjectPtr> gone_, came_;
+  std::vector<WorkloadPtr> touched_;  // as they were, and as they are
+};
+
+}  // namespace
+
+std::optional<Compiled> recompile(const Compiled& compiled, const std::vector<ObjectPtr>& before,
+                                  const std::vector<ObjectPtr>& objects, std::uint64_t version,
+                                  const CompileOptions& options) {
+  Follower follower(compiled, options);
+  if (!follower.note_changes(before, objects) || !follower.is_simple()) return std::nullopt;
+  SnapshotPtr snapshot = follower.follow(version);
+  if (!snapshot) return std::nullopt;
+  Compiled now = compiled;
+  now.snapshot = std::move(snapshot);
+  return now;
+}
+
+}  // namespace mesh::config

@@ -1,0 +1,150 @@
+// What Sources keeps from one compilation to the next, against what follows from the files alone.
+#include "control/sources.h"
+
+#include <gmock/gmock.h>
+
+#include <random>
+#include <regex>
+
+#include "tests/support/memory_files.h"
+
+namespace mesh::control {
+namespace {
+
+namespace json = boost::json;
+using test::MemoryFiles;
+
+struct Fixture {
+  explicit Fixture(MemoryFiles& in, unsigned seed) : files(in), random(seed) {
+    EXPECT_TRUE(numbers.load());
+    EXPECT_TRUE(store.open());
+  }
+  MemoryFiles& files;
+  unsigned random;
+  Store store{files, "/s", Random(random), [] { return "2026-01-01T00:00:00Z"; }};
+  Numbers numbers{files, "/ids.json", IpBlock::parse("10.97.0.0/24").value()};
+  Sources sources{store, numbers, config::CompileOptions()};
+};
+
+// Nor the generation: of what was refused only who saw it knows that.
+std::string without_uid(const std::string& text) {
+  static const std::regex kOwn("\"uid\":\"[^\"]*\"|\"generation\":[0-9]*");
+  return std::regex_replace(text, kOwn, "");
+}
+
+std::vector<std::string> content_of(const Compilation& compiled) {
+  std::vector<std::string> texts;
+  for (const auto* objects : {&compiled.objects, &compiled.for_proxy})
+    for (const config::ObjectPtr& object : *objects)
+      texts.push_back(object->key.to_string() + " " + without_uid(json::serialize(object->tree)));
+  for (const config::Problem& problem : compiled.problems)  // what was kept on disk has no lines
+    texts.push_back(problem.file + problem.object.to_string() + problem.field + problem.message);
+  for (const auto& [key, acts] : compiled.refused)
+    texts.push_back(key.to_string() + (acts ? " acts" : " is refused"));
+  for (const auto& [name, workload] : compiled.snapshot->workloads)
+    texts.push_back(name.to_string() + " " + workload->addresses[0].to_string());
+  for (const auto& [host, service] : compiled.snapshot->services)
+    for (const IpAddress& ip : service->addresses) texts.push_back(host + " " + ip.to_string());
+  return texts;
+}
+
+// What is kept on disk, but for the uids.
+std::map<std::string, std::string> kept_in(const MemoryFiles& files) {
+  std::map<std::string, std::string> kept;
+  for (const auto& [path, text] : files.texts)
+    if (path.starts_with("/s/accepted/") || path.starts_with("/s/parsed/") || path == "/ids.json")
+      kept[path] = path == "/ids.json" ? text : without_uid(text);
+  return kept;
+}
+
+class Texts {
+ public:
+  explicit Texts(unsigned seed) : random_(seed) {}
+  unsigned pick(unsigned n) { return static_cast<unsigned>(random_()) % n; }
+  std::string object() {
+    const std::string name = "x" + std::to_string(pick(4));
+    switch (pick(4)) {
+      case 0:
+        return head("networking.istio.io/v1", "WorkloadEntry", name) + "spec: {address: 10.77.0." +
+               std::to_string(1 + pick(6)) + "}\n";
+      case 1:
+        return head("v1", "Service", name) +
+               "spec: {ports: [{name: tcp, port: " + (pick(4) ? "80" : "0") + "}]}\n";
+      case 2:
+        return head("networking.istio.io/v1", "VirtualService", name) + "spec: {hosts: [x0], " +
+               (pick(2) ? "http: [{route: [{destination: {host: x0}}]}]" : "odd: 1") + "}\n";
+      default:
+        return head("security.istio.io/v1", "AuthorizationPolicy", name) +
+               "spec: {action: " + (pick(3) ? "DENY" : "ODD") + "}\n";
+    }
+  }
+
+ private:
+  static std::string head(const std::string& version, const std::string& kind,
+                          const std::string& name) {
+    return "---\napiVersion: " + version + "\nkind: " + kind + "\nmetadata: {name: " + name + "}\n";
+  }
+  std::mt19937 random_;
+};
+
+TEST(Sources, FollowEveryChangeAsIfReadAnew) {
+  int refused = 0, failed = 0;
+  for (unsigned seed = 0; seed < 30; ++seed) {
+    Texts texts(seed);
+    MemoryFiles files;
+    Fixture one(files, 1);
+    Compilation last;
+    for (int step = 0; step < 40; ++step) {
+      const std::string path = "/s/objects/" + std::to_string(texts.pick(6)) + ".yaml";
+      std::string text;
+      for (unsigned i = texts.pick(3); i > 0; --i) text += texts.object();
+      if (texts.pick(4) == 0)
+        files.texts.erase(path);
+      else
+        files.set(path, text);
+      const std::string where = "seed " + std::to_string(seed) + ", step " + std::to_string(step);
+      ASSERT_TRUE(one.store.rescan());
+      MemoryFiles copy = files;
+      const auto version = static_cast<std::uint64_t>(step) + 1;
+      if (texts.pick(10) == 0) {
+        files.fail_at = 1 + static_cast<int>(texts.pick(6));
+        last = one.sources.compile(version, last.snapshot.get());
+        failed += one.sources.write_errors().empty() ? 0 : 1;
+        files.fail_at = 0;
+      }
+      last = one.sources.compile(version, last.snapshot.get());
+      ASSERT_THAT(one.sources.write_errors(), testing::IsEmpty());
+      Fixture anew(copy, 2);
+      const Compilation expected = anew.sources.compile(version, nullptr);
+      ASSERT_EQ(content_of(last), content_of(expected)) << where;
+      ASSERT_EQ(kept_in(files), kept_in(copy)) << where;
+      refused += last.refused.empty() ? 0 : 1;
+      // A candidate: what it would say, and that nothing stays of it.
+      auto parsed = config::parse_objects(texts.object(), "").value();
+      if (parsed[0].key.kind == "Service") continue;  // its address would not be given again
+      const auto object = std::make_shared<const config::Object>(parsed[0]);
+      ASSERT_EQ(content_of(one.sources.compile_with({object}, version + 1)),
+                content_of(anew.sources.compile_with({object}, version + 1)))
+          << where;
+    }
+  }
+  EXPECT_GT(refused, 100);
+  EXPECT_GT(failed, 10);
+}
+
+TEST(Sources, AnAddressOfACandidateIsForgotten) {
+  MemoryFiles files;
+  Fixture one(files, 1);
+  const Compilation first = one.sources.compile(1, nullptr);
+  const auto parsed =
+      config::parse_objects(
+          "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {ports: [{port: 80}]}\n", "")
+          .value();
+  const auto service = std::make_shared<const config::Object>(parsed.at(0));
+  EXPECT_EQ(one.sources.compile_with({service}, 2).snapshot->services.size(), 1U);
+  one.sources.compile(2, first.snapshot.get());
+  EXPECT_THAT(files.texts["/ids.json"], testing::Not(testing::HasSubstr("default/x")));
+}
+
+}  // namespace
+}  // namespace mesh::control
