@@ -146,5 +146,30 @@ TEST(Sources, AnAddressOfACandidateIsForgotten) {
   EXPECT_THAT(files.texts["/ids.json"], testing::Not(testing::HasSubstr("default/x")));
 }
 
+TEST(Sources, ACandidateTakesThePlaceOfWhatItWouldReplace) {
+  MemoryFiles files;
+  const auto text = [](const char* head, const std::string& spec) {
+    return "---\napiVersion: " + std::string(head) + "\nmetadata: {name: x}\nspec: " + spec + "\n";
+  };
+  const std::string service = "v1\nkind: Service";
+  const std::string policy = "security.istio.io/v1\nkind: AuthorizationPolicy";
+  files.set("/s/objects/mine.yaml", text(service.c_str(), "{ports: [{port: 80}]}") +
+                                        text(policy.c_str(), "{action: ALLOW}"));
+  files.set("/s/objects/AuthorizationPolicy/default.x.yaml",
+            text(policy.c_str(), "{action: ALLOW}"));
+  Fixture one(files, 1);
+  one.sources.compile(1, nullptr);
+  const auto with = [&](const std::string& candidate) {
+    const auto parsed = config::parse_objects(candidate, "").value();
+    auto object = std::make_shared<const config::Object>(parsed.at(0));
+    return one.sources.compile_with({std::move(object)}, 2);
+  };
+  const Compilation other = with(text(service.c_str(), "{ports: [{port: 81}]}"));
+  EXPECT_EQ(other.objects.size(), 3U) << "the only version, wherever it is";
+  EXPECT_EQ(other.snapshot->services.begin()->second->ports.at(0).port, 81);
+  EXPECT_EQ(with(text(policy.c_str(), "{action: DENY}")).objects.size(), 3U)
+      << "of two versions that which is put() where it would be";
+}
+
 }  // namespace
 }  // namespace mesh::control
