@@ -5,17 +5,20 @@
 //                                  and says one byte at the end. One thread.
 //        bench_l4 load ADDRESS PORT roundtrip|connect|stream COUNT WARM_UP
 //
-// One blocking connection at a time. load does WARM_UP operations, prints "ready", waits for a
-// line, does COUNT more and prints what they took as JSON. An operation is 1024 bytes there and
-// back; a connection that does that once; a write of 64 KiB.
+// One connection at a time; neither end blocks in the socket itself. load does WARM_UP operations,
+// prints "ready", waits for a line, does COUNT more and prints what they took as JSON. An operation
+// is 1024 bytes there and back; a connection that does that once; a write of 64 KiB.
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -37,13 +40,27 @@ constexpr std::size_t kMessage = 1024, kBlock = 65536;
   std::exit(1);
 }
 
+void wait_for(int fd, short what) {
+  pollfd waiting{fd, what, 0};
+  if (::poll(&waiting, 1, 60'000) != 1) fail("bench_l4: poll");
+}
+
 void send_all(int fd, const char* data, std::size_t size) {
   while (size > 0) {
     const ssize_t sent = ::send(fd, data, size, MSG_NOSIGNAL);
+    if (sent < 0 && errno == EAGAIN) {
+      wait_for(fd, POLLOUT);
+      continue;
+    }
     if (sent <= 0) fail("bench_l4: send");
     data += sent;
     size -= static_cast<std::size_t>(sent);
   }
+}
+
+ssize_t receive(int fd, char* data, std::size_t size) {
+  wait_for(fd, POLLIN);
+  return ::recv(fd, data, size, 0);
 }
 
 // ---- serving
@@ -67,6 +84,7 @@ int listen_on(std::uint16_t port) {
 bool serve_one(int fd, Kind kind) {
   static char buffer[kBlock];
   const ssize_t got = ::recv(fd, buffer, sizeof buffer, 0);
+  if (got < 0 && errno == EAGAIN) return true;
   if (got <= 0) {
     if (kind == Kind::kSink && got == 0) send_all(fd, "!", 1);
     return false;
@@ -94,7 +112,7 @@ bool serve_one(int fd, Kind kind) {
     for (int i = 0; i < n; ++i) {
       const int fd = events[i].data.fd;
       if (const auto listener = listeners.find(fd); listener != listeners.end()) {
-        const int accepted = ::accept4(fd, nullptr, nullptr, SOCK_CLOEXEC);
+        const int accepted = ::accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (accepted < 0) continue;
         const int on = 1;
         ::setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -136,7 +154,7 @@ class Load {
     if (work_ != "stream") return;
     char last = 0;
     ::shutdown(fd_, SHUT_WR);
-    if (::recv(fd_, &last, 1, 0) != 1) fail("bench_l4: the end of the stream");
+    if (receive(fd_, &last, 1) != 1) fail("bench_l4: the end of the stream");
   }
 
  private:
@@ -149,13 +167,14 @@ class Load {
     if (::connect(fd, reinterpret_cast<sockaddr*>(&sa), sizeof sa) != 0) fail("bench_l4: connect");
     const int on = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    ::fcntl(fd, F_SETFL, O_NONBLOCK);
     return fd;
   }
   void exchange(int fd) const {
     static char buffer[kMessage];
     send_all(fd, data_.data(), kMessage);
     for (std::size_t got = 0; got < kMessage;) {
-      const ssize_t more = ::recv(fd, buffer, kMessage - got, 0);
+      const ssize_t more = receive(fd, buffer, kMessage - got);
       if (more <= 0) fail("bench_l4: recv");
       got += static_cast<std::size_t>(more);
     }
@@ -164,7 +183,7 @@ class Load {
     const int fd = connect(Kind::kOnce);
     exchange(fd);
     char end = 0;
-    if (::recv(fd, &end, 1, 0) != 0) fail("bench_l4: the end");
+    if (receive(fd, &end, 1) != 0) fail("bench_l4: the end");
     ::close(fd);
   }
 

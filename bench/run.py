@@ -3,8 +3,8 @@
 
 usage: run.py [WORK|scale|smoke]
 
-Works without a suffix go by TCP, http1-*-fast and l4-* with the same-node fast path, which is off by
-default, switched on (where it cannot be they are left out, and named). l4-* use no proxy; their CPU is both ends'.
+Works without a suffix go by TCP, http1-*-fast and l4-* with the same-node fast path on (without a
+kernel that can have it they are left out, and named). l4-* use no proxy; their CPU is both ends'.
 
 The main figure is CPU time per request: what the scheduler accounted to the processes of each variant
 (/proc/PID/task/*/schedstat), everything pinned to one CPU at a real-time priority, medians over rounds A B C A B C. "cpu" against
@@ -217,6 +217,17 @@ class Mesh:
         """Why works of the fast path cannot be measured; "" when they can, or when none is."""
         return "" if self.state["on"] == self.fast else self.state["reason"]
 
+    def let_join(self):
+        """Connections that have lived for some round trips join within half a second."""
+        if self.fast:
+            time.sleep(1.5)
+
+    def redirected(self):
+        """How many ends send past TCP, or have sent."""
+        time.sleep(1)  # meshd reads the counters every half second
+        told = subprocess.run([BIN / "meshctl", "status", "-o", "json"], capture_output=True, timeout=DEADLINE, check=False)
+        return json.loads(told.stdout)["kernel"]["fastpath_redirected"]
+
     def origin_pids(self):
         return pids_of("workloads/default.bench-origin")
 
@@ -247,10 +258,12 @@ def load_l4(prefix, address, work, operations):
     return subprocess.Popen([str(c) for c in command], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def measure(client, proxy_pids, origin_pids):
+def measure(client, proxy_pids, origin_pids, settled=None):
     try:
         if client.stdout.readline().strip() != "ready":
             raise SystemExit("bench: the client failed while warming up")
+        if settled:
+            settled()
         before = cpu_us(proxy_pids), cpu_us(origin_pids)
         client.stdin.write("go\n")
         client.stdin.flush()
@@ -273,11 +286,11 @@ def run_round(work, mesh, plain, requests):
     if work in L4:
         return {
             "none": measure(load_l4(in_plain, "10.77.255.3", work, requests), [], [plain.l4.pid]),
-            "undermesh": measure(load_l4(in_mesh, mesh.l4_address, work, requests), mesh.pids(), mesh.l4_pids()),
+            "undermesh": measure(load_l4(in_mesh, mesh.l4_address, work, requests), mesh.pids(), mesh.l4_pids(), mesh.let_join),
         }
     return {
         "none": measure(load(in_plain, "10.77.255.3", 8080, work, requests), [], [plain.origin.pid]),
-        "undermesh": measure(load(in_mesh, mesh.address, 8080, work, requests), mesh.pids(), mesh.origin_pids()),
+        "undermesh": measure(load(in_mesh, mesh.address, 8080, work, requests), mesh.pids(), mesh.origin_pids(), mesh.let_join),
         "haproxy": measure(load(in_plain, "127.0.0.1", 15080, work, requests), [plain.haproxy.pid], [plain.origin.pid]),
     }
 
@@ -326,9 +339,12 @@ def run_works(works, fast, smoke):
             print(f"bench: left out, as the fast path is off ({mesh.why_slow()}): {', '.join(works)}")
             return []
         for work in works:
+            before = mesh.redirected() if fast else 0
             requests = 500 if smoke else L4[work][1] if work in L4 else {**WORKS, **FAST}[work][2]
             rounds = [run_round(work, mesh, plain, requests) for _ in range(1 if smoke else ROUNDS)]
             rows += rows_of(work, rounds)
+            if fast:
+                print(f"{work}: {mesh.redirected() - before} ends sent past TCP")
             for index, r in enumerate(rounds):
                 print(f"{work} round {index + 1}: cpu us/operation: " +
                       ", ".join(f"{variant} {r[variant]['cpu']:.2f} (system {r[variant]['system']:.2f})" for variant in r))

@@ -293,8 +293,8 @@ class TimedDatapath final : public datapath::Datapath {
   std::optional<Result<>> take_fast_path_test(Clock::time_point now) override {
     return inner_.take_fast_path_test(now);
   }
-  Result<std::vector<datapath::FastPathPort>> fast_path_ports() override {
-    return inner_.fast_path_ports();
+  Result<> let_settled_join(const datapath::State& state) override {
+    return inner_.let_settled_join(state);
   }
   Result<UniqueFd> heartbeat_map() override { return inner_.heartbeat_map(); }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
-// The same-node fast path: sock_ops lets both ends of a connection join, sk_msg moves what they
-// send to the other end's socket, past TCP. An object of its own, as it is optional: it needs a
-// kernel that charges redirected data to the receiver (6.13), and reads structures of the kernel,
-// which a program may only under the GPL.
+// The same-node fast path, of connections that last: sock_ops sees which do, an iterator lets both
+// ends join, and sk_msg moves what they send to the other end's socket, past TCP. An object of its
+// own, as it is optional: it needs a kernel that charges redirected data to the receiver (6.13),
+// and reads structures of the kernel, which a program may only under the GPL.
 //
 // Whatever is doubtful goes by TCP, which is always right.
 
@@ -16,7 +16,7 @@
 // clang-format on
 
 #define AF_INET 2
-#define SOCK_RCVBUF_LOCK 2  // the application set SO_RCVBUF
+#define O_NONBLOCK 04000
 
 // ---- what is read of the kernel's structures (CO-RE: found by name) -------------------------
 
@@ -24,23 +24,63 @@ typedef struct {
   int counter;
 } atomic_t;
 
+typedef struct {
+  long counter;
+} atomic_long_t;
+
+struct page_counter {
+  atomic_long_t usage;  // pages
+  unsigned long max;
+  struct page_counter* parent;
+} __attribute__((preserve_access_index));
+
+struct mem_cgroup {
+  struct page_counter memory;
+} __attribute__((preserve_access_index));
+
+struct file {
+  unsigned int f_flags;
+} __attribute__((preserve_access_index));
+
+struct socket {
+  struct file* file;
+} __attribute__((preserve_access_index));
+
+struct sock_common {
+  volatile unsigned char skc_state;
+} __attribute__((preserve_access_index));
+
 struct sock {
+  struct sock_common __sk_common;
   struct {
     atomic_t rmem_alloc;
   } sk_backlog;
   int sk_rcvbuf;
-  __u8 sk_userlocks : 4;
+  int sk_forward_alloc;
+  struct mem_cgroup* sk_memcg;
+  struct socket* sk_socket;
+} __attribute__((preserve_access_index));
+
+struct inet_sock {
+  struct sock sk;
 } __attribute__((preserve_access_index));
 
 struct inet_connection_sock {
+  struct inet_sock icsk_inet;
   void* icsk_ulp_ops;
 } __attribute__((preserve_access_index));
 
 struct tcp_sock {
   struct inet_connection_sock inet_conn;
-  __u64 bytes_sent;
   __u32 write_seq;
-  __u32 snd_nxt;
+  __u32 copied_seq;
+  __u32 rcv_nxt;
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__tcp {
+  union {
+    struct sock_common* sk_common;
+  };
 } __attribute__((preserve_access_index));
 
 struct sk_msg {
@@ -58,13 +98,7 @@ struct {
   __type(value, __u64);
 } um_fast_peers SEC(".maps");
 
-struct {
-  __uint(type, BPF_MAP_TYPE_LRU_HASH);
-  __uint(max_entries, 16384);
-  __type(key, struct um_fast_port_key);
-  __type(value, struct um_fast_port);
-} um_fast_ports SEC(".maps");
-
+UM_HASH(um_fast_settled, __u64, __u32, 16384, BPF_F_NO_PREALLOC);
 UM_HASH(um_fast_addresses, struct um_address, __u64, 16384, BPF_F_NO_PREALLOC);
 UM_HASH(um_fast_excluded, struct um_destination, __u32, 65536, BPF_F_NO_PREALLOC);
 
@@ -80,7 +114,7 @@ static __always_inline const struct um_fast_config* um_fast_settings(void) {
   return bpf_map_lookup_elem(&um_fast_config, &zero);
 }
 
-// ---- joining -------------------------------------------------------------------------------
+// ---- which connections last ----------------------------------------------------------------
 
 static __always_inline void um_read_ends(struct bpf_sock_ops* ops, struct um_fast_key* key) {
   key->local_port = bpf_htons((__u16)ops->local_port);
@@ -99,14 +133,6 @@ static __always_inline void um_read_ends(struct bpf_sock_ops* ops, struct um_fas
     key->remote.word[2] = ops->remote_ip6[2];
     key->remote.word[3] = ops->remote_ip6[3];
   }
-}
-
-static __always_inline void um_listener_of(const struct um_fast_key* end, int active,
-                                           struct um_fast_port_key* key) {
-  key->netns_cookie = end->netns_cookie;
-  key->listener.protocol = UM_TCP;
-  key->listener.address = active ? end->remote : end->local;
-  key->listener.port = active ? end->remote_port : end->local_port;
 }
 
 static __always_inline void um_other_end(const struct um_fast_key* end, struct um_fast_key* other) {
@@ -142,106 +168,118 @@ static __always_inline int um_is_excluded(struct bpf_sock* sk,
   return bpf_map_lookup_elem(&um_fast_excluded, &service) != 0;
 }
 
-// Client ports are mostly even.
-static __always_inline int um_is_sample(const struct um_fast_port* port, __u16 client /* be16 */) {
-  return port->samples < UM_FAST_FIRST_SAMPLES || (bpf_ntohs(client) & 0xe) == 0;
-}
-
-// Whether the port's connections are worth it. At the client's end also: whether this one shall be
-// looked at when it closes.
-static __always_inline int um_does_pay(struct bpf_sock_ops* ops, const struct um_fast_key* end,
-                                       const struct um_fast_port_key* key, int active) {
-  struct um_fast_port* port = bpf_map_lookup_elem(&um_fast_ports, key);
-  if (!port) {
-    // Nothing is known: who stays for long may have come to stay, so the first ones join.
-    struct um_fast_port fresh = {.joins = 1};
-    bpf_map_update_elem(&um_fast_ports, key, &fresh, BPF_NOEXIST);
-    port = bpf_map_lookup_elem(&um_fast_ports, key);
-    if (!port) return 0;
+// Between workloads of this node, or on the way to the proxy.
+static __always_inline int um_may_join(struct bpf_sock_ops* ops, struct bpf_sock* sk,
+                                       const struct um_fast_config* config, int active) {
+  struct um_fast_key end = {};
+  um_read_ends(ops, &end);
+  if (um_is_loopback(&end.local)) {
+    if (!um_is_leg_to_proxy(&end)) return 0;
+  } else if (!um_are_on_this_node(&end, bpf_get_netns_cookie(ops))) {
+    return 0;
   }
-  if (active && um_is_sample(port, end->local_port))
-    bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-  return port->joins != 0;
-}
-
-static __always_inline void um_join(struct bpf_sock_ops* ops, struct bpf_sock* sk,
-                                    struct um_fast_key* end, int active) {
-  struct um_fast_socket fresh = {.active = (__u32)active};
-  um_other_end(end, &fresh.peer);
-  if (!bpf_sk_storage_get(&um_fast_sockets, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE)) return;
-  // Refused for a socket of MPTCP or with an upper protocol, and where its like is there already.
-  if (bpf_sock_hash_update(ops, &um_fast_peers, end, BPF_NOEXIST)) {
-    bpf_sk_storage_delete(&um_fast_sockets, sk);
-    um_count(UM_FASTPATH_NOT_JOINED);
-    return;
-  }
-  um_count(UM_FASTPATH_JOINED);
+  if (!(config->flags & UM_FAST_HAS_EXCLUDED)) return 1;
+  struct um_destination listener = {.protocol = UM_TCP,
+                                    .address = active ? end.remote : end.local,
+                                    .port = active ? end.remote_port : end.local_port};
+  return !um_is_excluded(sk, &listener);
 }
 
 static __always_inline void um_established(struct bpf_sock_ops* ops, int active) {
   const struct um_fast_config* config = um_fast_settings();
   if (!config || !(config->flags & UM_FAST_ON)) return;
   struct bpf_sock* sk = ops->sk;
-  if (!sk) return;
-  struct um_fast_key end = {};
-  um_read_ends(ops, &end);
-  __u64 cookie = bpf_get_netns_cookie(ops);
-  if (um_is_loopback(&end.local)) {
-    if (!um_is_leg_to_proxy(&end)) return;
-    end.netns_cookie = cookie;
-  } else if (!um_are_on_this_node(&end, cookie)) {
-    return;
-  }
-  struct um_fast_port_key port = {};
-  um_listener_of(&end, active, &port);
-  if ((config->flags & UM_FAST_HAS_EXCLUDED) && um_is_excluded(sk, &port.listener)) return;
-  if (um_does_pay(ops, &end, &port, active)) um_join(ops, sk, &end, active);
+  if (!sk || !um_may_join(ops, sk, config, active)) return;
+  bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
-// ---- learning ------------------------------------------------------------------------------
-
-// Data segments both ways stand for the round trips of a connection that went by TCP.
-static __always_inline __u32 um_trips(struct bpf_sock_ops* ops, const struct um_fast_socket* fast) {
-  __u32 out = ops->data_segs_out, in = ops->data_segs_in;
-  __u32 trips = out < in ? out : in;
-  // One that went over to TCP was no gain, however long it went on.
-  if (fast) trips = fast->trips;
-  return trips < UM_FAST_TRIPS_MAX ? trips : UM_FAST_TRIPS_MAX;
-}
-
-static __always_inline void um_learn(struct bpf_sock_ops* ops) {
-  struct bpf_sock* sk = ops->sk;
-  if (!sk) return;
-  const struct um_fast_socket* fast = bpf_sk_storage_get(&um_fast_sockets, sk, 0, 0);
-  if (fast && !fast->active) return;
-  struct um_fast_key end = {};
-  um_read_ends(ops, &end);
-  if (um_is_loopback(&end.local)) end.netns_cookie = bpf_get_netns_cookie(ops);
-  struct um_fast_port_key key = {};
-  um_listener_of(&end, 1, &key);
-  struct um_fast_port* port = bpf_map_lookup_elem(&um_fast_ports, &key);
+// An acknowledgement that measures the round trip: most of them. Segments with data both ways stand
+// for round trips.
+static __always_inline void um_acknowledged(struct bpf_sock_ops* ops) {
   const struct um_fast_config* config = um_fast_settings();
-  // A server's end has no such port at the other side.
-  if (!port || !config || !um_is_sample(port, end.local_port)) return;
-  __u32 trips16 = um_trips(ops, fast) * 16;
-  // Two at once may lose one of their samples.
-  port->trips16 = port->samples ? port->trips16 - port->trips16 / 8 + trips16 / 8 : trips16;
-  port->samples++;
-  port->joins = port->trips16 >= config->min_trips * 16;
+  __u32 out = ops->data_segs_out, in = ops->data_segs_in;
+  if (!config) return;
+  int has_settled = (out < in ? out : in) >= config->min_trips;
+  if (!has_settled && out < UM_FAST_STREAM_SEGMENTS && in < UM_FAST_STREAM_SEGMENTS) return;
+  bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
+  struct bpf_sock* sk = ops->sk;
+  if (!sk || !has_settled) return;
+  __u64 cookie = bpf_get_netns_cookie(ops);
+  struct um_fast_key end = {};
+  um_read_ends(ops, &end);
+  if (um_is_loopback(&end.local)) end.netns_cookie = cookie;
+  struct um_fast_socket fresh = {.state = UM_FAST_SETTLED};
+  um_other_end(&end, &fresh.peer);
+  if (!bpf_sk_storage_get(&um_fast_sockets, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE)) return;
+  __u32 one = 1;
+  bpf_map_update_elem(&um_fast_settled, &cookie, &one, BPF_ANY);
 }
 
-// sock_ops at the cgroup of each workload and at the mesh's own, beside the mesh's others: as a
-// connection is established its end joins, where both ends are here; as it closes, its port's
-// record learns from it. Changes nothing of the connection. Agent gone: the same.
+// sock_ops at the cgroup of each workload and at the mesh's own, beside the mesh's others: notes
+// which connections last, where both ends are here. Changes nothing of the connection. Agent gone:
+// the same, and nobody joins.
 SEC("sockops")
 int um_fast_sock_ops(struct bpf_sock_ops* ops) {
-  if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+  if (ops->op == BPF_SOCK_OPS_RTT_CB)
+    um_acknowledged(ops);
+  else if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
     um_established(ops, 1);
   else if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
     um_established(ops, 0);
-  else if (ops->op == BPF_SOCK_OPS_STATE_CB && ops->args[1] == BPF_TCP_CLOSE)
-    um_learn(ops);
   return 1;
+}
+
+// ---- joining -------------------------------------------------------------------------------
+
+// The kernel's reader of a socket in a sockmap waits once, whatever it is woken for, and says
+// EAGAIN then (tcp_msg_wait_data, Linux 6.18): no answer for an application that blocks.
+static __always_inline int um_never_blocks(const struct sock* sk) {
+  struct socket* socket = sk->sk_socket;
+  if (!socket) return 0;  // nobody has accepted it
+  struct file* file = socket->file;
+  return file && file->f_flags & O_NONBLOCK;
+}
+
+// Asks once more, for the next walk.
+static __always_inline void um_ask_again(const struct um_fast_key* self) {
+  const __u64* owner = &self->netns_cookie;
+  if (!um_is_loopback(&self->local)) owner = bpf_map_lookup_elem(&um_fast_addresses, &self->local);
+  if (!owner) return;
+  __u64 cookie = *owner;
+  __u32 one = 1;
+  bpf_map_update_elem(&um_fast_settled, &cookie, &one, BPF_ANY);
+}
+
+// The sockets of one namespace, each of them locked. Who asked joins, or never will; or later,
+// where its application has not read all: what waits outside the queue that um_fast_skb fills is
+// read after that.
+SEC("iter/tcp")
+int um_fast_join(struct bpf_iter__tcp* ctx) {
+  struct sock_common* common = ctx->sk_common;
+  if (!common) return 0;
+  struct um_fast_socket* own = bpf_sk_storage_get(&um_fast_sockets, common, 0, 0);
+  if (!own || own->state != UM_FAST_SETTLED) return 0;
+  struct um_fast_key self = {};
+  um_other_end(&own->peer, &self);
+  const struct tcp_sock* tcp = bpf_skc_to_tcp_sock(common);
+  if (tcp && tcp->rcv_nxt != tcp->copied_seq) {
+    um_ask_again(&self);
+    return 0;
+  }
+  own->state = UM_FAST_STAYS;
+  if (!tcp || tcp->inet_conn.icsk_ulp_ops || !um_never_blocks(&tcp->inet_conn.icsk_inet.sk)) {
+    um_count(UM_FASTPATH_NOT_JOINED);
+    return 0;
+  }
+  own->state = UM_FAST_UNDECIDED;
+  // Refused for a socket of MPTCP, and where its like is there already.
+  if (bpf_map_update_elem(&um_fast_peers, &self, common, BPF_NOEXIST)) {
+    own->state = UM_FAST_STAYS;
+    um_count(UM_FASTPATH_NOT_JOINED);
+    return 0;
+  }
+  um_count(UM_FASTPATH_JOINED);
+  return 0;
 }
 
 // ---- sending -------------------------------------------------------------------------------
@@ -253,46 +291,103 @@ static __always_inline int um_by_tcp(struct sk_msg_md* ctx, struct um_fast_socke
   return SK_PASS;
 }
 
-// The application sent something before the socket joined (TFO), or what it sent is unknown.
-static __always_inline int um_has_sent(const struct tcp_sock* tcp) {
-  return tcp->bytes_sent != 0 || tcp->write_seq != tcp->snd_nxt;
-}
-
-// A TLS handshake. The sockets may be given to the kernel's TLS afterwards, which takes what was
-// redirected for plain text.
+// TLS. The sockets may be given to the kernel's afterwards, which takes what was redirected for
+// plain text.
 static __always_inline int um_is_tls(const struct sk_msg_md* ctx) {
   const __u8* data = ctx->data;
   if ((void*)(data + 3) > ctx->data_end) return 0;
-  return data[0] == 22 && data[1] == 3 && data[2] <= 4;
+  return data[0] >= 20 && data[0] <= 23 && data[1] == 3 && data[2] <= 4;
 }
 
-// How much may lie at a receiver, in bytes. An application that chose its buffer gets what it asked
-// for (the kernel doubles it). Others: twice of what they start with; TCP would let it grow.
-static __always_inline __u32 um_room(const struct sock* peer) {
-  __u32 buffer = (__u32)peer->sk_rcvbuf;
-  return BPF_CORE_READ_BITFIELD(peer, sk_userlocks) & SOCK_RCVBUF_LOCK ? buffer / 2 : buffer * 2;
+// Whether an undecided socket looks for the other end now.
+static __always_inline int um_is_time_to_look(struct um_fast_socket* own) {
+  __u32 count = ++own->messages;
+  return (count & (count - 1)) == 0;
+}
+
+// How much may lie at a receiver, in bytes: half of its buffer, so that TCP, whose window comes out
+// of the same, has the rest.
+static __always_inline __u32 um_room(const struct sock* peer) { return (__u32)peer->sk_rcvbuf / 2; }
+
+#define UM_FAST_LEVELS 6
+#define UM_FAST_SPARE_PAGES 256
+
+// Whether the receiver's control groups allow it so much: else the sender would be told ENOMEM,
+// where TCP waits. What the socket has in hand needs nobody's leave.
+static __always_inline int um_has_memory(const struct sock* peer, __u32 size) {
+  if (peer->sk_forward_alloc >= (int)size) return 1;
+  if (!bpf_core_field_exists(peer->sk_memcg)) return 1;
+  struct mem_cgroup* group = peer->sk_memcg;
+  struct page_counter* counter = group ? &group->memory : 0;
+  for (int level = 0; level < UM_FAST_LEVELS && counter; ++level) {
+    if ((unsigned long)counter->usage.counter + size / 4096 + UM_FAST_SPARE_PAGES > counter->max)
+      return 0;
+    counter = counter->parent;
+  }
+  return 1;
 }
 
 static __always_inline int um_has_room(const struct sock* peer, __u32 size) {
-  return (__u32)peer->sk_backlog.rmem_alloc.counter + size <= um_room(peer);
+  return um_has_memory(peer, size) &&
+         (__u32)peer->sk_backlog.rmem_alloc.counter + size <= um_room(peer);
+}
+
+// One that was ended, or has ended its side, may send nothing, whatever the kernel's redirection
+// would take.
+static __always_inline int um_may_send(const struct tcp_sock* own) {
+  __u8 state = own->inet_conn.icsk_inet.sk.__sk_common.skc_state;
+  return state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE_WAIT;
+}
+
+// The other end is the one that it was, and its application has read all that went by TCP: what is
+// redirected comes after it. Both count in the sender's sequence numbers, which hold still while it
+// redirects, and begin anew with another connection.
+static __always_inline int um_may_receive(const struct tcp_sock* own, const struct tcp_sock* peer) {
+  __u8 state = peer->inet_conn.icsk_inet.sk.__sk_common.skc_state;
+  if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_FIN_WAIT1 && state != BPF_TCP_FIN_WAIT2)
+    return 0;
+  return peer->copied_seq == own->write_seq && !peer->inet_conn.icsk_ulp_ops;
 }
 
 static __always_inline void um_moved(struct um_fast_socket* own, struct sock* peer, __u32 size) {
+  if (own->state == UM_FAST_UNDECIDED) um_count(UM_FASTPATH_REDIRECTED);
+  own->state = UM_FAST_REDIRECT;
   own->sent_bytes += size;
-  own->waits = 1;
   struct um_fast_socket* other = bpf_sk_storage_get(&um_fast_sockets, peer, 0, 0);
-  if (!other) return;
-  other->received_bytes += size;
-  if (!other->waits) return;
-  other->waits = 0;
-  other->trips++;
+  if (other) other->received_bytes += size;
 }
 
-// Out of the sender's own socket, by TCP. False: it is in the map no more, since it is closed.
+// A redirection cannot be taken back, but turned: out of the sender's own socket, by TCP. Not
+// SK_PASS: that is in the map no more, since it is closed.
 static __always_inline int um_turn(struct sk_msg_md* ctx, const struct um_fast_socket* own) {
   struct um_fast_key self = {};
   um_other_end(&own->peer, &self);
-  return bpf_msg_redirect_hash(ctx, &um_fast_peers, &self, 0) == SK_PASS;
+  return bpf_msg_redirect_hash(ctx, &um_fast_peers, &self, 0);
+}
+
+// To the other end, where it has joined and read all, and has room.
+static __always_inline int um_redirect(struct sk_msg_md* ctx, const struct sk_msg* message,
+                                       struct um_fast_socket* own, const struct tcp_sock* tcp) {
+  __u32 size = ctx->size;
+  int is_undecided = own->state == UM_FAST_UNDECIDED;
+  if (bpf_msg_redirect_hash(ctx, &um_fast_peers, &own->peer, BPF_F_INGRESS) != SK_PASS) {
+    if (is_undecided && own->messages < UM_FAST_LAST_MESSAGE) return SK_PASS;
+    um_count(UM_FASTPATH_TO_TCP_NO_PEER);
+    return um_by_tcp(ctx, own);
+  }
+  struct sock* peer = message->sk_redir;
+  if (!peer) return SK_DROP;
+  const struct tcp_sock* peer_tcp = bpf_skc_to_tcp_sock(peer);
+  if (!peer_tcp) return SK_DROP;
+  int may_receive = um_may_receive(tcp, peer_tcp);
+  if (is_undecided && !may_receive) return um_turn(ctx, own);
+  if (may_receive && um_has_room(peer, size)) {
+    um_moved(own, peer, size);
+    return SK_PASS;
+  }
+  um_count(may_receive ? UM_FASTPATH_TO_TCP_FULL : UM_FASTPATH_TO_TCP_UNSAFE);
+  own->state = UM_FAST_TCP;
+  return um_turn(ctx, own);
 }
 
 // All of the message was counted as moved.
@@ -317,7 +412,7 @@ static __always_inline int um_rest(struct sk_msg_md* ctx, const struct sk_msg* m
     um_count(UM_FASTPATH_TO_TCP_FULL);
   }
   own->state = UM_FAST_TCP;
-  return um_turn(ctx, own) ? SK_PASS : SK_DROP;
+  return um_turn(ctx, own);
 }
 
 // sk_msg of every socket in um_fast_peers: what it sends goes to the other end's socket, or by TCP.
@@ -335,28 +430,18 @@ int um_fast_msg(struct sk_msg_md* ctx) {
   const struct um_fast_config* config = um_fast_settings();
   const struct tcp_sock* tcp = bpf_skc_to_tcp_sock(sk);
   if (!tcp || !config || !(config->flags & UM_FAST_ON) || tcp->inet_conn.icsk_ulp_ops ||
-      um_is_tls(ctx) || (own->state == UM_FAST_UNDECIDED && um_has_sent(tcp))) {
+      !um_may_send(tcp) || um_is_tls(ctx)) {
     um_count(UM_FASTPATH_TO_TCP_UNSAFE);
     return um_by_tcp(ctx, own);
   }
-  __u32 size = ctx->size;
-  if (bpf_msg_redirect_hash(ctx, &um_fast_peers, &own->peer, BPF_F_INGRESS) != SK_PASS) {
-    um_count(UM_FASTPATH_TO_TCP_NO_PEER);
-    return um_by_tcp(ctx, own);
-  }
-  struct sock* peer = message->sk_redir;
-  if (!peer) return SK_PASS;
-  if (um_has_room(peer, size)) {
-    if (own->state == UM_FAST_UNDECIDED) um_count(UM_FASTPATH_REDIRECTED);
-    own->state = UM_FAST_REDIRECT;
-    um_moved(own, peer, size);
-    return SK_PASS;
-  }
-  // A redirection cannot be taken back, but turned.
-  if (!um_turn(ctx, own)) um_moved(own, peer, size);
-  um_count(UM_FASTPATH_TO_TCP_FULL);
-  own->state = UM_FAST_TCP;
-  return SK_PASS;
+  if (own->state == UM_FAST_UNDECIDED && !um_is_time_to_look(own)) return SK_PASS;
+  return um_redirect(ctx, message, own, tcp);
 }
+
+// sk_skb of every socket in um_fast_peers: what comes by TCP waits in one queue with what comes
+// past it, so that FIONREAD tells of both, and a reader that takes a short read for the end of what
+// there is (by edges, as nginx) is right.
+SEC("sk_skb")
+int um_fast_skb(__attribute__((unused)) struct __sk_buff* ctx) { return SK_PASS; }
 
 char _license[] SEC("license") = "GPL";

@@ -47,20 +47,10 @@ datapath::Finding finding_of(const api::FastPathStatus& status) {
 Result<int> fast_path_status(const Environment& environment, Format format) {
   const Client client(environment.run_dir);
   MESH_TRY(auto status, client.get<api::FastPathStatus>("/v1/fastpath"));
-  MESH_TRY(auto ports, client.get<api::Dump>("/v1/dump/fastpath"));
-  if (format != Format::kTable) {
-    auto out = api::to_json(status);
-    out["ports"] = api::to_json(ports).at("rows");
-    std::fputs(render(format, out).c_str(), stdout);
-    return kOk;
-  }
-  print_line(status);
-  if (!status.on || ports.rows.empty()) return kOk;
-  Table table({"LISTENER", "NAMESPACE", "ROUND-TRIPS", "CONNECTIONS-SEEN", "JOINS"});
-  for (const auto& row : ports.rows)
-    table.row({cell(row.at("listener")), cell(row.at("netns_cookie")), cell(row.at("round_trips")),
-               cell(row.at("samples")), cell(row.at("joins"))});
-  std::printf("\n%s", table.to_string().c_str());
+  if (format == Format::kTable)
+    print_line(status);
+  else
+    std::fputs(render(format, api::to_json(status)).c_str(), stdout);
   return kOk;
 }
 

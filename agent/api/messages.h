@@ -5,7 +5,7 @@
 //   GET  /v1/status                                     -> Status
 //   GET  /v1/objects?kind=&namespace=&name=             -> ObjectList (empty list: none matches)
 //   GET  /v1/workloads[?wait=<ns>/<name>&seconds=N]     -> WorkloadList
-//   GET  /v1/dump/{routes,clusters,endpoints,policies,dns,flows,fastpath}  -> Dump
+//   GET  /v1/dump/{routes,clusters,endpoints,policies,dns,flows}           -> Dump
 //   GET  /v1/authz?from=&to=&namespace=&udp=            -> AuthzReply (404: no such name)
 //   GET  /v1/tap?source=&destination=&status=           -> chunked, one TapEvent a line, no end
 //   GET  /v1/fastpath                                   -> FastPathStatus

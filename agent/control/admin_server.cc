@@ -175,10 +175,6 @@ asio::awaitable<Response> dump(Node& node, const Request& request, const api::Ta
     auto flows = node.open_flows();
     if (!flows) co_return refuse(request, flows.error());
     table = std::move(flows).value();
-  } else if (what == "fastpath") {
-    auto ports = node.fast_path_ports();
-    if (!ports) co_return refuse(request, ports.error());
-    table = std::move(ports).value();
   } else if (what == "dns") {
     auto rows = node.look_up(query_of(target, "name"), query_of(target, "from"));
     if (!rows) co_return refuse(request, rows.error());
@@ -186,7 +182,7 @@ asio::awaitable<Response> dump(Node& node, const Request& request, const api::Ta
   } else {
     co_return refuse(request, Error{Errc::not_found, "no dump '" + what +
                                                          "': one of routes, clusters, endpoints, "
-                                                         "policies, dns, flows, fastpath"});
+                                                         "policies, dns, flows"});
   }
   table.version = node.version();
   co_return respond(request, table);

@@ -276,19 +276,6 @@ api::Dump dump_policies(const Snapshot& snapshot,
   return dump;
 }
 
-api::Dump dump_fast_path(const std::vector<datapath::FastPathPort>& ports) {
-  api::Dump dump;
-  dump.what = "fastpath";
-  dump.columns = {"listener", "netns_cookie", "round_trips", "samples", "joins"};
-  for (const auto& port : ports)
-    dump.rows.push_back({{"listener", port.listener.to_string()},
-                         {"netns_cookie", port.netns_cookie},
-                         {"round_trips", port.round_trips},
-                         {"samples", port.samples},
-                         {"joins", port.joins}});
-  return dump;
-}
-
 namespace {
 
 std::string text_of(const dns::Record& record) {

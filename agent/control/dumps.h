@@ -23,9 +23,6 @@ api::Dump dump_policies(const config::Snapshot& snapshot,
                         const std::vector<api::Status::PolicyCount>& counts,
                         const std::set<config::ObjectName>& enrolled,
                         const std::vector<config::Problem>& problems);
-// What the fast path has learned.
-api::Dump dump_fast_path(const std::vector<datapath::FastPathPort>& ports);
-
 // Who asks for a name, and whom.
 struct DnsClient {
   enum class Resolver : std::uint8_t {

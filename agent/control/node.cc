@@ -283,17 +283,14 @@ void Node::audit(Clock::time_point now) {
 
 void Node::watch_fast_path(Clock::time_point now) {
   if (parts_.fast_path.step(now)) tell_change();
+  if (auto joined = parts_.datapath.let_settled_join(publisher_.kernel()); !joined)
+    log()->warn("connections go on by TCP error={}", joined.error().message);
 }
 
 Result<> Node::switch_fast_path(bool on, Clock::time_point now) {
   MESH_TRY(parts_.fast_path.set(on, now));
   tell_change();
   return success();
-}
-
-Result<api::Dump> Node::fast_path_ports() {
-  MESH_TRY(const auto ports, parts_.datapath.fast_path_ports());
-  return dump_fast_path(ports);
 }
 
 void Node::on_proxy_connected(Clock::time_point now) {

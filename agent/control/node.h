@@ -81,7 +81,6 @@ class Node {
   api::Status status(Clock::time_point now);
   const FastPathSwitch& fast_path() const { return parts_.fast_path; }
   Result<> switch_fast_path(bool on, Clock::time_point now);
-  Result<api::Dump> fast_path_ports();
   // The proxy has judged all that was published, or is away.
   bool is_settled() const;
   // What the proxy refused of the objects of a reply.

@@ -131,15 +131,6 @@ struct State {
   std::set<SocketAddress> slow_listeners;
 };
 
-// What the fast path has learned of the connections to a port.
-struct FastPathPort {
-  SocketAddress listener;
-  std::uint64_t netns_cookie = 0;  // of a loopback address; else 0
-  double round_trips = 0;          // of a connection, smoothed
-  std::uint32_t samples = 0;       // connections looked at
-  bool joins = false;              // false: too short to gain
-};
-
 // A TCP connection of an enrolled workload that goes past no proxy, or the refusal of one.
 struct Flow {
   enum class Kind : std::uint8_t { kOpen, kClosed, kDenied };
@@ -228,7 +219,9 @@ class Datapath {
   virtual Result<> start_fast_path_test(std::chrono::steady_clock::time_point now) = 0;
   virtual std::optional<Result<>> take_fast_path_test(
       std::chrono::steady_clock::time_point now) = 0;
-  virtual Result<std::vector<FastPathPort>> fast_path_ports() = 0;  // none: off
+  // Connections that have lived for some round trips since this was called last may join; to be
+  // called every half second. Nothing where it is off.
+  virtual Result<> let_settled_join(const State& state) = 0;
   // A duplicate of the map that the proxy stamps with CLOCK_MONOTONIC nanoseconds (one mmapped
   // u64).
   virtual Result<UniqueFd> heartbeat_map() = 0;

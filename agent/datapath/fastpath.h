@@ -36,9 +36,14 @@ std::string fast_path_link(const std::string& pin_dir, const std::string& name);
 // destroyed: what is tried before anybody's data goes that way (fastpath_probe.h).
 struct FastPathCopy {
   UniqueFd sockets, addresses, config;  // um_fast_sockets, um_fast_addresses, um_fast_config
+  UniqueFd iterator;                    // of run_fast_path_iterator()
   UniqueFd peers, link;
 };
 Result<FastPathCopy> copy_of_fast_path(int cgroup);
+
+// Lets the sockets of the calling thread's network namespace join that have asked to. 0, or an
+// errno. System calls alone.
+int run_fast_path_iterator(int iterator);
 
 class FastPath {
  public:
@@ -55,7 +60,9 @@ class FastPath {
   // Its link at the cgroup of that name, where that is not as keep() left it. True: it was not.
   Result<bool> restore_link(const std::string& name, const std::string& cgroup);
   Result<> turn(bool on);
-  Result<std::vector<FastPathPort>> ports() const;
+  // Where sockets have asked to join since this was asked last: cookies of network namespaces.
+  Result<std::vector<std::uint64_t>> take_settled();
+  Result<> let_join(int netns) const;  // takes as long as the kernel needs to walk its sockets
 
  private:
   int map(const char* name) const { return maps_.at(name).get(); }
@@ -63,7 +70,7 @@ class FastPath {
   Result<> write_config();
 
   std::string dir_;
-  UniqueFd sock_ops_;
+  UniqueFd sock_ops_, iterator_;
   std::map<std::string, UniqueFd> maps_;
   bool on_ = false, has_excluded_ = false;
 };

@@ -1,5 +1,7 @@
 #include "datapath/fastpath_here.h"
 
+#include <fcntl.h>
+
 #include <utility>
 
 #include "base/log.h"
@@ -47,9 +49,21 @@ Result<bool> FastPathHere::restore_link(const std::string& name) {
   return on_->restore_link(name, cgroup->second);
 }
 
-Result<std::vector<FastPathPort>> FastPathHere::ports() const {
-  if (!on_) return std::vector<FastPathPort>{};
-  return on_->ports();
+Result<> FastPathHere::let_settled_join(const State& state) {
+  if (!on_) return success();
+  MESH_TRY(const auto settled, on_->take_settled());
+  if (settled.empty()) return success();
+  const UniqueFd own(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));  // the gateway's
+  std::map<std::uint64_t, int> namespaces;
+  for (const auto& [id, workload] : state.workloads)
+    namespaces.emplace(workload.netns_cookie, workload.cgroup.empty() ? own.get() : workload.netns);
+  Result<> outcome = success();
+  for (const std::uint64_t cookie : settled) {
+    const auto found = namespaces.find(cookie);
+    if (found == namespaces.end() || found->second < 0) continue;  // they go on by TCP
+    if (auto joined = on_->let_join(found->second); !joined) outcome = std::move(joined);
+  }
+  return outcome;
 }
 
 }  // namespace mesh::datapath

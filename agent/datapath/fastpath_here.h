@@ -6,7 +6,6 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "base/result.h"
 #include "base/unique_fd.h"
@@ -26,7 +25,8 @@ class FastPathHere {
   void want(FastPathNode node);
   // Puts the link of that name right. True: it was not as it should be.
   Result<bool> restore_link(const std::string& name);
-  Result<std::vector<FastPathPort>> ports() const;  // none: off
+  // As of Datapath::let_settled_join().
+  Result<> let_settled_join(const State& state);
 
  private:
   Result<> keep();

@@ -23,8 +23,8 @@ namespace {
 
 [[noreturn]] void run_child(const FastPathCopy& copy) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::_exit(static_cast<int>(
-      run_fast_path_trial({copy.sockets.get(), copy.addresses.get(), copy.config.get()})));
+  ::_exit(static_cast<int>(run_fast_path_trial(
+      {copy.sockets.get(), copy.addresses.get(), copy.config.get(), copy.iterator.get()})));
 }
 
 Result<> outcome_of(const siginfo_t& info) {
@@ -53,7 +53,7 @@ Result<> FastPathProbe::attach(const std::string& cgroup) {
   if (!group) return errno_error(errno, "open the control group " + cgroup);
   MESH_TRY(copy_, copy_of_fast_path(group.get()));
   const std::uint32_t zero = 0;
-  const um_fast_config config{UM_FAST_ON, 0};
+  const um_fast_config config{UM_FAST_ON, 1};
   if (::bpf_map_update_elem(copy_.config.get(), &zero, &config, BPF_ANY) != 0)
     return errno_error(errno, "write map um_fast_config");
   int pidfd = -1;

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/sched.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -16,7 +17,6 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -27,6 +27,7 @@
 
 #include "base/unique_fd.h"
 #include "bpf/fastpath.h"
+#include "datapath/fastpath.h"
 
 namespace mesh::datapath {
 
@@ -39,15 +40,17 @@ const char* text_of(TrialStep step) {
     case TrialStep::kConnect:
       return "a connection could not be made";
     case TrialStep::kJoin:
-      return "a connection did not join";
+      return "a connection that lasts did not join";
+    case TrialStep::kBlocks:
+      return "a socket joined that blocks, or got other bytes";
     case TrialStep::kMove:
       return "what was sent did not go past TCP, or was not counted";
     case TrialStep::kBytes:
       return "what arrived is not what was sent";
     case TrialStep::kRead:
-      return "a reader that blocks in read() stalled or got other bytes";
+      return "a reader of read() stalled or got other bytes";
     case TrialStep::kMessage:
-      return "a reader that blocks in recvmsg() stalled or got other bytes";
+      return "a reader of recvmsg() stalled or got other bytes";
     case TrialStep::kPoll:
       return "a reader that polls, and asks how much there is, stalled or got other bytes";
     case TrialStep::kLevel:
@@ -56,12 +59,14 @@ const char* text_of(TrialStep step) {
       return "a reader of edge-triggered epoll stalled or got other bytes";
     case TrialStep::kPeek:
       return "a reader that peeks first stalled or got other bytes";
+    case TrialStep::kUnread:
+      return "a socket that joined does not tell (FIONREAD) what came by TCP";
     case TrialStep::kHalfClose:
       return "what was sent after the other side had ended did not arrive";
     case TrialStep::kBounded:
       return "a sender was not stopped whose receiver never reads";
     case TrialStep::kFullOrder:
-      return "bytes were lost or mixed up as a full receiver changed to TCP";
+      return "bytes were lost or mixed up, or not told of, as a full receiver changed to TCP";
     case TrialStep::kOff:
       return "bytes were lost or mixed up as it was switched off";
     case TrialStep::kCount:
@@ -76,6 +81,8 @@ constexpr int kWaitMs = 5000;  // a loaded machine is no stall
 constexpr std::size_t kLargest = 65536;
 constexpr std::size_t kPieces[] = {1, 63, 1000, 16384, kLargest};
 constexpr int kTrips = 60;
+constexpr int kMostTrips =
+    200;  // until a connection has asked to join: an acknowledgement may wait
 constexpr std::size_t kTail = 777;
 constexpr std::uint16_t kProxyPort = UM_PROXY_PORT, kOtherPort = 7007;
 constexpr std::uint32_t kOwnAddress = 0xc0000201;  // 192.0.2.1, of documentation
@@ -101,32 +108,25 @@ void fill_pattern() {
 }
 const char* pattern_at(std::uint64_t place) { return buffers.pattern + place % kPeriod; }
 
+bool is_ready_within(int fd, short what, int ms = kWaitMs) {
+  pollfd waiting{fd, what, 0};
+  return ::poll(&waiting, 1, ms) == 1;
+}
+
 bool send_all(int fd, std::uint64_t from, std::size_t size) {
   for (std::size_t done = 0; done < size;) {
     const ssize_t sent =
         ::send(fd, pattern_at(from + done), std::min(size - done, kLargest), MSG_NOSIGNAL);
+    if (sent < 0 && errno == EAGAIN && is_ready_within(fd, POLLOUT)) continue;
     if (sent <= 0) return false;
     done += static_cast<std::size_t>(sent);
   }
   return true;
 }
 
-std::int64_t now_ms() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
-}
-
-// A reader that blocks in a socket of a sockmap waits once, whatever it is woken for (tcp_msg_wait_
-// data): that its own FIN was acknowledged is enough for EAGAIN, long before its time-out. Known,
-// and said in the documentation; only one that had to wait for its time-out has stalled.
+// Also of a socket that blocks.
 ssize_t read_some(int fd, std::size_t size) {
-  const std::int64_t began = now_ms();
-  ssize_t got = 0;
-  do {
-    got = ::read(fd, buffers.in, size);
-  } while (got < 0 && errno == EAGAIN && now_ms() - began < kWaitMs);
-  return got;
+  return is_ready_within(fd, POLLIN) ? ::read(fd, buffers.in, size) : -1;
 }
 
 // The next `size` bytes are those from `from` on.
@@ -142,6 +142,31 @@ bool receive(int fd, std::uint64_t from, std::size_t size) {
 }
 
 bool has_ended(int fd) { return read_some(fd, 1) == 0; }
+
+// As receive(), by edges: a short read is taken for the end of what there is.
+bool receive_by_edges(int fd, int epoll, std::uint64_t from, std::size_t size) {
+  bool is_ready = false;
+  for (std::size_t done = 0; done < size;) {
+    epoll_event event{};
+    if (!is_ready && ::epoll_wait(epoll, &event, 1, kWaitMs) != 1) return false;
+    const ssize_t got = ::recv(fd, buffers.in, sizeof buffers.in, MSG_DONTWAIT);
+    is_ready = got == static_cast<ssize_t>(sizeof buffers.in);
+    if (got < 0 && errno == EAGAIN) continue;
+    if (got <= 0) return false;
+    if (std::memcmp(buffers.in, pattern_at(from + done), static_cast<std::size_t>(got)) != 0)
+      return false;
+    done += static_cast<std::size_t>(got);
+  }
+  return true;
+}
+
+UniqueFd watch_by_edges(int fd) {
+  UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLRDHUP | EPOLLET;
+  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
+  return epoll;
+}
 
 sockaddr_in address(std::uint32_t host, std::uint16_t port) {
   sockaddr_in in{};
@@ -182,9 +207,11 @@ class Trial {
         return failed;
       if (const TrialStep failed = move(); failed != TrialStep::kPassed) return failed;
     }
+    if (const TrialStep failed = keep_out_who_blocks(); failed != TrialStep::kPassed) return failed;
     for (const TrialStep reader : {TrialStep::kRead, TrialStep::kMessage, TrialStep::kPoll,
                                    TrialStep::kLevel, TrialStep::kEdge, TrialStep::kPeek})
       if (const TrialStep failed = talk_to(reader); failed != TrialStep::kPassed) return failed;
+    if (const TrialStep failed = tell_unread(); failed != TrialStep::kPassed) return failed;
     if (const TrialStep failed = overfill(); failed != TrialStep::kPassed) return failed;
     return switch_off();
   }
@@ -210,21 +237,48 @@ class Trial {
     return listens ? TrialStep::kPassed : TrialStep::kConnect;
   }
 
-  // buffer: of the receiver; 0: as it comes.
-  TrialStep connect(Pair& pair, int buffer = 0) {
-    if (buffer != 0) ::setsockopt(listener_.get(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
+  // The server's end blocks, or not.
+  bool connect(Pair& pair, bool blocks) {
     pair.client.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (::connect(pair.client.get(), reinterpret_cast<const sockaddr*>(&at_), sizeof at_) != 0)
-      return TrialStep::kConnect;
-    pair.server.reset(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    const timeval patience{.tv_sec = kWaitMs / 1000, .tv_usec = 0};
-    for (const UniqueFd* fd : {&pair.client, &pair.server}) {
-      ::setsockopt(fd->get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-      ::setsockopt(fd->get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-      um_fast_socket record{};
-      if (!look_up(*fd, record)) return TrialStep::kJoin;
+      return false;
+    ::fcntl(pair.client.get(), F_SETFL, O_NONBLOCK);
+    const int mode = blocks ? 0 : SOCK_NONBLOCK;
+    pair.server.reset(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | mode));
+    return static_cast<bool>(pair.server);
+  }
+
+  // A connection that both ends of have joined. buffer: of the receiver; 0: as it comes.
+  TrialStep join(Pair& pair, int buffer = 0) {
+    if (buffer != 0) ::setsockopt(listener_.get(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
+    if (!connect(pair, false)) return TrialStep::kConnect;
+    for (int trip = 0; trip < kMostTrips; ++trip) {
+      if (const TrialStep failed = greet(pair); failed != TrialStep::kPassed) return failed;
+      if (is_at(pair.client, UM_FAST_UNDECIDED, 0) && is_at(pair.server, UM_FAST_UNDECIDED, 0))
+        return TrialStep::kPassed;
     }
-    return TrialStep::kPassed;
+    return TrialStep::kJoin;
+  }
+  // A round trip by TCP; who has asked to join by then may.
+  TrialStep greet(const Pair& pair) const {
+    if (!send_all(pair.client.get(), 0, 1) || !receive(pair.server.get(), 0, 1) ||
+        !send_all(pair.server.get(), 0, 1) || !receive(pair.client.get(), 0, 1))
+      return TrialStep::kBytes;
+    return run_fast_path_iterator(maps_.iterator) == 0 ? TrialStep::kPassed : TrialStep::kJoin;
+  }
+
+  // It stays as it is, and so does what is sent to it.
+  TrialStep keep_out_who_blocks() {
+    Pair pair;
+    if (!connect(pair, true)) return TrialStep::kConnect;
+    for (int trip = 0; trip < kMostTrips; ++trip) {
+      if (const TrialStep failed = greet(pair); failed != TrialStep::kPassed) return failed;
+      if (!is_at(pair.server, UM_FAST_STAYS, 0)) continue;
+      const bool is_right = send_all(pair.client.get(), 0, 1000) &&
+                            receive(pair.server.get(), 0, 1000) && has_sent_nothing(pair.client);
+      return is_right ? TrialStep::kPassed : TrialStep::kBlocks;
+    }
+    return TrialStep::kBlocks;
   }
 
   bool look_up(const UniqueFd& fd, um_fast_socket& record) const {
@@ -235,11 +289,15 @@ class Trial {
     um_fast_socket record{};
     return look_up(fd, record) && record.state == state && record.sent_bytes == sent;
   }
+  bool has_sent_nothing(const UniqueFd& fd) const {
+    um_fast_socket record{};
+    return !look_up(fd, record) || record.sent_bytes == 0;
+  }
 
   // Every size, both ways; past TCP.
   TrialStep move() {
     Pair pair;
-    if (const TrialStep failed = connect(pair); failed != TrialStep::kPassed) return failed;
+    if (const TrialStep failed = join(pair); failed != TrialStep::kPassed) return failed;
     std::uint64_t sent = 0;
     for (const std::size_t size : kPieces) {
       for (const auto& [from, to] :
@@ -259,7 +317,7 @@ class Trial {
   // something more.
   TrialStep talk_to(TrialStep reader) {
     Pair pair;
-    if (const TrialStep failed = connect(pair); failed != TrialStep::kPassed) return failed;
+    if (const TrialStep failed = join(pair); failed != TrialStep::kPassed) return failed;
     clone_args args{};
     args.exit_signal = SIGCHLD;
     const long child = ::syscall(SYS_clone3, &args, sizeof args);
@@ -317,7 +375,7 @@ class Trial {
       case TrialStep::kPeek:
         return take_peeked(fd);
       default:
-        return ::read(fd, buffers.in, sizeof buffers.in);
+        return read_some(fd, sizeof buffers.in);
     }
   }
 
@@ -326,12 +384,11 @@ class Trial {
     msghdr message{};
     message.msg_iov = parts;
     message.msg_iovlen = std::size(parts);
-    return ::recvmsg(fd, &message, 0);
+    return is_ready_within(fd, POLLIN) ? ::recvmsg(fd, &message, 0) : -1;
   }
 
   static ssize_t take_counted(int fd) {
-    pollfd waiting{fd, POLLIN, 0};
-    if (::poll(&waiting, 1, kWaitMs) != 1) return -1;
+    if (!is_ready_within(fd, POLLIN)) return -1;
     int there = 0;
     if (::ioctl(fd, FIONREAD, &there) != 0) return -1;
     if (there == 0)  // the end, and nothing else
@@ -355,19 +412,34 @@ class Trial {
   }
 
   static ssize_t take_peeked(int fd) {
+    if (!is_ready_within(fd, POLLIN)) return -1;
     const ssize_t there = ::recv(fd, buffers.in, sizeof buffers.in, MSG_PEEK);
     if (there <= 0) return there;
     std::memset(buffers.in, 0, static_cast<std::size_t>(there));
     return ::recv(fd, buffers.in, static_cast<std::size_t>(there), MSG_DONTWAIT);
   }
 
+  // What looks like TLS goes by TCP.
+  TrialStep tell_unread() {
+    constexpr char kRecord[] = {22, 3, 1, 0, 1, 0};
+    Pair pair;
+    if (const TrialStep failed = join(pair); failed != TrialStep::kPassed) return failed;
+    if (::send(pair.client.get(), kRecord, sizeof kRecord, MSG_NOSIGNAL) != sizeof kRecord ||
+        !is_at(pair.client, UM_FAST_TCP, 0) || !is_ready_within(pair.server.get(), POLLIN))
+      return TrialStep::kMove;
+    int there = 0;
+    const bool is_told =
+        ::ioctl(pair.server.get(), FIONREAD, &there) == 0 && there == sizeof kRecord;
+    return is_told ? TrialStep::kPassed : TrialStep::kUnread;
+  }
+
   TrialStep overfill() {
     constexpr int kBuffer = 65536;  // the kernel doubles it
     constexpr std::size_t kMost = 4 * 2 * kBuffer, kPiece = 16384;
     Pair pair;
-    if (const TrialStep failed = connect(pair, kBuffer); failed != TrialStep::kPassed)
-      return failed;
+    if (const TrialStep failed = join(pair, kBuffer); failed != TrialStep::kPassed) return failed;
     ::setsockopt(pair.client.get(), SOL_SOCKET, SO_SNDBUF, &kBuffer, sizeof kBuffer);
+    const UniqueFd epoll = watch_by_edges(pair.server.get());
     std::size_t taken = 0;
     while (taken < kMost) {
       const ssize_t sent =
@@ -376,15 +448,15 @@ class Trial {
         taken += static_cast<std::size_t>(sent);
         continue;
       }
-      pollfd waiting{pair.client.get(), POLLOUT, 0};
-      if (::poll(&waiting, 1, 100) != 1) break;
+      if (!is_ready_within(pair.client.get(), POLLOUT, 100)) break;
     }
     if (taken >= kMost) return TrialStep::kBounded;
     um_fast_socket record{};
     if (!look_up(pair.client, record) || record.state != UM_FAST_TCP || record.sent_bytes == 0)
       return TrialStep::kMove;
-    if (!receive(pair.server.get(), 0, taken)) return TrialStep::kFullOrder;
-    return send_all(pair.client.get(), taken, kPiece) && receive(pair.server.get(), taken, kPiece)
+    if (!receive_by_edges(pair.server.get(), epoll.get(), 0, taken)) return TrialStep::kFullOrder;
+    return send_all(pair.client.get(), taken, kPiece) &&
+                   receive_by_edges(pair.server.get(), epoll.get(), taken, kPiece)
                ? TrialStep::kPassed
                : TrialStep::kFullOrder;
   }
@@ -392,7 +464,7 @@ class Trial {
   TrialStep switch_off() {
     constexpr std::size_t kBefore = 5003, kAfter = 3001;
     Pair pair;
-    if (const TrialStep failed = connect(pair); failed != TrialStep::kPassed) return failed;
+    if (const TrialStep failed = join(pair); failed != TrialStep::kPassed) return failed;
     if (!send_all(pair.client.get(), 0, kBefore) || !is_at(pair.client, UM_FAST_REDIRECT, kBefore))
       return TrialStep::kMove;
     const std::uint32_t zero = 0;

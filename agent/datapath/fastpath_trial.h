@@ -11,6 +11,7 @@ enum class TrialStep : int {
   kNamespace,
   kConnect,
   kJoin,
+  kBlocks,
   kMove,
   kBytes,
   kRead,
@@ -19,6 +20,7 @@ enum class TrialStep : int {
   kLevel,
   kEdge,
   kPeek,
+  kUnread,
   kHalfClose,
   kBounded,
   kFullOrder,
@@ -32,6 +34,7 @@ struct TrialMaps {
   int sockets;
   int addresses;
   int config;
+  int iterator;  // of run_fast_path_iterator()
 };
 TrialStep run_fast_path_trial(const TrialMaps& maps);
 

@@ -429,7 +429,9 @@ class KernelDatapath final : public Datapath {
     return outcome;
   }
 
-  Result<std::vector<FastPathPort>> fast_path_ports() override { return fast_path_.ports(); }
+  Result<> let_settled_join(const State& state) override {
+    return fast_path_.let_settled_join(state);
+  }
 
   Result<UniqueFd> heartbeat_map() override {
     UniqueFd fd(::fcntl(object_.map("um_heartbeats"), F_DUPFD_CLOEXEC, 3));

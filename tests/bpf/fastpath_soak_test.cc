@@ -2,7 +2,9 @@
 // compared. How much: MESH_SOAK_GB and MESH_SOAK_CONNECTIONS
 // (`./dev bench soak`: 100 and 100,000); 1 and 2,000 where MESH_TEST_SMALL is set; else what takes
 // seconds. tests/bpf/fastpath_test.cc shows that a naive program fails each of these.
+#include <atomic>
 #include <cstdlib>
+#include <mutex>
 
 #include "tests/support/fastpath_fixture.h"
 
@@ -42,8 +44,16 @@ class FastPathSoak : public FastPathTest {
     const int seconds = 20;
     ::setsockopt(listener.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
   }
+  void TearDown() override {
+    if (lets_join_.joinable()) {
+      is_over_ = true;
+      lets_join_.join();
+    }
+    FastPathTest::TearDown();
+  }
   // Short connections join, too.
   void switch_on() {
+    const std::lock_guard lock(datapath_mutex_);
     real();
     const std::string pin = options_.pin_dir + "/fastpath/maps_" + std::to_string(UM_LAYOUT);
     const UniqueFd config(::bpf_obj_get((pin + "/um_fast_config").c_str()));
@@ -52,8 +62,31 @@ class FastPathSoak : public FastPathTest {
     ASSERT_EQ(::bpf_map_update_elem(config.get(), &zero, &on, BPF_ANY), 0);
   }
 
+  void switch_off() {
+    const std::lock_guard lock(datapath_mutex_);
+    must(datapath_->switch_fast_path(false));
+  }
+  // Again and again, as meshd does every half second: connections join in the middle of anything.
+  void let_join() {
+    lets_join_ = std::thread([this] {
+      while (!is_over_) {
+        const std::lock_guard lock(datapath_mutex_);
+        must(datapath_->let_settled_join(state_));
+      }
+    });
+  }
+
   UniqueFd deferred_;  // a listener with TCP_DEFER_ACCEPT
+  std::mutex datapath_mutex_;
+  std::atomic<bool> is_over_ = false;
+  std::thread lets_join_;
 };
+
+// As recv() of one byte that waits.
+ssize_t takes(int fd, char* byte) {
+  pollfd waiting{fd, POLLIN, 0};
+  return ::poll(&waiting, 1, 20'000) == 1 ? ::recv(fd, byte, 1, 0) : -1;
+}
 
 // Each piece is answered with a byte, so that the receiver is never full: all goes past TCP.
 bool moves_answered(int from, int to, std::uint64_t size, std::uint64_t seed) {
@@ -66,7 +99,7 @@ bool moves_answered(int from, int to, std::uint64_t size, std::uint64_t seed) {
     char answer = 0;
     for (std::uint64_t sent = 0; sent < size && sent_all;) {
       const auto piece = piece_of(dice, size - sent);
-      sent_all = send_all(from, sent, piece) && ::recv(from, &answer, 1, 0) == 1;
+      sent_all = send_all(from, sent, piece) && takes(from, &answer) == 1;
       sent += piece;
     }
     ::shutdown(from, SHUT_WR);
@@ -81,7 +114,7 @@ bool moves_answered(int from, int to, std::uint64_t size, std::uint64_t seed) {
   if (!is_right) ::shutdown(to, SHUT_RDWR);
   sender.join();
   char more = 0;
-  return is_right && sent_all && ::recv(to, &more, 1, 0) == 0;
+  return is_right && sent_all && takes(to, &more) == 0;
 }
 
 // As fast as it goes, in pieces of any size, to a reader that takes them in any others.
@@ -107,7 +140,7 @@ bool moves(int from, int to, std::uint64_t size, std::uint64_t seed) {
   if (!is_right) ::shutdown(to, SHUT_RDWR);
   sender.join();
   char more = 0;
-  return is_right && sent_all && ::recv(to, &more, 1, 0) == 0;
+  return is_right && sent_all && takes(to, &more) == 0;
 }
 
 TEST_F(FastPathSoak, NoByteOfLongStreamsIsWrong) {
@@ -125,6 +158,7 @@ TEST_F(FastPathSoak, NoByteOfLongStreamsIsWrong) {
     if (is_deferred) {
       ASSERT_TRUE(receives(pair.server.get(), 0, 100));
     }
+    ASSERT_TRUE(settle(pair));
     const bool is_back = stream % 2 == 1;
     const UniqueFd& from = is_back ? pair.server : pair.client;
     const UniqueFd& to = is_back ? pair.client : pair.server;
@@ -132,7 +166,7 @@ TEST_F(FastPathSoak, NoByteOfLongStreamsIsWrong) {
     ASSERT_TRUE(how(from.get(), to.get(), kStream, stream)) << "stream " << stream;
     past_tcp += storage_of(from.get()).sent_bytes;
     if (stream % 16 == 15) {  // somebody plays with the switch
-      must(datapath_->switch_fast_path(false));
+      switch_off();
       switch_on();
     }
   }
@@ -141,20 +175,30 @@ TEST_F(FastPathSoak, NoByteOfLongStreamsIsWrong) {
   EXPECT_NE(past_tcp, 0U);
 }
 
-// A request and an answer of any size below 5,000 bytes.
-bool exchanges(int client, int server, Dice& dice) {
-  const std::size_t request = 1 + dice.below(5000), answer = 1 + dice.below(5000);
-  const std::uint64_t place = dice.below(1'000'000);
+// Some requests and answers of any size below 5,000 bytes.
+bool exchanges(const Pair& pair, Dice& dice) {
+  const int client = pair.client.get(), server = pair.server.get();
+  const int on = 1;
+  do_not_block(pair);
+  for (const int fd : {client, server}) ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  for (std::uint64_t left = 1 + dice.below(40); left > 0; --left) {
+    const std::size_t request = 1 + dice.below(5000), answer = 1 + dice.below(5000);
+    const std::uint64_t place = dice.below(1'000'000);
+    // Some requests come in parts, before the first of them is read.
+    const std::size_t part = dice.below(2) == 0 ? request : 1 + dice.below(request);
+    if (!send_all(client, place, part) || !send_all(client, place + part, request - part) ||
+        !receives(server, place, request) || !send_all(server, place + 7, answer) ||
+        !receives(client, place + 7, answer))
+      return false;
+  }
   char end = 0;
-  if (!send_all(client, place, request) || !receives(server, place, request) ||
-      !send_all(server, place + 7, answer) || !receives(client, place + 7, answer))
-    return false;
   ::shutdown(server, SHUT_WR);
-  return ::recv(client, &end, 1, 0) == 0;
+  return takes(client, &end) == 0;
 }
 
 TEST_F(FastPathSoak, NoByteOfShortConnectionsIsWrong) {
   const std::uint64_t all = amount("MESH_SOAK_CONNECTIONS", 2'000, 4'000);
+  let_join();
   Dice dice(7);
   const int on = 1;
   // The same few source ports again and again.
@@ -169,29 +213,31 @@ TEST_F(FastPathSoak, NoByteOfShortConnectionsIsWrong) {
   for (std::uint64_t i = 0; i < all; ++i) {
     const auto port = static_cast<std::uint16_t>(20'000 + i % 509);
     if (i % 3 == 2) {  // the same addresses and ports in two namespaces at once
-      UniqueFd a = client_at(*app_, {ip("127.0.0.1"), port}, kProxy4);
-      UniqueFd b = client_at(*server_, {ip("127.0.0.1"), port}, kProxy4);
-      const UniqueFd at_a = accept_within(proxy4_.get());
-      const UniqueFd at_b = accept_within(other_proxy_.get());
-      ASSERT_TRUE(exchanges(a.get(), at_a.get(), dice)) << i;
-      ASSERT_TRUE(exchanges(b.get(), at_b.get(), dice)) << i;
+      Pair a{client_at(*app_, {ip("127.0.0.1"), port}, kProxy4), {}};
+      Pair b{client_at(*server_, {ip("127.0.0.1"), port}, kProxy4), {}};
+      a.server = accept_within(proxy4_.get());
+      b.server = accept_within(other_proxy_.get());
+      ASSERT_TRUE(exchanges(a, dice)) << i;
+      ASSERT_TRUE(exchanges(b, dice)) << i;
       continue;
     }
     const bool is_deferred = i % 3 == 1;
-    UniqueFd client =
-        client_at(*app_, {ip("10.9.0.1"), port}, is_deferred ? "10.9.0.2:8081" : kListener);
+    Pair pair{client_at(*app_, {ip("10.9.0.1"), port}, is_deferred ? "10.9.0.2:8081" : kListener),
+              {}};
     if (is_deferred) {
-      ASSERT_TRUE(send_all(client.get(), 0, 10));
+      ASSERT_TRUE(send_all(pair.client.get(), 0, 10));
     }
-    const UniqueFd server = accept_within(is_deferred ? deferred_.get() : listener_.get());
+    pair.server = accept_within(is_deferred ? deferred_.get() : listener_.get());
     if (is_deferred) {
-      ASSERT_TRUE(receives(server.get(), 0, 10));
+      ASSERT_TRUE(receives(pair.server.get(), 0, 10));
     }
-    ASSERT_TRUE(exchanges(client.get(), server.get(), dice)) << i;
+    ASSERT_TRUE(exchanges(pair, dice)) << i;
   }
-  std::printf("%llu connections right, %llu ends joined\n", static_cast<unsigned long long>(all),
-              static_cast<unsigned long long>(count("fastpath_joined")));
-  EXPECT_NE(count("fastpath_joined"), 0U);
+  std::printf("%llu connections right; %llu ends joined, %llu of them sent past TCP\n",
+              static_cast<unsigned long long>(all),
+              static_cast<unsigned long long>(count("fastpath_joined")),
+              static_cast<unsigned long long>(count("fastpath_redirected")));
+  EXPECT_NE(count("fastpath_redirected"), 0U);
 }
 
 }  // namespace

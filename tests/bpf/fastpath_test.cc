@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
 
 #include "datapath/fastpath_probe.h"
 #include "tests/support/fastpath_fixture.h"
@@ -27,25 +28,25 @@ TEST_F(FastPathGate, StaysOffWhereTheKernelDoesNotChargeTheReceiver) {
 
 TEST_F(FastPathTest, MovesDataBothWaysPastTcpAndCountsIt) {
   real();
-  Pair pair = connected();
-  ASSERT_TRUE(send_all(pair.client.get(), 0, 100'003));
-  ASSERT_TRUE(receives(pair.server.get(), 0, 100'003));
+  Pair pair = joined();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 50'003));
+  ASSERT_TRUE(receives(pair.server.get(), 0, 50'003));
   ASSERT_TRUE(send_all(pair.server.get(), 7, 1'000));
   ASSERT_TRUE(receives(pair.client.get(), 7, 1'000));
   const um_fast_socket client = storage_of(pair.client.get());
   const um_fast_socket server = storage_of(pair.server.get());
   EXPECT_EQ(client.state, UM_FAST_REDIRECT);
   EXPECT_EQ(server.state, UM_FAST_REDIRECT);
-  EXPECT_EQ(client.sent_bytes, 100'003U);
+  EXPECT_EQ(client.sent_bytes, 50'003U);
   EXPECT_EQ(client.received_bytes, 1'000U);
   EXPECT_EQ(server.sent_bytes, 1'000U);
-  EXPECT_EQ(server.received_bytes, 100'003U);
+  EXPECT_EQ(server.received_bytes, 50'003U);
 }
 
 TEST_F(FastPathTest, ServesIpv6) {
   real();
   UniqueFd listener = server_->listen("[fd09::2]:8080");
-  Pair pair = connected("[fd09::2]:8080", listener.get());
+  Pair pair = joined("[fd09::2]:8080", listener.get());
   ASSERT_TRUE(send_all(pair.client.get(), 0, 5'000));
   ASSERT_TRUE(receives(pair.server.get(), 0, 5'000));
   EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 5'000U);
@@ -53,15 +54,16 @@ TEST_F(FastPathTest, ServesIpv6) {
 
 // In the records of what is open and of what was closed, at both ends.
 TEST_F(FastPathTest, BytesPastTcpAreInTheRecordsOfConnections) {
-  const auto is_counted = [](const datapath::Flow& flow) {
-    return flow.is_inbound ? flow.sent == 77 && flow.received == 100'003
-                           : flow.sent == 100'003 && flow.received == 77;
+  const auto is_counted = [this](const datapath::Flow& flow) {
+    const std::uint64_t asked = greeted_ + 50'003, answered = greeted_ + 77;
+    return flow.is_inbound ? flow.sent == answered && flow.received == asked
+                           : flow.sent == asked && flow.received == answered;
   };
   real();
   must(datapath_->take_flows());
-  Pair pair = connected();
-  ASSERT_TRUE(send_all(pair.client.get(), 0, 100'003));
-  ASSERT_TRUE(receives(pair.server.get(), 0, 100'003));
+  Pair pair = joined();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 50'003));
+  ASSERT_TRUE(receives(pair.server.get(), 0, 50'003));
   ASSERT_TRUE(send_all(pair.server.get(), 0, 77));
   ASSERT_TRUE(receives(pair.client.get(), 0, 77));
   const auto open = must(datapath_->open_flows(state_));
@@ -113,7 +115,7 @@ TEST_F(FastPathTest, ASenderWaitsForAReceiverThatNeverReads) {
     set_buffers(pair.client);
     ASSERT_EQ(connect_socket(pair.client.get(), to), 0);
     pair.server = accept_within(listener.get());
-    ASSERT_TRUE(has_joined(pair.client.get()));
+    ASSERT_TRUE(settle(pair));
     const std::size_t taken = taken_unread(pair.client.get(), piece, kFarTooMuch);
     EXPECT_LT(taken, 4U * 2U * kBuffer) << piece;
     EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
@@ -135,8 +137,7 @@ TEST_F(FastPathTest, GoesOverToTcpInOrderWhenTheReceiverIsFull) {
     const std::string to = own_buffers ? "10.9.0.2:9001" : "10.9.0.2:9002";
     const UniqueFd listener = server_->listen(to);
     if (own_buffers) set_buffers(listener);
-    Pair pair = connected(to, listener.get());
-    ASSERT_TRUE(has_joined(pair.client.get()));
+    Pair pair = joined(to, listener.get());
     constexpr std::size_t kAll = 8U << 20;
     std::thread sender([&] {
       for (std::size_t sent = 0; sent < kAll; sent += 16'384)
@@ -156,6 +157,77 @@ TEST_F(FastPathTest, GoesOverToTcpInOrderWhenTheReceiverIsFull) {
 
 // ---- order ---------------------------------------------------------------------------------
 
+// What it has not read yet waits in another queue than what comes from then on. And what went by
+// TCP until both had joined is read before anything goes past it.
+TEST_F(FastPathTest, WaitsUntilTheReaderHasTakenWhatCameByTcp) {
+  constexpr std::size_t kSize = 4'000;
+  std::uint64_t sent = 0, got = 0;
+  real();
+  const Pair pair = connected();
+  const auto send_more = [&] {
+    ASSERT_TRUE(send_all(pair.client.get(), sent, kSize));
+    sent += kSize;
+  };
+  const auto read_all = [&] {
+    ASSERT_TRUE(receives(pair.server.get(), got, sent - got));
+    got = sent;
+  };
+  const auto state = [&] { return storage_of(pair.client.get()).state; };
+  do_not_block(pair);
+  for (int trip = 0; trip < kMostTrips; ++trip) ASSERT_TRUE(exchange(pair));
+  send_more();
+  must(datapath_->let_settled_join(state_));
+  EXPECT_TRUE(has_joined(pair.client.get()));
+  EXPECT_FALSE(has_joined(pair.server.get()));
+  send_more();  // its 1st and its 2nd: there is nobody
+  send_more();
+  read_all();
+  must(datapath_->let_settled_join(state_));  // it has asked again
+  EXPECT_TRUE(has_joined(pair.server.get()));
+  send_more();  // the 3rd does not look
+  send_more();  // the 4th does
+  EXPECT_EQ(state(), UM_FAST_UNDECIDED);
+  read_all();
+  for (int message = 5; message <= 7; ++message) send_more();
+  EXPECT_EQ(state(), UM_FAST_UNDECIDED);
+  read_all();
+  send_more();
+  EXPECT_EQ(state(), UM_FAST_REDIRECT);
+  read_all();
+  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, kSize);
+}
+
+// An application that waits for an edge, and takes a short read for the end of what there is.
+TEST_F(FastPathTest, ATurnToTcpIsNotHiddenFromReadersByEdges) {
+  real();
+  const Pair pair = joined();
+  const UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLRDHUP | EPOLLET;
+  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, pair.server.get(), &event);
+  const std::size_t taken = taken_unread(pair.client.get(), 10'000, 300'000);
+  ASSERT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
+  ASSERT_GT(storage_of(pair.client.get()).sent_bytes, 0U);
+  std::vector<char> buffer(65'536);
+  std::size_t got = 0;
+  for (bool is_ready = false; got < taken;) {
+    ASSERT_TRUE(is_ready || ::epoll_wait(epoll.get(), &event, 1, 20'000) == 1)
+        << taken - got << " bytes wait, and nobody is told";
+    const ssize_t size = ::recv(pair.server.get(), buffer.data(), buffer.size(), 0);
+    ASSERT_TRUE(size > 0 || errno == EAGAIN);
+    is_ready = size == static_cast<ssize_t>(buffer.size());
+    if (size <= 0) continue;
+    ASSERT_EQ(std::memcmp(buffer.data(), pattern_at(got), static_cast<std::size_t>(size)), 0);
+    got += static_cast<std::size_t>(size);
+  }
+  int there = 0;
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 77));
+  pollfd waiting{pair.server.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&waiting, 1, 20'000), 1);
+  EXPECT_EQ(::ioctl(pair.server.get(), FIONREAD, &there), 0);
+  EXPECT_EQ(there, 77);
+}
+
 // With TCP_DEFER_ACCEPT the server's socket is not there before the client's first data.
 bool keeps_order_with_deferred_accept(const UniqueFd& listener, int client) {
   const int seconds = 20;
@@ -169,8 +241,7 @@ TEST_F(FastPathTest, KeepsTheOrderOfWhatCameBeforeThePeer) {
   real();
   const UniqueFd client = socket_in(*app_);
   EXPECT_TRUE(keeps_order_with_deferred_accept(listener_, client.get()));
-  EXPECT_EQ(storage_of(client.get()).state, UM_FAST_TCP);
-  EXPECT_EQ(storage_of(client.get()).sent_bytes, 0U);
+  EXPECT_FALSE(has_joined(client.get()));
 }
 
 TEST_F(FastPathTest, ANaiveOneMixesUpTheOrder) {
@@ -179,7 +250,7 @@ TEST_F(FastPathTest, ANaiveOneMixesUpTheOrder) {
   EXPECT_FALSE(keeps_order_with_deferred_accept(listener_, client.get()));
 }
 
-TEST_F(FastPathTest, StaysByTcpAfterDataInTheSyn) {
+TEST_F(FastPathTest, KeepsTheOrderAfterDataInTheSyn) {
   server_->command("sysctl -qw net.ipv4.tcp_fastopen=3");
   app_->command("sysctl -qw net.ipv4.tcp_fastopen=3");
   const int queue = 16;
@@ -188,13 +259,16 @@ TEST_F(FastPathTest, StaysByTcpAfterDataInTheSyn) {
   const SocketAddress to = at(kListener);
   const RawAddress raw = raw_address(to, AF_INET);
   for (int round = 0; round < 3; ++round) {  // the first asks for a cookie
-    const UniqueFd client = socket_in(*app_);
-    ASSERT_EQ(::sendto(client.get(), pattern_at(0), 500, MSG_FASTOPEN, raw.get(), raw.size), 500);
-    const UniqueFd server = accept_within(listener_.get());
-    ASSERT_TRUE(server);
-    ASSERT_TRUE(send_all(client.get(), 500, 1'000));
-    EXPECT_TRUE(receives(server.get(), 0, 1'500)) << round;
-    EXPECT_EQ(storage_of(client.get()).sent_bytes, 0U) << round;
+    Pair pair{socket_in(*app_), {}};
+    ASSERT_EQ(::sendto(pair.client.get(), pattern_at(0), 500, MSG_FASTOPEN, raw.get(), raw.size),
+              500);
+    pair.server = accept_within(listener_.get());
+    ASSERT_TRUE(pair.server);
+    ASSERT_TRUE(send_all(pair.client.get(), 500, 1'000));
+    EXPECT_TRUE(receives(pair.server.get(), 0, 1'500)) << round;
+    EXPECT_TRUE(settle(pair)) << round;
+    ASSERT_TRUE(send_all(pair.client.get(), 3'000, 1'000));
+    EXPECT_TRUE(receives(pair.server.get(), 3'000, 1'000)) << round;
   }
 }
 
@@ -209,51 +283,59 @@ UniqueFd client_of_7777(const NetNs& ns) {
   return client;
 }
 
+using Join = std::function<bool(const Pair&)>;
+bool as_it_is(const Pair&) { return true; }
+
 // The same addresses and ports in two namespaces. True: each gets its own. The second one's server
 // comes into being with the first data, so that for a while there is only the first one's.
-bool are_told_apart(const NetNs& a, int proxy_a, const NetNs& b, int proxy_b) {
+bool are_told_apart(const NetNs& a, int proxy_a, const NetNs& b, int proxy_b, const Join& join) {
   const int seconds = 20;
   ::setsockopt(proxy_b, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
-  const UniqueFd client_a = client_of_7777(a);
-  const UniqueFd server_a = accept_within(proxy_a);
-  const UniqueFd client_b = client_of_7777(b);
-  if (!send_all(client_b.get(), 1'000, 500)) return false;
-  const UniqueFd server_b = accept_within(proxy_b);
-  return server_b && receives(server_b.get(), 1'000, 500) && send_all(client_a.get(), 0, 500) &&
-         receives(server_a.get(), 0, 500) && send_all(server_b.get(), 2'000, 500) &&
-         receives(client_b.get(), 2'000, 500);
+  Pair in_a{client_of_7777(a), {}}, in_b;
+  in_a.server = accept_within(proxy_a);
+  if (!join(in_a)) return false;
+  in_b.client = client_of_7777(b);
+  if (!send_all(in_b.client.get(), 1'000, 500)) return false;
+  in_b.server = accept_within(proxy_b);
+  if (!in_b.server || !receives(in_b.server.get(), 1'000, 500) || !join(in_b)) return false;
+  return send_all(in_a.client.get(), 0, 500) && receives(in_a.server.get(), 0, 500) &&
+         send_all(in_b.server.get(), 2'000, 500) && receives(in_b.client.get(), 2'000, 500);
 }
 
 TEST_F(FastPathTest, TellsEqualTuplesOfTwoNamespacesApart) {
   real();
-  EXPECT_TRUE(are_told_apart(*app_, proxy4_.get(), *server_, other_proxy_.get()));
+  EXPECT_TRUE(are_told_apart(*app_, proxy4_.get(), *server_, other_proxy_.get(),
+                             [this](const Pair& pair) { return settle(pair); }));
   EXPECT_EQ(count("fastpath_joined"), 4U);
+  EXPECT_EQ(count("fastpath_redirected"), 2U);
 }
 
 TEST_F(FastPathTest, ANaiveOneDeliversToTheOtherNamespace) {
   naive();
-  EXPECT_FALSE(are_told_apart(*app_, proxy4_.get(), *server_, other_proxy_.get()));
+  EXPECT_FALSE(are_told_apart(*app_, proxy4_.get(), *server_, other_proxy_.get(), as_it_is));
 }
 
 // Nothing is lost of what waits at a socket while its like joins in another namespace.
-bool survives_its_like(const NetNs& a, int proxy_a, const NetNs& b, int proxy_b) {
-  const UniqueFd client_a = client_of_7777(a);
-  const UniqueFd server_a = accept_within(proxy_a);
-  if (!send_all(client_a.get(), 0, 100'003)) return false;
-  const UniqueFd client_b = client_of_7777(b);
-  const UniqueFd server_b = accept_within(proxy_b);
-  ::shutdown(client_a.get(), SHUT_WR);
-  return server_b && receives(server_a.get(), 0, 100'003);
+bool survives_its_like(const NetNs& a, int proxy_a, const NetNs& b, int proxy_b, const Join& join) {
+  Pair in_a{client_of_7777(a), {}};
+  in_a.server = accept_within(proxy_a);
+  if (!join(in_a) || !send_all(in_a.client.get(), 0, 50'003)) return false;
+  Pair in_b{client_of_7777(b), {}};
+  in_b.server = accept_within(proxy_b);
+  if (!in_b.server || !join(in_b)) return false;
+  ::shutdown(in_a.client.get(), SHUT_WR);
+  return receives(in_a.server.get(), 0, 50'003);
 }
 
 TEST_F(FastPathTest, NeverReplacesALiveEntry) {
   real();
-  EXPECT_TRUE(survives_its_like(*app_, proxy4_.get(), *server_, other_proxy_.get()));
+  EXPECT_TRUE(survives_its_like(*app_, proxy4_.get(), *server_, other_proxy_.get(),
+                                [this](const Pair& pair) { return settle(pair); }));
 }
 
 TEST_F(FastPathTest, ANaiveOneThatReplacesEntriesLosesData) {
   naive();
-  EXPECT_FALSE(survives_its_like(*app_, proxy4_.get(), *server_, other_proxy_.get()));
+  EXPECT_FALSE(survives_its_like(*app_, proxy4_.get(), *server_, other_proxy_.get(), as_it_is));
 }
 
 // A third namespace has the server's address too, and is nobody's.
@@ -266,15 +348,15 @@ TEST_F(FastPathTest, WhoPretendsToAnAddressDoesNotJoin) {
   const UniqueFd client = socket_in(other_app);
   // (The hooks of the application's cgroup do not know that namespace, and refuse it.)
   Cgroup::move_to(home_, ::getpid());
-  const UniqueFd outside = socket_in(other_app);
+  Pair pair{socket_in(other_app), {}};
   app_group_->enter();
   EXPECT_EQ(connect_socket(client.get(), kListener), kRefused);
-  ASSERT_EQ(connect_socket(outside.get(), kListener), 0);
-  const UniqueFd accepted = accept_within(listener.get());
-  ASSERT_TRUE(accepted);
-  EXPECT_FALSE(has_joined(accepted.get()));
-  ASSERT_TRUE(send_all(accepted.get(), 0, 1'000));
-  EXPECT_TRUE(receives(outside.get(), 0, 1'000));
+  ASSERT_EQ(connect_socket(pair.client.get(), kListener), 0);
+  pair.server = accept_within(listener.get());
+  ASSERT_TRUE(pair.server);
+  do_not_block(pair);
+  live(pair);
+  EXPECT_FALSE(has_joined(pair.server.get()));
 }
 
 TEST_F(FastPathTest, GoesByTcpWhereTheOtherEndIsNot) {
@@ -283,12 +365,13 @@ TEST_F(FastPathTest, GoesByTcpWhereTheOtherEndIsNot) {
   app_group_->enter();
   real();
   Pair pair = connected("10.9.0.2:9000", stranger.get());
+  do_not_block(pair);
+  live(pair);
   ASSERT_TRUE(has_joined(pair.client.get()));
   ASSERT_FALSE(has_joined(pair.server.get()));
   ASSERT_TRUE(send_all(pair.client.get(), 0, 5'000));
   EXPECT_TRUE(receives(pair.server.get(), 0, 5'000));
-  EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
-  EXPECT_EQ(count("fastpath_to_tcp_no_peer"), 1U);
+  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 0U);
 }
 
 TEST_F(FastPathTest, ANaiveOneRefusesWhatHasNoOtherEnd) {
@@ -300,53 +383,104 @@ TEST_F(FastPathTest, ANaiveOneRefusesWhatHasNoOtherEnd) {
   EXPECT_FALSE(send_all(pair.client.get(), 0, 5'000));
 }
 
+// ---- whose connection it was ---------------------------------------------------------------
+
+TEST_F(FastPathTest, AnEndedConnectionMovesNothing) {
+  real();
+  const Pair pair = joined();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 1'000) && receives(pair.server.get(), 0, 1'000));
+  ASSERT_TRUE(send_all(pair.server.get(), 0, 1'000) && receives(pair.client.get(), 0, 1'000));
+  app_->command("ss -K dst 10.9.0.2 dport = 8080 >/dev/null 2>&1");
+  int error = 0;
+  socklen_t size = sizeof error;
+  ::getsockopt(pair.client.get(), SOL_SOCKET, SO_ERROR, &error, &size);
+  ASSERT_EQ(error, ECONNABORTED);
+  EXPECT_EQ(::send(pair.client.get(), pattern_at(0), 100, MSG_NOSIGNAL), -1);
+  ::send(pair.server.get(), pattern_at(0), 100, MSG_NOSIGNAL);
+  char byte = 0;
+  EXPECT_LE(::recv(pair.client.get(), &byte, 1, MSG_DONTWAIT), 0);
+  EXPECT_LE(::recv(pair.server.get(), &byte, 1, MSG_DONTWAIT), 0);
+}
+
+TEST_F(FastPathTest, SendsNothingAfterItsEnd) {
+  real();
+  const Pair pair = joined();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 1'000) && receives(pair.server.get(), 0, 1'000));
+  ::shutdown(pair.client.get(), SHUT_WR);
+  EXPECT_EQ(::send(pair.client.get(), pattern_at(0), 100, MSG_NOSIGNAL), -1);
+  EXPECT_EQ(errno, EPIPE);
+  EXPECT_TRUE(send_all(pair.server.get(), 0, 1'000) && receives(pair.client.get(), 0, 1'000));
+}
+
+// The same socket, connected anew: what it sends is not the old one's.
+TEST_F(FastPathTest, ASocketThatConnectsAnewIsAnother) {
+  real();
+  const Pair old = joined();
+  ASSERT_TRUE(send_all(old.client.get(), 0, 1'000) && receives(old.server.get(), 0, 1'000));
+  ASSERT_TRUE(send_all(old.server.get(), 0, 1'000) && receives(old.client.get(), 0, 1'000));
+  const UniqueFd other = server_->listen("10.9.0.2:8090");
+  sockaddr unspecified{};
+  unspecified.sa_family = AF_UNSPEC;
+  ASSERT_EQ(::connect(old.client.get(), &unspecified, sizeof unspecified), 0);
+  ::fcntl(old.client.get(), F_SETFL, 0);
+  ASSERT_EQ(connect_socket(old.client.get(), "10.9.0.2:8090"), 0);
+  const UniqueFd accepted = accept_within(other.get());
+  ASSERT_TRUE(accepted);
+  ASSERT_TRUE(send_all(old.client.get(), 5'000, 1'000));
+  EXPECT_TRUE(receives(accepted.get(), 5'000, 1'000));
+  ::send(old.server.get(), pattern_at(0), 100, MSG_NOSIGNAL);
+  ASSERT_TRUE(send_all(accepted.get(), 9'000, 1'000));
+  EXPECT_TRUE(receives(old.client.get(), 9'000, 1'000));
+}
+
 // ---- on and off ----------------------------------------------------------------------------
 
 TEST_F(FastPathTest, SwitchedOffKeepsWhatIsOutstanding) {
   real();
-  Pair pair = connected();
-  ASSERT_TRUE(send_all(pair.client.get(), 0, 100'003));
-  ASSERT_EQ(storage_of(pair.client.get()).sent_bytes, 100'003U);
+  Pair pair = joined();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 50'003));
+  ASSERT_EQ(storage_of(pair.client.get()).sent_bytes, 50'003U);
   must(datapath_->switch_fast_path(false));
-  ASSERT_TRUE(send_all(pair.client.get(), 100'003, 50'000));
-  EXPECT_TRUE(receives(pair.server.get(), 0, 150'003));
+  ASSERT_TRUE(send_all(pair.client.get(), 50'003, 50'000));
+  EXPECT_TRUE(receives(pair.server.get(), 0, 100'003));
   EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
-  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 100'003U);
+  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 50'003U);
   EXPECT_FALSE(std::filesystem::exists(options_.pin_dir + "/fastpath"));
   const Pair later = connected();
+  do_not_block(later);
+  live(later);
   EXPECT_FALSE(has_joined(later.client.get()));
 
   must(datapath_->switch_fast_path(true));
-  ASSERT_TRUE(send_all(pair.client.get(), 150'003, 1'000));
-  EXPECT_TRUE(receives(pair.server.get(), 150'003, 1'000));
+  ASSERT_TRUE(send_all(pair.client.get(), 100'003, 1'000));
+  EXPECT_TRUE(receives(pair.server.get(), 100'003, 1'000));
   EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
-  const Pair anew = connected();
-  EXPECT_TRUE(has_joined(anew.client.get()));
+  joined();
 }
 
 TEST_F(FastPathTest, ANaiveOneThatDeletesEntriesLosesData) {
   naive();
   Pair pair = connected();
-  ASSERT_TRUE(send_all(pair.client.get(), 0, 100'003));
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 50'003));
   const int map = ::bpf_map__fd(naive_->maps.sockets);
   std::array<std::uint32_t, 4> key{};
   while (::bpf_map_get_next_key(map, nullptr, &key) == 0) ::bpf_map_delete_elem(map, &key);
   ::shutdown(pair.client.get(), SHUT_WR);
-  EXPECT_FALSE(receives(pair.server.get(), 0, 100'003));
+  EXPECT_FALSE(receives(pair.server.get(), 0, 50'003));
 }
 
 TEST_F(FastPathTest, EmergencyDetachmentKeepsWhatIsOutstanding) {
   real();
-  Pair pair = connected();
-  ASSERT_TRUE(send_all(pair.client.get(), 0, 100'003));
+  Pair pair = joined();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 50'003));
   must(datapath::disable_all(options_.pin_dir));
-  ASSERT_TRUE(send_all(pair.client.get(), 100'003, 50'000));
-  EXPECT_TRUE(receives(pair.server.get(), 0, 150'003));
+  ASSERT_TRUE(send_all(pair.client.get(), 50'003, 50'000));
+  EXPECT_TRUE(receives(pair.server.get(), 0, 100'003));
 }
 
 TEST_F(FastPathTest, AnotherMeshdFindsItOnAndSockets) {
   real();
-  Pair pair = connected();
+  Pair pair = joined();
   ASSERT_TRUE(send_all(pair.client.get(), 0, 1'000));
   datapath_.reset();
   ASSERT_TRUE(send_all(pair.client.get(), 1'000, 1'000));
@@ -357,66 +491,63 @@ TEST_F(FastPathTest, AnotherMeshdFindsItOnAndSockets) {
   ASSERT_TRUE(send_all(pair.client.get(), 2'000, 1'000));
   EXPECT_TRUE(receives(pair.server.get(), 0, 3'000));
   EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 3'000U);
-  const Pair later = connected();
+  const Pair later = joined();
   ASSERT_TRUE(send_all(later.client.get(), 0, 1'000));
   EXPECT_TRUE(receives(later.server.get(), 0, 1'000));
   EXPECT_EQ(storage_of(later.client.get()).sent_bytes, 1'000U);
 }
 
-// ---- which ports pay -----------------------------------------------------------------------
+// ---- which connections join ----------------------------------------------------------------
 
-TEST_F(FastPathTest, APortsShortConnectionsStayOutFromThenOn) {
+TEST_F(FastPathTest, ShortConnectionsStayOut) {
   real();
-  EXPECT_TRUE(exchange(kMinTrips - 1));  // nothing is known yet
-  closed_connections_are_seen(1);
-  const auto ports = must(datapath_->fast_path_ports());
-  ASSERT_EQ(ports.size(), 1U);
-  EXPECT_EQ(ports[0].listener, at(kListener));
-  EXPECT_FALSE(ports[0].joins);
-  EXPECT_EQ(ports[0].round_trips, kMinTrips - 1);
-  EXPECT_FALSE(exchange(1));
+  const Pair pair = connected();
+  do_not_block(pair);
+  for (int trip = 0; trip < 7; ++trip) {
+    ASSERT_TRUE(exchange(pair));
+    must(datapath_->let_settled_join(state_));
+  }
+  EXPECT_EQ(storage_of(pair.client.get()).state, 99U);  // it has not even asked
+  EXPECT_TRUE(settle(pair));
 }
 
-TEST_F(FastPathTest, APortWithEnoughRoundTripsGoesOnJoining) {
+// The kernel's reader of a joined socket may say EAGAIN to who blocks.
+TEST_F(FastPathTest, WhoBlocksStaysOut) {
   real();
-  for (std::uint32_t seen = 1; seen <= 3; ++seen) {
-    EXPECT_TRUE(exchange(kMinTrips));
-    closed_connections_are_seen(seen);
+  for (const bool is_server : {false, true}) {
+    const Pair pair = connected();
+    do_not_block(pair);
+    const int blocks = (is_server ? pair.server : pair.client).get();
+    ::fcntl(blocks, F_SETFL, 0);
+    live(pair);
+    EXPECT_EQ(storage_of(blocks).state, UM_FAST_STAYS);
+    ::fcntl(blocks, F_SETFL, O_NONBLOCK);
+    live(pair);
+    EXPECT_EQ(storage_of(blocks).state, UM_FAST_STAYS);
+    EXPECT_EQ(storage_of((is_server ? pair.client : pair.server).get()).sent_bytes, 0U);
   }
-  EXPECT_TRUE(exchange(1));
-}
-
-TEST_F(FastPathTest, APortWhoseConnectionsGrowLongJoinsAgain) {
-  real();
-  EXPECT_TRUE(exchange(1));
-  closed_connections_are_seen(1);
-  std::uint32_t seen = 1;
-  bool joined = false;
-  for (int round = 0; round < 20 && !joined; ++round) {
-    joined = exchange(20);
-    closed_connections_are_seen(++seen);
-  }
-  EXPECT_TRUE(joined);
 }
 
 // ---- who does not join ---------------------------------------------------------------------
 
 TEST_F(FastPathTest, ExcludedWorkloadsAndListenersStayByTcp) {
+  const auto stays_out = [this] {
+    const Pair pair = connected();
+    do_not_block(pair);
+    live(pair);
+    return !has_joined(pair.client.get()) && !has_joined(pair.server.get());
+  };
   real();
   state_.slow_listeners = {at(kListener)};
   apply_all();
-  const Pair excluded = connected();
-  EXPECT_FALSE(has_joined(excluded.client.get()));
-  EXPECT_FALSE(has_joined(excluded.server.get()));
+  EXPECT_TRUE(stays_out());
   state_.slow_listeners.clear();
   state_.workloads[kServer].fast_path = false;
   apply_all();
-  const Pair of_excluded = connected();
-  EXPECT_FALSE(has_joined(of_excluded.client.get()));
+  EXPECT_TRUE(stays_out());
   state_.workloads[kServer].fast_path = true;
   apply_all();
-  const Pair joined = connected();
-  EXPECT_TRUE(has_joined(joined.client.get()));
+  joined();
 }
 
 TEST_F(FastPathTest, TheWayToTheProxyOfAnExcludedServiceStaysByTcp) {
@@ -427,28 +558,35 @@ TEST_F(FastPathTest, TheWayToTheProxyOfAnExcludedServiceStaysByTcp) {
   proxy_lives();
   real();
   const Pair excluded = connected("10.78.0.1:9080", proxy4_.get());
+  do_not_block(excluded);
+  live(excluded);
   EXPECT_FALSE(has_joined(excluded.client.get()));
-  const Pair joined = connected("10.78.0.2:9080", proxy4_.get());
-  EXPECT_TRUE(has_joined(joined.client.get()));
+  joined("10.78.0.2:9080", proxy4_.get());
 }
 
 TEST_F(FastPathTest, AWorkloadsOwnLoopbackIsLeftAlone) {
   real();
   const UniqueFd own = app_->listen("127.0.0.1:5000");
   const Pair pair = connected("127.0.0.1:5000", own.get());
+  do_not_block(pair);
+  live(pair);
   EXPECT_FALSE(has_joined(pair.client.get()));
 }
 
 TEST_F(FastPathTest, TlsStaysByTcp) {
   real();
-  Pair pair = connected();
-  const std::array<char, 64> hello = {22, 3, 1, 0, 59};
-  ASSERT_EQ(::send(pair.client.get(), hello.data(), hello.size(), 0), 64);
-  std::array<char, 64> got{};
-  ASSERT_EQ(::recv(pair.server.get(), got.data(), got.size(), MSG_WAITALL), 64);
-  EXPECT_EQ(got, hello);
-  EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
-  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 0U);
+  for (const char kind : {char{22}, char{23}}) {  // a handshake; data of one that was before
+    const Pair pair = joined();
+    const std::array<char, 64> record = {kind, 3, 1, 0, 59};
+    ASSERT_EQ(::send(pair.client.get(), record.data(), record.size(), 0), 64);
+    std::array<char, 64> got{};
+    pollfd waiting{pair.server.get(), POLLIN, 0};
+    ASSERT_EQ(::poll(&waiting, 1, 20'000), 1);
+    ASSERT_EQ(::recv(pair.server.get(), got.data(), got.size(), 0), 64);
+    EXPECT_EQ(got, record);
+    EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
+    EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 0U);
+  }
 }
 
 // ---- the self-test -------------------------------------------------------------------------

@@ -21,14 +21,17 @@ PATTERN = random.Random(1).randbytes(1_048_573)  # no power of two
 DOUBLE = PATTERN + PATTERN
 
 
+# A time-out makes Python's sockets non-blocking: the fast path leaves others alone.
 class Echo(socketserver.BaseRequestHandler):
     def handle(self):
+        self.request.settimeout(TIMEOUT_SECONDS)
         while data := self.request.recv(65536):
             self.request.sendall(data)
 
 
 class Turned(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = TIMEOUT_SECONDS
 
     def do_POST(self):  # the name that http.server asks for
         body = self.rfile.read(int(self.headers["Content-Length"]))[::-1]

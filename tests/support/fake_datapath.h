@@ -32,11 +32,11 @@ class FakeDatapath final : public datapath::Datapath {
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
   bool cannot_end = false;
   std::string why_no_fast_path;
-  std::vector<datapath::FastPathPort> ports;
   std::optional<Result<>> fast_path_outcome;  // of the test that runs
   // What tests look at.
   bool fast_path = false;
   int fast_path_tests = 0;
+  int looks_for_settled = 0;
   std::string mesh_cgroup;
   int applies = 0;
   int looks_for_forbidden = 0, looks_for_removed = 0;
@@ -134,9 +134,9 @@ class FakeDatapath final : public datapath::Datapath {
   std::optional<Result<>> take_fast_path_test(std::chrono::steady_clock::time_point) override {
     return std::exchange(fast_path_outcome, std::nullopt);
   }
-  Result<std::vector<datapath::FastPathPort>> fast_path_ports() override {
-    MESH_TRY(operation());
-    return ports;
+  Result<> let_settled_join(const datapath::State&) override {
+    ++looks_for_settled;
+    return success();
   }
   // A file in memory with one u64, which can be mapped as the kernel's map can.
   Result<UniqueFd> heartbeat_map() override {

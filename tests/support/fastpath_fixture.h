@@ -4,6 +4,7 @@
 #pragma once
 
 #include <netinet/tcp.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 
 #include <array>
@@ -40,10 +41,16 @@ struct Pair {
   UniqueFd client, server;
 };
 
+inline void do_not_block(const Pair& pair) {
+  for (const UniqueFd* fd : {&pair.client, &pair.server}) ::fcntl(fd->get(), F_SETFL, O_NONBLOCK);
+}
+
 inline bool send_all(int fd, std::uint64_t from, std::size_t size) {
   for (std::size_t done = 0; done < size;) {
     const std::size_t piece = std::min<std::size_t>(size - done, 16U << 20);
     const ssize_t sent = ::send(fd, pattern_at(from + done), piece, MSG_NOSIGNAL);
+    pollfd waiting{fd, POLLOUT, 0};
+    if (sent < 0 && errno == EAGAIN && ::poll(&waiting, 1, 20'000) == 1) continue;
     if (sent <= 0) return false;
     done += static_cast<std::size_t>(sent);
   }
@@ -113,43 +120,50 @@ class FastPathTest : public DatapathTest {
     EXPECT_TRUE(pair.server);
     return pair;
   }
-  // A connection of so many round trips, from a port that is always looked at. True: it joined.
-  bool exchange(int trips) {
-    Pair pair{socket_in(*app_), {}};
-    const RawAddress source = raw_address({ip("10.9.0.1"), next_port_}, AF_INET);
-    EXPECT_EQ(::bind(pair.client.get(), source.get(), source.size), 0);
-    next_port_ += 16;
-    EXPECT_EQ(connect_socket(pair.client.get(), kListener), 0);
-    pair.server = accept_within(listener_.get());
-    for (int i = 0; i < trips; ++i) {
-      EXPECT_TRUE(send_all(pair.client.get(), 0, 100));
-      EXPECT_TRUE(receives(pair.server.get(), 0, 100));
-      EXPECT_TRUE(send_all(pair.server.get(), 0, 100));
-      EXPECT_TRUE(receives(pair.client.get(), 0, 100));
-    }
-    return has_joined(pair.client.get());
+  // One that has lived for some round trips, so that both ends have joined.
+  Pair joined(const std::string& to = kListener) { return joined(to, listener_.get()); }
+  Pair joined(const std::string& to, int listener) {
+    Pair pair = connected(to, listener);
+    EXPECT_TRUE(settle(pair));
+    return pair;
   }
-  void closed_connections_are_seen(std::uint32_t count) const {
-    for (int patience = 0; patience < 2000; ++patience) {
-      for (const auto& port : must(datapath_->fast_path_ports()))
-        if (port.samples >= count) return;
-      ::usleep(10'000);
+  bool settle(const Pair& pair) {
+    do_not_block(pair);
+    for (int trip = 0; trip < kMostTrips; ++trip) {
+      if (!exchange(pair)) return false;
+      must(datapath_->let_settled_join(state_));
+      if (has_joined(pair.client.get()) && has_joined(pair.server.get())) return true;
     }
-    ADD_FAILURE() << "no " << count << " connections were seen to close";
+    return false;
+  }
+  // As settle(), for what shall not: it had every chance.
+  void live(const Pair& pair) {
+    for (int trip = 0; trip < kMostTrips; ++trip) {
+      EXPECT_TRUE(exchange(pair));
+      must(datapath_->let_settled_join(state_));
+    }
+  }
+  bool exchange(const Pair& pair) {
+    greeted_ += 1;
+    return send_all(pair.client.get(), 0, 1) && receives(pair.server.get(), 0, 1) &&
+           send_all(pair.server.get(), 0, 1) && receives(pair.client.get(), 0, 1);
   }
   um_fast_socket storage_of(int fd) const {
     um_fast_socket value{};
     const UniqueFd storage(::bpf_obj_get(
         (options_.pin_dir + "/maps_" + std::to_string(UM_LAYOUT) + "/um_fast_sockets").c_str()));
     EXPECT_TRUE(storage);
-    if (::bpf_map_lookup_elem(storage.get(), &fd, &value) != 0) value.state = 99;  // not joined
+    if (::bpf_map_lookup_elem(storage.get(), &fd, &value) != 0) value.state = 99;  // never asked
     return value;
   }
-  bool has_joined(int fd) const { return storage_of(fd).state != 99; }
+  bool has_joined(int fd) const {
+    const auto state = storage_of(fd).state;
+    return state >= UM_FAST_UNDECIDED && state <= UM_FAST_TCP;
+  }
 
   static constexpr const char* kListener = "10.9.0.2:8080";
-  static constexpr int kMinTrips = 4;
-  std::uint16_t next_port_ = 20'000;
+  static constexpr int kMostTrips = 50;  // until a connection has asked
+  std::uint64_t greeted_ = 0;            // bytes of exchange(), either way
   struct Destroy {
     void operator()(naive_fastpath_bpf* skeleton) const { naive_fastpath_bpf__destroy(skeleton); }
   };
