@@ -56,6 +56,7 @@ struct sock {
     atomic_t rmem_alloc;
   } sk_backlog;
   int sk_rcvbuf;
+  int sk_rcvlowat;
   int sk_forward_alloc;
   struct mem_cgroup* sk_memcg;
   struct socket* sk_socket;
@@ -240,6 +241,12 @@ static __always_inline int um_never_blocks(const struct sock* sk) {
   return file && file->f_flags & O_NONBLOCK;
 }
 
+// An application that waits for more than a byte (SO_RCVLOWAT) is not told of it in time.
+static __always_inline int um_can_join(const struct tcp_sock* tcp) {
+  const struct sock* sk = &tcp->inet_conn.icsk_inet.sk;
+  return !tcp->inet_conn.icsk_ulp_ops && sk->sk_rcvlowat <= 1 && um_never_blocks(sk);
+}
+
 // Asks once more, for the next walk.
 static __always_inline void um_ask_again(const struct um_fast_key* self) {
   const __u64* owner = &self->netns_cookie;
@@ -251,8 +258,7 @@ static __always_inline void um_ask_again(const struct um_fast_key* self) {
 }
 
 // The sockets of one namespace, each of them locked. Who asked joins, or never will; or later,
-// where its application has not read all: what waits outside the queue that um_fast_skb fills is
-// read after that.
+// where its application has not read all: the kernel's reader takes what was redirected first.
 SEC("iter/tcp")
 int um_fast_join(struct bpf_iter__tcp* ctx) {
   struct sock_common* common = ctx->sk_common;
@@ -262,16 +268,18 @@ int um_fast_join(struct bpf_iter__tcp* ctx) {
   struct um_fast_key self = {};
   um_other_end(&own->peer, &self);
   const struct tcp_sock* tcp = bpf_skc_to_tcp_sock(common);
-  if (tcp && tcp->rcv_nxt != tcp->copied_seq) {
+  if (tcp && tcp->rcv_nxt != tcp->copied_seq && own->messages < UM_FAST_LAST_WALK) {
+    own->messages++;
     um_ask_again(&self);
     return 0;
   }
   own->state = UM_FAST_STAYS;
-  if (!tcp || tcp->inet_conn.icsk_ulp_ops || !um_never_blocks(&tcp->inet_conn.icsk_inet.sk)) {
+  if (!tcp || tcp->rcv_nxt != tcp->copied_seq || !um_can_join(tcp)) {
     um_count(UM_FASTPATH_NOT_JOINED);
     return 0;
   }
   own->state = UM_FAST_UNDECIDED;
+  own->messages = 0;
   // Refused for a socket of MPTCP, and where its like is there already.
   if (bpf_map_update_elem(&um_fast_peers, &self, common, BPF_NOEXIST)) {
     own->state = UM_FAST_STAYS;
@@ -305,10 +313,6 @@ static __always_inline int um_is_time_to_look(struct um_fast_socket* own) {
   return (count & (count - 1)) == 0;
 }
 
-// How much may lie at a receiver, in bytes: half of its buffer, so that TCP, whose window comes out
-// of the same, has the rest.
-static __always_inline __u32 um_room(const struct sock* peer) { return (__u32)peer->sk_rcvbuf / 2; }
-
 #define UM_FAST_LEVELS 6
 #define UM_FAST_SPARE_PAGES 256
 
@@ -327,9 +331,17 @@ static __always_inline int um_has_memory(const struct sock* peer, __u32 size) {
   return 1;
 }
 
-static __always_inline int um_has_room(const struct sock* peer, __u32 size) {
-  return um_has_memory(peer, size) &&
-         (__u32)peer->sk_backlog.rmem_alloc.counter + size <= um_room(peer);
+// Half of its buffer, so that TCP, whose window comes out of the same, has the rest; one message at
+// least. What the kernel takes for each message counts too, as if all that wait were as small as
+// the smallest.
+static __always_inline int um_has_room(struct um_fast_socket* own, const struct sock* peer,
+                                       __u32 size) {
+  __u32 waiting = (__u32)peer->sk_backlog.rmem_alloc.counter;
+  __u32 room = (__u32)peer->sk_rcvbuf / (waiting == 0 ? 1 : 2);
+  if (waiting == 0 || size < own->smallest) own->smallest = size;
+  if (own->smallest == 0) return 0;
+  __u64 messages = waiting / own->smallest + 1;
+  return waiting + size + messages * UM_FAST_MESSAGE_BYTES <= room && um_has_memory(peer, size);
 }
 
 // One that was ended, or has ended its side, may send nothing, whatever the kernel's redirection
@@ -381,7 +393,7 @@ static __always_inline int um_redirect(struct sk_msg_md* ctx, const struct sk_ms
   if (!peer_tcp) return SK_DROP;
   int may_receive = um_may_receive(tcp, peer_tcp);
   if (is_undecided && !may_receive) return um_turn(ctx, own);
-  if (may_receive && um_has_room(peer, size)) {
+  if (may_receive && um_has_room(own, peer, size)) {
     um_moved(own, peer, size);
     return SK_PASS;
   }
@@ -437,11 +449,5 @@ int um_fast_msg(struct sk_msg_md* ctx) {
   if (own->state == UM_FAST_UNDECIDED && !um_is_time_to_look(own)) return SK_PASS;
   return um_redirect(ctx, message, own, tcp);
 }
-
-// sk_skb of every socket in um_fast_peers: what comes by TCP waits in one queue with what comes
-// past it, so that FIONREAD tells of both, and a reader that takes a short read for the end of what
-// there is (by edges, as nginx) is right.
-SEC("sk_skb")
-int um_fast_skb(__attribute__((unused)) struct __sk_buff* ctx) { return SK_PASS; }
 
 char _license[] SEC("license") = "GPL";

@@ -180,10 +180,8 @@ Result<FastPathCopy> copy_of_fast_path(int cgroup) {
   MESH_TRY(copy.config, keep("um_fast_config"));
   MESH_TRY(copy.peers, keep("um_fast_peers"));
   if (::bpf_prog_attach(::bpf_program__fd(skeleton->progs.um_fast_msg), copy.peers.get(),
-                        BPF_SK_MSG_VERDICT, 0) != 0 ||
-      ::bpf_prog_attach(::bpf_program__fd(skeleton->progs.um_fast_skb), copy.peers.get(),
-                        BPF_SK_SKB_VERDICT, 0) != 0)
-    return errno_error(errno, "attach the fast path's programs to their map");
+                        BPF_SK_MSG_VERDICT, 0) != 0)
+    return errno_error(errno, "attach the fast path's program to its map");
   MESH_TRY(copy.iterator, make_iterator(*skeleton));
   copy.link.reset(::bpf_link_create(::bpf_program__fd(skeleton->progs.um_fast_sock_ops), cgroup,
                                     BPF_CGROUP_SOCK_OPS, nullptr));
@@ -223,10 +221,8 @@ Result<FastPath> FastPath::open(const std::string& pin_dir,
   MESH_TRY(made.iterator_, make_iterator(*skeleton));
   // Sockets keep the program that was there when they joined.
   if (::bpf_prog_attach(::bpf_program__fd(skeleton->progs.um_fast_msg), made.map("um_fast_peers"),
-                        BPF_SK_MSG_VERDICT, 0) != 0 ||
-      ::bpf_prog_attach(::bpf_program__fd(skeleton->progs.um_fast_skb), made.map("um_fast_peers"),
-                        BPF_SK_SKB_VERDICT, 0) != 0)
-    return errno_error(errno, "attach the fast path's programs to their map");
+                        BPF_SK_MSG_VERDICT, 0) != 0)
+    return errno_error(errno, "attach the fast path's program to its map");
   return made;
 }
 

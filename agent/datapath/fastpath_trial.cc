@@ -59,14 +59,12 @@ const char* text_of(TrialStep step) {
       return "a reader of edge-triggered epoll stalled or got other bytes";
     case TrialStep::kPeek:
       return "a reader that peeks first stalled or got other bytes";
-    case TrialStep::kUnread:
-      return "a socket that joined does not tell (FIONREAD) what came by TCP";
     case TrialStep::kHalfClose:
       return "what was sent after the other side had ended did not arrive";
     case TrialStep::kBounded:
       return "a sender was not stopped whose receiver never reads";
     case TrialStep::kFullOrder:
-      return "bytes were lost or mixed up, or not told of, as a full receiver changed to TCP";
+      return "bytes were lost or mixed up as a full receiver changed to TCP";
     case TrialStep::kOff:
       return "bytes were lost or mixed up as it was switched off";
     case TrialStep::kCount:
@@ -143,31 +141,6 @@ bool receive(int fd, std::uint64_t from, std::size_t size) {
 
 bool has_ended(int fd) { return read_some(fd, 1) == 0; }
 
-// As receive(), by edges: a short read is taken for the end of what there is.
-bool receive_by_edges(int fd, int epoll, std::uint64_t from, std::size_t size) {
-  bool is_ready = false;
-  for (std::size_t done = 0; done < size;) {
-    epoll_event event{};
-    if (!is_ready && ::epoll_wait(epoll, &event, 1, kWaitMs) != 1) return false;
-    const ssize_t got = ::recv(fd, buffers.in, sizeof buffers.in, MSG_DONTWAIT);
-    is_ready = got == static_cast<ssize_t>(sizeof buffers.in);
-    if (got < 0 && errno == EAGAIN) continue;
-    if (got <= 0) return false;
-    if (std::memcmp(buffers.in, pattern_at(from + done), static_cast<std::size_t>(got)) != 0)
-      return false;
-    done += static_cast<std::size_t>(got);
-  }
-  return true;
-}
-
-UniqueFd watch_by_edges(int fd) {
-  UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
-  epoll_event event{};
-  event.events = EPOLLIN | EPOLLRDHUP | EPOLLET;
-  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
-  return epoll;
-}
-
 sockaddr_in address(std::uint32_t host, std::uint16_t port) {
   sockaddr_in in{};
   in.sin_family = AF_INET;
@@ -211,7 +184,6 @@ class Trial {
     for (const TrialStep reader : {TrialStep::kRead, TrialStep::kMessage, TrialStep::kPoll,
                                    TrialStep::kLevel, TrialStep::kEdge, TrialStep::kPeek})
       if (const TrialStep failed = talk_to(reader); failed != TrialStep::kPassed) return failed;
-    if (const TrialStep failed = tell_unread(); failed != TrialStep::kPassed) return failed;
     if (const TrialStep failed = overfill(); failed != TrialStep::kPassed) return failed;
     return switch_off();
   }
@@ -419,27 +391,12 @@ class Trial {
     return ::recv(fd, buffers.in, static_cast<std::size_t>(there), MSG_DONTWAIT);
   }
 
-  // What looks like TLS goes by TCP.
-  TrialStep tell_unread() {
-    constexpr char kRecord[] = {22, 3, 1, 0, 1, 0};
-    Pair pair;
-    if (const TrialStep failed = join(pair); failed != TrialStep::kPassed) return failed;
-    if (::send(pair.client.get(), kRecord, sizeof kRecord, MSG_NOSIGNAL) != sizeof kRecord ||
-        !is_at(pair.client, UM_FAST_TCP, 0) || !is_ready_within(pair.server.get(), POLLIN))
-      return TrialStep::kMove;
-    int there = 0;
-    const bool is_told =
-        ::ioctl(pair.server.get(), FIONREAD, &there) == 0 && there == sizeof kRecord;
-    return is_told ? TrialStep::kPassed : TrialStep::kUnread;
-  }
-
   TrialStep overfill() {
     constexpr int kBuffer = 65536;  // the kernel doubles it
     constexpr std::size_t kMost = 4 * 2 * kBuffer, kPiece = 16384;
     Pair pair;
     if (const TrialStep failed = join(pair, kBuffer); failed != TrialStep::kPassed) return failed;
     ::setsockopt(pair.client.get(), SOL_SOCKET, SO_SNDBUF, &kBuffer, sizeof kBuffer);
-    const UniqueFd epoll = watch_by_edges(pair.server.get());
     std::size_t taken = 0;
     while (taken < kMost) {
       const ssize_t sent =
@@ -454,9 +411,8 @@ class Trial {
     um_fast_socket record{};
     if (!look_up(pair.client, record) || record.state != UM_FAST_TCP || record.sent_bytes == 0)
       return TrialStep::kMove;
-    if (!receive_by_edges(pair.server.get(), epoll.get(), 0, taken)) return TrialStep::kFullOrder;
-    return send_all(pair.client.get(), taken, kPiece) &&
-                   receive_by_edges(pair.server.get(), epoll.get(), taken, kPiece)
+    if (!receive(pair.server.get(), 0, taken)) return TrialStep::kFullOrder;
+    return send_all(pair.client.get(), taken, kPiece) && receive(pair.server.get(), taken, kPiece)
                ? TrialStep::kPassed
                : TrialStep::kFullOrder;
   }

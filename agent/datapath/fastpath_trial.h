@@ -20,7 +20,6 @@ enum class TrialStep : int {
   kLevel,
   kEdge,
   kPeek,
-  kUnread,
   kHalfClose,
   kBounded,
   kFullOrder,

@@ -77,7 +77,7 @@ class FastPathSoak : public FastPathTest {
   }
 
   UniqueFd deferred_;  // a listener with TCP_DEFER_ACCEPT
-  std::mutex datapath_mutex_;
+  std::mutex datapath_mutex_, accept_mutex_;
   std::atomic<bool> is_over_ = false;
   std::thread lets_join_;
 };
@@ -237,6 +237,70 @@ TEST_F(FastPathSoak, NoByteOfShortConnectionsIsWrong) {
               static_cast<unsigned long long>(all),
               static_cast<unsigned long long>(count("fastpath_joined")),
               static_cast<unsigned long long>(count("fastpath_redirected")));
+  EXPECT_NE(count("fastpath_redirected"), 0U);
+}
+
+// What an application does that echoes: it sends while it is sent to. False: not the same bytes.
+bool echoes(int fd) {
+  std::vector<char> buffer(65'536);
+  for (;;) {
+    pollfd waiting{fd, POLLIN, 0};
+    if (::poll(&waiting, 1, 20'000) != 1) return false;
+    const ssize_t got = ::recv(fd, buffer.data(), buffer.size(), 0);
+    if (got < 0 && errno == EAGAIN) continue;
+    if (got <= 0) return got == 0;
+    for (ssize_t done = 0; done < got;) {
+      const ssize_t sent =
+          ::send(fd, buffer.data() + done, static_cast<std::size_t>(got - done), MSG_NOSIGNAL);
+      pollfd room{fd, POLLOUT, 0};
+      if (sent < 0 && (errno != EAGAIN || ::poll(&room, 1, 20'000) != 1)) return false;
+      if (sent > 0) done += sent;
+    }
+  }
+}
+
+// Both ways at once, while connections join, and it is switched off and on.
+TEST_F(FastPathSoak, NoByteOfAnEchoIsWrong) {
+  const std::uint64_t all = amount("MESH_SOAK_ECHOES", 10'000, 20'000);
+  constexpr int kConnections = 4, kEchoes = 60;
+  constexpr std::array<std::size_t, 5> kSizes = {1, 100, 1'000, 16'384, 200'000};
+  std::atomic<std::uint64_t> right = 0, wrong = 0;
+  const auto talk = [&](std::uint64_t seed) {
+    Dice dice(seed);
+    while (right + wrong < all && wrong == 0) {
+      Pair pair;
+      {
+        const std::lock_guard lock(accept_mutex_);
+        pair = connected();
+      }
+      do_not_block(pair);
+      std::thread server([&] { wrong += echoes(pair.server.get()) ? 0 : 1; });
+      for (int i = 0; i < kEchoes && wrong == 0; ++i) {
+        const std::uint64_t place = dice.below(1'000'000);
+        const std::size_t size = kSizes[dice.below(kSizes.size())];
+        std::thread sender([&] { wrong += send_all(pair.client.get(), place, size) ? 0 : 1; });
+        const bool is_right = receives(pair.client.get(), place, size);
+        ++(is_right ? right : wrong);
+        sender.join();
+      }
+      ::shutdown(pair.client.get(), SHUT_WR);
+      server.join();
+    }
+  };
+  let_join();
+  std::vector<std::thread> talkers;
+  for (int number = 0; number < kConnections; ++number) talkers.emplace_back(talk, number);
+  while (right + wrong < all && wrong == 0) {
+    ::usleep(50'000);
+    switch_off();
+    switch_on();
+  }
+  for (auto& talker : talkers) talker.join();
+  std::printf("%llu echoes right; %llu ends joined, %llu of them sent past TCP\n",
+              static_cast<unsigned long long>(right.load()),
+              static_cast<unsigned long long>(count("fastpath_joined")),
+              static_cast<unsigned long long>(count("fastpath_redirected")));
+  EXPECT_EQ(wrong, 0U);
   EXPECT_NE(count("fastpath_redirected"), 0U);
 }
 
