@@ -46,14 +46,14 @@ Result<> Numbers::load() {
       for (const auto& [name, number] : names->get_object())
         spaces_[i].numbers[std::string(name)] = number_in(names->get_object(), name, 0);
   }
-  next_address_ = number_in(root, "next_address", 1);
+  addresses_.next = number_in(root, "next_address", 1);
   if (const json::value* addresses = root.if_contains("addresses");
       addresses && addresses->is_object())
     for (const auto& [service, address] : addresses->get_object())
       if (auto ip = address.is_string() ? IpAddress::parse(address.get_string().c_str())
                                         : IpAddress::parse("");
           ip && range_.contains(ip.value()))
-        addresses_[std::string(service)] = ip.value();
+        addresses_.given[std::string(service)] = ip.value();
   return success();
 }
 
@@ -95,18 +95,18 @@ IpAddress Numbers::at(std::uint32_t offset) const {
 // Addresses go round the range, so that one that was just freed is not the next to be given.
 Result<IpAddress> Numbers::service_address(const std::string& service,
                                            const std::set<IpAddress>& taken) {
-  if (const auto known = addresses_.find(service);
-      known != addresses_.end() && !taken.contains(known->second))
+  if (const auto known = addresses_.given.find(service);
+      known != addresses_.given.end() && !taken.contains(known->second))
     return known->second;
   std::set<IpAddress> used = taken;
-  for (const auto& [name, address] : addresses_) used.insert(address);
+  for (const auto& [name, address] : addresses_.given) used.insert(address);
   const std::uint32_t size = 1U << static_cast<unsigned>(32 - range_.prefix_length);
   for (std::uint32_t tried = 0; tried < size; ++tried) {
-    if (next_address_ == 0 || next_address_ >= size - 1) next_address_ = 1;
-    const IpAddress candidate = at(next_address_++);
+    if (addresses_.next == 0 || addresses_.next >= size - 1) addresses_.next = 1;
+    const IpAddress candidate = at(addresses_.next++);
     if (used.contains(candidate)) continue;
-    changed_ = true;
-    addresses_[service] = candidate;
+    addresses_.are_changed = true;
+    addresses_.given[service] = candidate;
     return candidate;
   }
   return Error{Errc::exhausted, "no service address is left in " + range_.to_string() +
@@ -114,12 +114,12 @@ Result<IpAddress> Numbers::service_address(const std::string& service,
 }
 
 void Numbers::forget_services_but(const std::set<std::string>& services) {
-  if (std::erase_if(addresses_, [&](const auto& a) { return !services.contains(a.first); }) != 0)
-    changed_ = true;
+  const auto is_gone = [&](const auto& item) { return !services.contains(item.first); };
+  if (std::erase_if(addresses_.given, is_gone) != 0) addresses_.are_changed = true;
 }
 
 Result<> Numbers::save() {
-  if (!changed_) return success();
+  if (!changed_ && !addresses_.are_changed) return success();
   json::object root;
   for (std::size_t i = 0; i < kSpaces; ++i) {
     json::object numbers;
@@ -127,11 +127,11 @@ Result<> Numbers::save() {
     root[kSpaceNames[i]] = {{"next", spaces_[i].next}, {"numbers", std::move(numbers)}};
   }
   json::object addresses;
-  for (const auto& [service, address] : addresses_) addresses[service] = address.to_string();
+  for (const auto& [service, address] : addresses_.given) addresses[service] = address.to_string();
   root["addresses"] = std::move(addresses);
-  root["next_address"] = next_address_;
+  root["next_address"] = addresses_.next;
   MESH_TRY(replace_file(files_, path_, json::serialize(root)));
-  changed_ = false;
+  changed_ = addresses_.are_changed = false;
   return success();
 }
 

@@ -12,6 +12,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/address.h"
 #include "base/result.h"
@@ -38,6 +39,14 @@ class Numbers {
   // The service's address, its own one when it has one already. exhausted: the range is full.
   Result<IpAddress> service_address(const std::string& service, const std::set<IpAddress>& taken);
   void forget_services_but(const std::set<std::string>& services);
+  // What these two change: taken before a trial and put back after it, nothing of it stays.
+  struct Addresses {
+    std::map<std::string, IpAddress> given;  // by service
+    std::uint32_t next = 1;                  // where the search for a free one goes on
+    bool are_changed = false;                // since they were saved
+  };
+  const Addresses& addresses() const { return addresses_; }
+  void put_back(Addresses addresses) { addresses_ = std::move(addresses); }
 
   // Writes what changed. Call before anything is done with a new number.
   Result<> save();
@@ -55,9 +64,8 @@ class Numbers {
   std::string path_;
   IpBlock range_;
   Named spaces_[kSpaces];
-  std::map<std::string, IpAddress> addresses_;
-  std::uint32_t next_address_ = 1;
-  bool changed_ = false;
+  Addresses addresses_;
+  bool changed_ = false;  // the numbers
 };
 
 }  // namespace mesh::control

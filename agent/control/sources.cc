@@ -175,7 +175,6 @@ Compilation Sources::compile_objects(const std::vector<ObjectPtr>& stored, std::
 }
 
 Compilation Sources::compile_with(const std::vector<ObjectPtr>& changed, std::uint64_t version) {
-  had_candidate_ = true;
   std::map<ObjectKey, std::vector<ObjectPtr>> others;
   for (const ObjectPtr& object : changed) {
     const auto [known, is_new] = others.try_emplace(object->key);
@@ -201,7 +200,14 @@ Compilation Sources::compile_with(const std::vector<ObjectPtr>& changed, std::ui
     at = stored.end();
   }
   objects.insert(objects.end(), at, store_.objects().end());
-  return compile_objects(objects, version, last_ ? last_->compiled.snapshot.get() : nullptr, true);
+  // Anybody who may read may ask this: no service that is at work may get another address by it.
+  auto addresses = numbers_.addresses();
+  auto addressed = addressed_;
+  Compilation result =
+      compile_objects(objects, version, last_ ? last_->compiled.snapshot.get() : nullptr, true);
+  numbers_.put_back(std::move(addresses));
+  addressed_ = std::move(addressed);
+  return result;
 }
 
 Compilation Sources::compile(std::uint64_t version, const config::Snapshot* previous) {
@@ -217,8 +223,7 @@ void Sources::keep(const Compilation& compiled) {
     if (!written) write_errors_.push_back(written.error().message);
   };
   const std::vector<ObjectPtr>& objects = store_.objects();
-  bool are_addresses_due = !kept_ || std::exchange(had_candidate_, false);
-  bool are_policies_due = !kept_, is_any_gone = !kept_;
+  bool are_addresses_due = !kept_, are_policies_due = !kept_, is_any_gone = !kept_;
   std::vector<ObjectPtr> changed;
   config::each_change(kept_.value_or(std::vector<ObjectPtr>()), objects,
                       [&](const ObjectPtr& before, const ObjectPtr& now) {

@@ -28,7 +28,9 @@ class Sources {
  public:
   Sources(Store& store, Numbers& numbers, config::CompileOptions options);
 
-  // The store's objects, some of them replaced or added (a candidate): nothing is written.
+  // The store's objects, some of them replaced or added (a candidate): nothing is written, and the
+  // addresses that were given for it are forgotten. compile() gives the same ones when the store
+  // has become just that.
   Compilation compile_with(const std::vector<config::ObjectPtr>& changed, std::uint64_t version);
   // The store's objects; accepted versions are kept on disk, addresses are saved.
   Compilation compile(std::uint64_t version, const config::Snapshot* previous);
@@ -70,7 +72,6 @@ class Sources {
   // What keep() saw last, and wrote; none: not all could be written.
   std::optional<std::vector<config::ObjectPtr>> kept_;
   std::set<config::ObjectKey> kept_refused_;
-  bool had_candidate_ = false;  // which may have been given addresses
   std::vector<std::string> write_errors_;
 };
 

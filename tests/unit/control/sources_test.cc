@@ -69,7 +69,8 @@ class Texts {
                std::to_string(1 + pick(6)) + "}\n";
       case 1:
         return head("v1", "Service", name) +
-               "spec: {ports: [{name: tcp, port: " + (pick(4) ? "80" : "0") + "}]}\n";
+               "spec: {ports: [{name: tcp, port: " + (pick(4) ? "80" : "0") + "}]" +
+               (pick(4) ? "" : ", clusterIP: 10.97.0." + std::to_string(1 + pick(6))) + "}\n";
       case 2:
         return head("networking.istio.io/v1", "VirtualService", name) + "spec: {hosts: [x0], " +
                (pick(2) ? "http: [{route: [{destination: {host: x0}}]}]" : "odd: 1") + "}\n";
@@ -121,7 +122,6 @@ TEST(Sources, FollowEveryChangeAsIfReadAnew) {
       refused += last.refused.empty() ? 0 : 1;
       // A candidate: what it would say, and that nothing stays of it.
       auto parsed = config::parse_objects(texts.object(), "").value();
-      if (parsed[0].key.kind == "Service") continue;  // its address would not be given again
       const auto object = std::make_shared<const config::Object>(parsed[0]);
       ASSERT_EQ(content_of(one.sources.compile_with({object}, version + 1)),
                 content_of(anew.sources.compile_with({object}, version + 1)))
@@ -144,6 +144,71 @@ TEST(Sources, AnAddressOfACandidateIsForgotten) {
   EXPECT_EQ(one.sources.compile_with({service}, 2).snapshot->services.size(), 1U);
   one.sources.compile(2, first.snapshot.get());
   EXPECT_THAT(files.texts["/ids.json"], testing::Not(testing::HasSubstr("default/x")));
+}
+
+config::ObjectPtr object_of(const std::string& text) {
+  return std::make_shared<const config::Object>(config::parse_objects(text, "").value().at(0));
+}
+
+std::string service_text(const std::string& name, const std::string& more = "") {
+  return "---\napiVersion: v1\nkind: Service\nmetadata: {name: " + name +
+         "}\nspec: {ports: [{port: 80}]" + more + "}\n";
+}
+
+std::string entry_text(const std::string& name, const std::string& more = "") {
+  return "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: " + name +
+         "}\nspec: {hosts: [" + name + ".test], resolution: STATIC, " +
+         "ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 192.0.2.1}]" +
+         more + "}\n";
+}
+
+// By the first label of the host.
+std::map<std::string, std::string> addresses_in(const Compilation& compiled) {
+  std::map<std::string, std::string> addresses;
+  for (const auto& [host, service] : compiled.snapshot->services)
+    addresses[host.substr(0, host.find('.'))] = service->addresses.at(0).to_string();
+  return addresses;
+}
+
+TEST(Sources, ACandidateMovesNoAddress) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml", service_text("s") + entry_text("e"));
+  Fixture one(files, 1);
+  Compilation last = one.sources.compile(1, nullptr);
+  const auto given = addresses_in(last);
+  ASSERT_EQ(given.size(), 2U);
+  const auto objects = last.objects;
+  const int operations = files.operations;
+  for (const std::string& address : {given.at("s"), given.at("e")})
+    for (const std::string& candidate : {service_text("other", ", clusterIP: " + address),
+                                         entry_text("other", ", addresses: [" + address + "]")}) {
+      const auto with = addresses_in(one.sources.compile_with({object_of(candidate)}, 2));
+      EXPECT_EQ(with.at("other"), address) << "the candidate is judged with what it asks for";
+      last = one.sources.compile(2, last.snapshot.get());
+      EXPECT_EQ(addresses_in(last), given) << candidate;
+      EXPECT_TRUE(last.objects == objects) << "nothing changed: they are the same objects";
+    }
+  EXPECT_EQ(files.operations, operations) << "nothing is written";
+}
+
+TEST(Sources, CandidatesDoNotUseUpTheRange) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml", service_text("s"));
+  Fixture one(files, 1);
+  Compilation last = one.sources.compile(1, nullptr);
+  std::map<std::string, std::string> with;
+  for (int i = 0; i < 1000; ++i) {
+    const std::string name = "x" + std::to_string(i);
+    const Compilation candidate = one.sources.compile_with(
+        {object_of(service_text(name)), object_of(entry_text("e" + name))}, 2);
+    ASSERT_THAT(candidate.problems, testing::IsEmpty()) << name;
+    with = addresses_in(candidate);
+    ASSERT_EQ(with.size(), 3U) << name;
+  }
+  files.set("/s/objects/new.yaml", service_text("x999") + entry_text("ex999"));
+  ASSERT_TRUE(one.store.rescan());
+  last = one.sources.compile(2, last.snapshot.get());
+  EXPECT_EQ(addresses_in(last), with) << "what is accepted gets the addresses it was judged with";
 }
 
 TEST(Sources, ACandidateTakesThePlaceOfWhatItWouldReplace) {
