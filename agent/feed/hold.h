@@ -7,6 +7,8 @@
 //                              those back (duplicates from an earlier kEnrolled) after checking
 //                              that they are of that namespace. Those for DNS (kDnsUdp, kDnsTcp)
 //                              are optional: without them names are not the mesh's business there.
+//                              A port that is taken, and may be so by a listener that meshhold's
+//                              predecessor made, is tried for up to 2 s before the answer.
 //                              Already held: answered from what is held, then [] is enough. With
 //                              kFlagHostNamespace and no descriptor: the node's gateway, upstream
 //                              sockets from meshhold's own namespace.
@@ -32,21 +34,19 @@
 //                              family, ip, port) is the same socket: keep either, close the other.
 //                              Accept only once meshd's `enrolled` list names the workload.
 //     kSockets{workload, family, flags, count, status} + count unconnected non-blocking sockets,
-//     TCP
-//                              or (kFlagDatagram) UDP; fewer than asked, or none with a status,
+//                              TCP or (kFlagDatagram) UDP; fewer than asked, or none with a status,
 //                              when they could not be made. Until the first kSync of a new
 //                              meshhold, a request for a workload that meshd has not named yet
 //                              waits
 //     kRevoke{workload}        close its listeners and stock, end its connections
 //     kRevokeListener{workload, kind, family, ip, port}
-//     kGiveBack{workload, kind, ...}: the port of this listener (kOutbound: any of the workload's)
-//     is
-//                              taken, and meshd has no duplicate: has the proxy?
+//     kGiveBack{workload, kind, ...}: the port of this listener (kOutbound: of any of the
+//                              workload's) is taken, and meshd has no duplicate: has the proxy?
 //     kSync                    what was not named on this connection is revoked
 //   meshproxy -> meshhold
 //     kWantSockets{workload, family, flags, count}: at most kMaxSocketBatch are made for one
-//     request. kGivenBack{as asked} + a duplicate of each listener that kGiveBack asked for; none:
-//     it has
+//                              request
+//     kGivenBack{as asked} + a duplicate of each listener that kGiveBack asked for; none: it has
 //                              none. meshhold checks each against the namespace (decisions/0006)
 //   The proxy keeps listeners and stock when this channel ends: the next meshhold sends them again.
 //   A peer that breaks these rules is dropped. Nothing the proxy sends names a descriptor or a

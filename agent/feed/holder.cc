@@ -264,7 +264,7 @@ Result<> Holder::from_meshd(const HoldMessage& message, Fds fds) {
 }
 
 void Holder::enrol(Request request) {
-  const Refusal refusal = hold(request.message, request.fds);
+  const Refusal refusal = hold(request);
   if (refusal.status == HoldStatus::kPortTaken && try_again_later(request)) return;
   const std::uint32_t id = request.message.workload;
   if (refusal.status == HoldStatus::kOk) {
@@ -275,7 +275,9 @@ void Holder::enrol(Request request) {
 }
 
 // Afterwards workloads_ holds the workload, or (but for kOk) does not.
-Refusal Holder::hold(const HoldMessage& message, Fds& fds) {
+Refusal Holder::hold(Request& request) {
+  const HoldMessage& message = request.message;
+  Fds& fds = request.fds;
   const std::uint32_t id = message.workload;
   const auto held = workloads_.find(id);
   if (fds.empty() && held != workloads_.end()) {
@@ -302,17 +304,23 @@ Refusal Holder::hold(const HoldMessage& message, Fds& fds) {
   }
   for (const auto& [other, theirs] : workloads_)
     if (theirs.cookie == workload.cookie) return {HoldStatus::kShared, 0};
+  const bool may_be_ours = !synced_ || fds.size() > 1;
   if (const Refusal refusal = take_back(workload, fds); refusal.status != HoldStatus::kOk)
     return refusal;
   if (const Refusal refusal = make_listeners(workload, fds[0].get());
       refusal.status != HoldStatus::kOk)
     return refusal;
+  if (workload.dns.status == HoldStatus::kPortTaken && may_be_ours && !request.is_last_try) {
+    for (UniqueFd& listener : workload.listeners) fds.push_back(std::move(listener));
+    return workload.dns;
+  }
   workload.netns = std::move(fds[0]);
   workloads_.emplace(id, std::move(workload));
   return {};
 }
 
-// Those that it did not bring back. Without DNS's a workload is still a workload.
+// Those that it did not bring back. Without DNS's a workload is still a workload; but where it was
+// held before us, their port is first waited for, as the outbound one is (try_again_later).
 Refusal Holder::make_listeners(Workload& workload, int netns) const {
   if (workload.listeners.empty()) {
     const Refusal refusal = sockets_.make_outbound_listeners(netns, workload.listeners);
@@ -331,7 +339,10 @@ Refusal Holder::take_back(Workload& workload, Fds& fds) const {
     if (!identity || identity->netns_cookie != workload.cookie || !kind_of(*identity))
       return {HoldStatus::kForeign, 0};
   }
+  std::set<std::pair<ListenerKind, bool>> have;  // meshd and the proxy may both bring one
   for (std::size_t i = 1; i < fds.size(); ++i) {
+    const auto identity = identify_listener(fds[i].get());
+    if (!have.emplace(*kind_of(*identity), identity->v6).second) continue;
     if (auto opened = accept_connections(fds[i].get()); !opened)
       log()->warn("a listener could not be opened again error={}", opened.error().message);
     workload.listeners.push_back(std::move(fds[i]));
@@ -379,9 +390,8 @@ void Holder::listen_on_host(Request request) {
 // The port may be taken by a listener of ours that only the proxy still has: meshd and the meshhold
 // before died together. The proxy is asked for it, and the request is tried again for a moment.
 bool Holder::try_again_later(Request& request) {
-  const auto now = Clock::now();
-  if (!request.until) request.until = now + kPortTakenPatience;
-  if (now >= *request.until) return false;
+  if (request.is_last_try) return false;
+  if (!request.until) request.until = Clock::now() + kPortTakenPatience;
   if (proxy_ && !request.asked_proxy) {
     HoldMessage ask = request.message;
     ask.type = HoldType::kGiveBack;
@@ -413,6 +423,7 @@ bool Holder::is_retried(std::uint32_t id) const {
 void Holder::retry_taken_ports() {
   if (retries_.empty()) return;
   for (Request& retry : std::exchange(retries_, {})) {
+    retry.is_last_try = Clock::now() >= *retry.until;
     if (retry.message.type == HoldType::kEnrol)
       enrol(std::move(retry));
     else

@@ -56,6 +56,7 @@ class Holder {
     Fds fds;
     std::optional<Clock::time_point> until = {};  // set: its port was taken, and is tried again
     bool asked_proxy = false;
+    bool is_last_try = false;
   };
 
   static HostKey key_of(const HoldMessage& message);
@@ -82,7 +83,7 @@ class Holder {
   Result<> from_proxy(const HoldMessage& message, Fds fds);
   void given_back(const HoldMessage& message, Fds fds);
   void enrol(Request request);
-  Refusal hold(const HoldMessage& message, Fds& fds);
+  Refusal hold(Request& request);
   Refusal take_back(Workload& workload, Fds& fds) const;
   Refusal make_listeners(Workload& workload, int netns) const;
   void listen_on_host(Request request);

@@ -287,6 +287,7 @@ TEST_F(MeshHold, AWorkloadWhoseDnsPortIsTakenIsHeldWithoutDns) {
   const NetNs ns = NetNs::create();
   const UniqueFd squatter = ns.listen("127.0.0.1:15053");
   Peer meshd = connect_meshd();
+  meshd.send(of_type(HoldType::kSync));  // what comes now is new: nothing of ours has its port
   const Received answer = enrolled(meshd, 7, ns.fd());
   EXPECT_EQ(answer.message.status, HoldStatus::kOk);
   EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6);
@@ -502,22 +503,28 @@ TEST_F(MeshHold, TheNextMeshholdTakesTheListenersBackAndWaitingConnectionsSurviv
   ::close(waiting);
 }
 
-TEST_F(MeshHold, WhatDnsLacksIsMadeWhereHalfCameBack) {
-  const NetNs ns = NetNs::create();
-  Fds listeners;
-  {
-    Peer meshd = connect_meshd();
-    Peer proxy = accept_proxy();  // its duplicates end with it
-    listeners = enrolled(meshd, 7, ns.fd()).fds;
-  }
-  kill();
-  start();
+void drop_datagrams(Fds& listeners) {
   std::erase_if(listeners, [](const UniqueFd& fd) {
     int type = 0;
     socklen_t size = sizeof type;
     return ::getsockopt(fd.get(), SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type == SOCK_DGRAM;
   });
   ASSERT_EQ(listeners.size(), 3U);
+}
+
+TEST_F(MeshHold, WhatDnsLacksIsMadeWhereHalfCameBack) {
+  const NetNs ns = NetNs::create();
+  Fds listeners;
+  {
+    Peer meshd = connect_meshd();
+    Peer proxy = accept_proxy();
+    listeners = enrolled(meshd, 7, ns.fd()).fds;
+    // Before the channel ends: else it dials again, and what it sends waits in a connection that
+    // nobody accepts, duplicates of the listeners among it.
+    kill();
+  }
+  start();
+  drop_datagrams(listeners);
   Peer meshd = connect_meshd();
   const Received answer = enrolled(meshd, 7, ns.fd(), std::move(listeners));
   EXPECT_EQ(answer.message.status, HoldStatus::kOk);
@@ -583,6 +590,66 @@ TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsTakenBackAndNoConnectionIsLost) {
   EXPECT_TRUE(proxy.next(HoldType::kSync));
   EXPECT_FALSE(proxy.next(HoldType::kRevoke, std::chrono::milliseconds(0)));
   EXPECT_TRUE(test::accept_within(answer->fds.at(0).get())) << "what waited is served";
+}
+
+TEST_F(MeshHold, WhatDnsLacksIsTakenBackFromTheProxyThatStillHasIt) {
+  const NetNs ns = NetNs::create();
+  Fds listeners, held_by_proxy;
+  {
+    Peer meshd = connect_meshd();
+    Peer proxy = accept_proxy();
+    listeners = enrolled(meshd, 7, ns.fd()).fds;
+    for (int i = 0; i < 4; ++i) {
+      auto listener = proxy.next(HoldType::kListener);
+      ASSERT_TRUE(listener);
+      held_by_proxy.push_back(std::move(listener->fds.at(0)));
+    }
+    kill();
+  }
+  start();
+  drop_datagrams(listeners);
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  Fds fds;
+  fds.push_back(copy_of(ns.fd()));
+  for (UniqueFd& listener : listeners) fds.push_back(std::move(listener));
+  meshd.send(enrol(7), std::move(fds));
+  auto asked = proxy.next(HoldType::kGiveBack);
+  ASSERT_TRUE(asked);
+  proxy.send(given_back(asked->message), std::move(held_by_proxy));
+  auto answer = meshd.next(HoldType::kEnrolled);
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer->message.families, kHasFamily4 | kHasFamily6 | kHasDns);
+  EXPECT_EQ(answer->fds.size(), 4U) << "what meshd and the proxy both brought counts once";
+}
+
+// As after a death of all three at once: one of the old sockets ends later than the others.
+TEST_F(MeshHold, APortForDnsThatOneBeforeStillHasIsWaitedFor) {
+  const NetNs ns = NetNs::create();
+  UniqueFd squatter = ns.listen("127.0.0.1:15053");
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  Fds fds;
+  fds.push_back(copy_of(ns.fd()));
+  meshd.send(enrol(7), std::move(fds));
+  auto asked = proxy.next(HoldType::kGiveBack);
+  ASSERT_TRUE(asked) << "it goes without DNS though the port may be its own";
+  proxy.send(given_back(asked->message));
+  squatter.reset();
+  auto answer = meshd.next(HoldType::kEnrolled);
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->message.families, kHasFamily4 | kHasFamily6 | kHasDns);
+}
+
+TEST_F(MeshHold, APortForDnsThatStaysTakenIsGivenUp) {
+  const NetNs ns = NetNs::create();
+  const UniqueFd squatter = ns.listen("127.0.0.1:15053");
+  Peer meshd = connect_meshd();
+  const Received answer = enrolled(meshd, 7, ns.fd());
+  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
+  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6);
+  EXPECT_EQ(connect_in(ns), 0);
 }
 
 TEST_F(MeshHold, TakesNothingBackFromTheProxyThatIsNotItsOwn) {
@@ -711,6 +778,7 @@ TEST_F(MeshHold, WhileTheProxyHangsConnectionsAreRefusedAlsoThoseThatWait) {
   char byte = 0;
   EXPECT_EQ(::read(waiting.get(), &byte, 1), -1);
   EXPECT_EQ(errno, ECONNRESET);
+  (void)enrolled(meshd, 7, -1);  // answered when all of them refuse, of which one was the first
   EXPECT_EQ(connect_in(ns), ECONNREFUSED);
   EXPECT_EQ(connect_in(ns, "[::1]:15001"), ECONNREFUSED);
   state.status = HoldStatus::kOk;
