@@ -158,44 +158,49 @@ static __always_inline int um_are_on_this_node(const struct um_fast_key* end, __
   return bpf_map_lookup_elem(&um_fast_addresses, &end->remote) != 0;
 }
 
-// A service's address stands for the listener where the way goes through the proxy.
-static __always_inline int um_is_excluded(struct bpf_sock* sk,
-                                          const struct um_destination* listener) {
-  if (listener->port != bpf_htons(UM_PROXY_PORT))
-    return bpf_map_lookup_elem(&um_fast_excluded, listener) != 0;
+// Either end's listener is: which of them it is nobody knows later on. A service's address stands
+// for the listener where the way goes through the proxy.
+static __always_inline int um_is_excluded(struct bpf_sock* sk, const struct um_fast_key* end) {
+  struct um_destination listener = {
+      .protocol = UM_TCP, .address = end->remote, .port = end->remote_port};
+  if (bpf_map_lookup_elem(&um_fast_excluded, &listener)) return 1;
+  listener.address = end->local;
+  listener.port = end->local_port;
+  if (bpf_map_lookup_elem(&um_fast_excluded, &listener)) return 1;
+  if (!um_is_leg_to_proxy(end)) return 0;
   const struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);
   if (!socket) return 0;
-  struct um_destination service = socket->service;
-  return bpf_map_lookup_elem(&um_fast_excluded, &service) != 0;
+  listener = socket->service;
+  return bpf_map_lookup_elem(&um_fast_excluded, &listener) != 0;
 }
 
 // Between workloads of this node, or on the way to the proxy.
-static __always_inline int um_may_join(struct bpf_sock_ops* ops, struct bpf_sock* sk,
-                                       const struct um_fast_config* config, int active) {
-  struct um_fast_key end = {};
-  um_read_ends(ops, &end);
-  if (um_is_loopback(&end.local)) {
-    if (!um_is_leg_to_proxy(&end)) return 0;
-  } else if (!um_are_on_this_node(&end, bpf_get_netns_cookie(ops))) {
+static __always_inline int um_may_join(struct bpf_sock* sk, const struct um_fast_key* end,
+                                       __u64 netns_cookie, const struct um_fast_config* config) {
+  if (!(config->flags & UM_FAST_ON)) return 0;
+  if (um_is_loopback(&end->local)) {
+    if (!um_is_leg_to_proxy(end)) return 0;
+  } else if (!um_are_on_this_node(end, netns_cookie)) {
     return 0;
   }
-  if (!(config->flags & UM_FAST_HAS_EXCLUDED)) return 1;
-  struct um_destination listener = {.protocol = UM_TCP,
-                                    .address = active ? end.remote : end.local,
-                                    .port = active ? end.remote_port : end.local_port};
-  return !um_is_excluded(sk, &listener);
+  return !(config->flags & UM_FAST_HAS_EXCLUDED) || !um_is_excluded(sk, end);
 }
 
-static __always_inline void um_established(struct bpf_sock_ops* ops, int active) {
+// The flag may be an earlier connection's of this socket.
+static __always_inline void um_established(struct bpf_sock_ops* ops) {
   const struct um_fast_config* config = um_fast_settings();
-  if (!config || !(config->flags & UM_FAST_ON)) return;
   struct bpf_sock* sk = ops->sk;
-  if (!sk || !um_may_join(ops, sk, config, active)) return;
-  bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+  if (!config || !sk) return;
+  struct um_fast_key end = {};
+  um_read_ends(ops, &end);
+  __u32 was = ops->bpf_sock_ops_cb_flags;
+  __u32 flags = was & ~BPF_SOCK_OPS_RTT_CB_FLAG;
+  if (um_may_join(sk, &end, bpf_get_netns_cookie(ops), config)) flags |= BPF_SOCK_OPS_RTT_CB_FLAG;
+  if (flags != was) bpf_sock_ops_cb_flags_set(ops, flags);
 }
 
 // An acknowledgement that measures the round trip: most of them. Segments with data both ways stand
-// for round trips.
+// for round trips. Whether it may join is judged again: that may have changed.
 static __always_inline void um_acknowledged(struct bpf_sock_ops* ops) {
   const struct um_fast_config* config = um_fast_settings();
   __u32 out = ops->data_segs_out, in = ops->data_segs_in;
@@ -208,6 +213,7 @@ static __always_inline void um_acknowledged(struct bpf_sock_ops* ops) {
   __u64 cookie = bpf_get_netns_cookie(ops);
   struct um_fast_key end = {};
   um_read_ends(ops, &end);
+  if (!um_may_join(sk, &end, cookie, config)) return;
   if (um_is_loopback(&end.local)) end.netns_cookie = cookie;
   struct um_fast_socket fresh = {.state = UM_FAST_SETTLED};
   um_other_end(&end, &fresh.peer);
@@ -223,10 +229,9 @@ SEC("sockops")
 int um_fast_sock_ops(struct bpf_sock_ops* ops) {
   if (ops->op == BPF_SOCK_OPS_RTT_CB)
     um_acknowledged(ops);
-  else if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
-    um_established(ops, 1);
-  else if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-    um_established(ops, 0);
+  else if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB ||
+           ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+    um_established(ops);
   return 1;
 }
 

@@ -16,6 +16,7 @@
 #include "connections.h"
 // clang-format on
 
+#define EPERM 1
 #define EACCES 13
 #define ECONNREFUSED 111
 #define AF_INET6 10
@@ -62,10 +63,22 @@ static __always_inline int um_unbind_device(struct bpf_sock_addr* ctx, struct bp
   return bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, 1) == 0;
 }
 
+// What was sent past TCP to a socket that has joined the fast path waits in a queue that the kernel
+// empties as the socket is closed, and not before: another connection's reader would get it. One
+// that has not joined begins anew.
+static __always_inline int um_is_in_fast_path(struct bpf_sock* sk) {
+  const struct um_fast_socket* fast = bpf_sk_storage_get(&um_fast_sockets, sk, 0, 0);
+  if (!fast) return 0;
+  if (fast->state >= UM_FAST_UNDECIDED) return 1;
+  bpf_sk_storage_delete(&um_fast_sockets, sk);
+  return 0;
+}
+
 // Decides, counts and remembers; true where the caller shall go on and act on `decision`.
 static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct bpf_sock* sk,
                                                const struct um_connect* in,
                                                struct um_decision* decision) {
+  if (um_is_in_fast_path(sk)) return um_refuse_as(UM_CONNECTS_REFUSED_FAST_PATH, EPERM);
   // A socket can connect again (after AF_UNSPEC, or a refusal): what it remembers is over. One of
   // UDP that is refused stays connected where it was.
   struct um_socket* socket = bpf_sk_storage_get(&um_sockets, sk, 0, 0);

@@ -422,6 +422,7 @@ UM_ASSERT(sizeof(struct um_udp_choice) == 32);
   X(CONNECTS_REFUSED_NO_DESTINATION, "connects_refused_no_destination")             \
   X(CONNECTS_REFUSED_NO_MEMORY, "connects_refused_no_memory")                       \
   X(CONNECTS_REFUSED_BOUND_DEVICE, "connects_refused_bound_device")                 \
+  X(CONNECTS_REFUSED_FAST_PATH, "connects_refused_fast_path")                       \
   X(CONNECTS_REFUSED_LINK_LOCAL, "connects_refused_link_local")                     \
   X(MESH_CONNECTS_ALLOWED, "mesh_connects_allowed")                                 \
   X(MESH_CONNECTS_DENIED_POLICY, "mesh_connects_denied_policy")                     \

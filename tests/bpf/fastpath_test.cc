@@ -393,25 +393,68 @@ TEST_F(FastPathTest, SendsNothingAfterItsEnd) {
   EXPECT_TRUE(send_all(pair.server.get(), 0, 1'000) && receives(pair.client.get(), 0, 1'000));
 }
 
-// The same socket, connected anew: what it sends is not the old one's.
-TEST_F(FastPathTest, ASocketThatConnectsAnewIsAnother) {
-  real();
-  const Pair old = joined();
-  ASSERT_TRUE(send_all(old.client.get(), 0, 1'000) && receives(old.server.get(), 0, 1'000));
-  ASSERT_TRUE(send_all(old.server.get(), 0, 1'000) && receives(old.client.get(), 0, 1'000));
-  const UniqueFd other = server_->listen("10.9.0.2:8090");
+void disconnect(const UniqueFd& socket) {
   sockaddr unspecified{};
   unspecified.sa_family = AF_UNSPEC;
-  ASSERT_EQ(::connect(old.client.get(), &unspecified, sizeof unspecified), 0);
-  ::fcntl(old.client.get(), F_SETFL, 0);
-  ASSERT_EQ(connect_socket(old.client.get(), "10.9.0.2:8090"), 0);
-  const UniqueFd accepted = accept_within(other.get());
-  ASSERT_TRUE(accepted);
-  ASSERT_TRUE(send_all(old.client.get(), 5'000, 1'000));
-  EXPECT_TRUE(receives(accepted.get(), 5'000, 1'000));
-  ::send(old.server.get(), pattern_at(0), 100, MSG_NOSIGNAL);
-  ASSERT_TRUE(send_all(accepted.get(), 9'000, 1'000));
-  EXPECT_TRUE(receives(old.client.get(), 9'000, 1'000));
+  ASSERT_EQ(::connect(socket.get(), &unspecified, sizeof unspecified), 0) << std::strerror(errno);
+}
+
+// What it has not read would be read of its next connection; the kernel keeps it until the close.
+TEST_F(FastPathTest, ASocketThatHasJoinedConnectsToNobodyElse) {
+  real();
+  const UniqueFd other = server_->listen("10.9.0.2:8090");
+  int refused = 0;
+  for (const bool is_off : {false, true}) {
+    const Pair old = joined();
+    ASSERT_TRUE(send_all(old.server.get(), 0, 1'000));
+    ASSERT_EQ(storage_of(old.server.get()).sent_bytes, 1'000U);
+    if (is_off) must(datapath_->switch_fast_path(false));
+    disconnect(old.client);
+    EXPECT_EQ(connect_socket(old.client.get(), "10.9.0.2:8090"), EPERM);
+    EXPECT_EQ(count("connects_refused_fast_path"), static_cast<std::uint64_t>(++refused));
+    pollfd waiting{other.get(), POLLIN, 0};
+    EXPECT_EQ(::poll(&waiting, 1, 0), 0);
+    ::send(old.server.get(), pattern_at(0), 100, MSG_NOSIGNAL);
+  }
+}
+
+// One that had asked to join asks for its next connection, not for the one that it had.
+TEST_F(FastPathTest, ASocketThatConnectsAnewBeforeItJoinedIsAnother) {
+  real();
+  Pair pair = connected();
+  do_not_block(pair);
+  for (int trip = 0; trip < kMostTrips; ++trip) ASSERT_TRUE(exchange(pair));
+  ASSERT_EQ(storage_of(pair.client.get()).state, UM_FAST_SETTLED);
+  disconnect(pair.client);
+  ::fcntl(pair.client.get(), F_SETFL, 0);
+  const UniqueFd other = server_->listen("10.9.0.2:8090");
+  ASSERT_EQ(connect_socket(pair.client.get(), "10.9.0.2:8090"), 0);
+  pair.server = accept_within(other.get());
+  EXPECT_EQ(storage_of(pair.client.get()).state, kNeverAsked);
+  must(datapath_->let_settled_join(state_));
+  EXPECT_FALSE(has_joined(pair.client.get()));
+  ASSERT_TRUE(settle(pair));
+  EXPECT_EQ(storage_of(pair.client.get()).peer.remote_port,
+            storage_of(pair.server.get()).peer.local_port);
+  ASSERT_TRUE(send_all(pair.client.get(), 5'000, 1'000) &&
+              receives(pair.server.get(), 5'000, 1'000));
+  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 1'000U);
+  EXPECT_EQ(storage_of(pair.server.get()).received_bytes, 1'000U);
+}
+
+// The kernel keeps a socket's callbacks from one connection to the next.
+TEST_F(FastPathTest, ASocketThatConnectsAnewToWhereNobodyJoinsDoesNot) {
+  real();
+  Pair pair = connected();
+  ASSERT_TRUE(exchange(pair));
+  disconnect(pair.client);
+  const UniqueFd own = app_->listen("127.0.0.1:5000");
+  ASSERT_EQ(connect_socket(pair.client.get(), "127.0.0.1:5000"), 0);
+  pair.server = accept_within(own.get());
+  ASSERT_TRUE(pair.server);
+  do_not_block(pair);
+  live(pair);
+  EXPECT_EQ(storage_of(pair.client.get()).state, kNeverAsked);
 }
 
 // ---- on and off ----------------------------------------------------------------------------
@@ -488,7 +531,7 @@ TEST_F(FastPathTest, ShortConnectionsStayOut) {
     ASSERT_TRUE(exchange(pair));
     must(datapath_->let_settled_join(state_));
   }
-  EXPECT_EQ(storage_of(pair.client.get()).state, 99U);  // it has not even asked
+  EXPECT_EQ(storage_of(pair.client.get()).state, kNeverAsked);
   EXPECT_TRUE(settle(pair));
 }
 
@@ -529,6 +572,24 @@ TEST_F(FastPathTest, ExcludedWorkloadsAndListenersStayByTcp) {
   state_.workloads[kServer].fast_path = true;
   apply_all();
   joined();
+}
+
+// Who joins is judged as a connection asks, not only as it is made.
+TEST_F(FastPathTest, AnExclusionHoldsForConnectionsThatHaveNotAskedYet) {
+  real();
+  const Pair pair = connected(), other = connected();
+  for (const Pair* early : {&pair, &other}) {
+    do_not_block(*early);
+    ASSERT_TRUE(exchange(*early));
+  }
+  state_.slow_listeners = {at(kListener)};
+  apply_all();
+  live(pair);
+  EXPECT_EQ(storage_of(pair.client.get()).state, kNeverAsked);
+  EXPECT_EQ(storage_of(pair.server.get()).state, kNeverAsked);
+  state_.slow_listeners.clear();
+  apply_all();
+  EXPECT_TRUE(settle(other));
 }
 
 TEST_F(FastPathTest, TheWayToTheProxyOfAnExcludedServiceStaysByTcp) {

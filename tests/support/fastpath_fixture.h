@@ -153,7 +153,7 @@ class FastPathTest : public DatapathTest {
     const UniqueFd storage(::bpf_obj_get(
         (options_.pin_dir + "/maps_" + std::to_string(UM_LAYOUT) + "/um_fast_sockets").c_str()));
     EXPECT_TRUE(storage);
-    if (::bpf_map_lookup_elem(storage.get(), &fd, &value) != 0) value.state = 99;  // never asked
+    if (::bpf_map_lookup_elem(storage.get(), &fd, &value) != 0) value.state = kNeverAsked;
     return value;
   }
   bool has_joined(int fd) const {
@@ -162,8 +162,9 @@ class FastPathTest : public DatapathTest {
   }
 
   static constexpr const char* kListener = "10.9.0.2:8080";
-  static constexpr int kMostTrips = 50;  // until a connection has asked
-  std::uint64_t greeted_ = 0;            // bytes of exchange(), either way
+  static constexpr std::uint32_t kNeverAsked = 99;  // to join: the state of who has no storage
+  static constexpr int kMostTrips = 50;             // until a connection has asked
+  std::uint64_t greeted_ = 0;                       // bytes of exchange(), either way
   struct Destroy {
     void operator()(naive_fastpath_bpf* skeleton) const { naive_fastpath_bpf__destroy(skeleton); }
   };
