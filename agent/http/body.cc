@@ -52,9 +52,9 @@ template <class F>
 void each_permitted_trailer(std::string_view section, F&& f) {
   while (!section.empty()) {
     const std::size_t end = section.find("\r\n");
-    FieldLine line;
+    Field line;
     const char* error = scan_field_line(section.substr(0, end), line);
-    if (error == nullptr && is_permitted_trailer(line.name)) f(line.name, trim(line.value));
+    if (error == nullptr && is_permitted_trailer(line.name)) f(line.name, line.value);
     section.remove_prefix(end == std::string_view::npos ? section.size() : end + 2);
   }
 }
@@ -195,7 +195,7 @@ BodyDecoder::Step BodyDecoder::next_trailers(std::string_view section, std::size
       return {Event::end, consumed + end + 1, {}};
     }
     if (++trailer_fields_ > limits_->trailer_fields) return fail(431, "too many trailer fields");
-    FieldLine field;
+    Field field;
     if (const char* error = scan_field_line(line, field)) return fail(400, error);
     trailer_line_ = trailer_searched_ = end + 1;
   }

@@ -101,13 +101,8 @@ bool each_element(std::string_view list, F&& f) {
   }
 }
 
-// A field line, cut at its colon. Names keep their spelling; values their white space: trim them.
-struct FieldLine {
-  std::string_view name;
-  std::string_view value;
-};
-// Cuts the line (without CRLF); why it is no field line, or nullptr.
-const char* scan_field_line(std::string_view line, FieldLine& field);
+// Cuts the line (without CRLF) into a field; why it is none, or nullptr.
+const char* scan_field_line(std::string_view line, Field& field);
 
 FieldId identify(std::string_view name);
 

@@ -72,17 +72,16 @@ HeadLine incomplete_line(std::string_view input, HeadCursor& at) {
   return {Parse::need_more, {}};
 }
 
-ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts) {
+ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts, Field& field) {
   if (++facts.fields > limits.fields) return {431, "too many fields"};
-  FieldLine field;
   if (const char* error = scan_field_line(line, field)) return {400, error};
-  switch (identify(field.name)) {
+  switch (field.id) {
     case FieldId::host:
       if (facts.has_host) return {400, "more than one host"};
       facts.has_host = true;
       return kFine;
     case FieldId::content_length:
-      return note_content_length(trim(field.value), facts);
+      return note_content_length(field.value, facts);
     case FieldId::transfer_encoding:
       return note_transfer_encoding(field.value, facts);
     case FieldId::connection:

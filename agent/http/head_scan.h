@@ -25,7 +25,8 @@ inline HeadLine next_line(std::string_view input, HeadCursor& at) {
   return {Parse::done, text};
 }
 
-// Checks the line (without CRLF) and notes what it says about framing. status 0: fine.
-ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts);
+// Checks the line (without CRLF), cuts it into a field and notes what it says about framing. status
+// 0: fine.
+ParseError scan_field(std::string_view line, const Limits& limits, HeadFacts& facts, Field& field);
 
 }  // namespace mesh::http

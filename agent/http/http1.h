@@ -1,11 +1,12 @@
 // HTTP/1.1 as sans-I/O codecs, both directions: heads and bodies in, heads and chunk framing out.
 //
-// Input is untrusted. A strict scan refuses what peers are known to read differently (RFC
-// 9112 11.2) before Beast's parser sees it; docs: tests/unit/http/strict_scan_test.cc lists every
-// case. Nothing here reads, writes, waits or allocates in steady state; the caller moves the bytes.
-// Calling pattern: keep unread bytes in one contiguous buffer; call parse()/next() with all of
-// them; drop what it says is consumed; on need_more read more behind them and call again. The bytes
-// may have moved between two calls. Work is linear in the input however it is cut.
+// Input is untrusted. A strict scan refuses what peers are known to read differently (RFC 9112
+// 11.2), and cuts the rest into fields as Boost.Beast's parser would: the fuzz targets compare them
+// (docs/decisions/0020). tests/unit/http/strict_scan_test.cc lists every case. Nothing here reads,
+// writes, waits or allocates in steady state; the caller moves the bytes. Calling pattern: keep
+// unread bytes in one contiguous buffer; call parse()/next() with all of them; drop what it says is
+// consumed; on need_more read more behind them and call again. The bytes may have moved between two
+// calls. Work is linear in the input however it is cut.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +49,8 @@ class RequestParser {
   explicit RequestParser(const Limits& limits = kDefaultLimits) : limits_(&limits) {}
 
   // `input` begins where the last head's consumed() bytes and its body ended. done: `head` is
-  // filled with views into `input`. error: see error(); what is left of the input means nothing.
+  // filled with views into `input`; else it is empty. error: see error(); what is left of the input
+  // means nothing.
   // After done or error, reset() before the next head.
   Parse parse(std::string_view input, RequestHead& head);
   // The bytes of the head just parsed, empty lines before it included.
@@ -59,6 +61,7 @@ class RequestParser {
   void reset();
 
  private:
+  Parse scan(std::string_view input, RequestHead& head);
   Parse fail(ParseError error);
   Parse need_more(std::string_view input);
 
@@ -86,6 +89,7 @@ class ResponseParser {
   void reset();
 
  private:
+  Parse scan(std::string_view input, Method request, ResponseHead& head);
   Parse fail(std::string_view detail);
   Parse need_more(std::string_view input);
 

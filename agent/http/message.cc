@@ -50,13 +50,9 @@ const Field* Fields::find(std::string_view name) const {
   return nullptr;
 }
 
-void Fields::push_back(const Field& field) {
-  if (size_ < kInline) {
-    std::memcpy(inline_ + size_ * sizeof(Field), &field, sizeof(Field));
-  } else {
-    if (size_ == kInline) spilled_.assign(begin(), end());
-    spilled_.push_back(field);
-  }
+void Fields::spill(const Field& field) {
+  if (size_ == kInline) spilled_.assign(begin(), end());
+  spilled_.push_back(field);
   ++size_;
 }
 
@@ -110,7 +106,7 @@ FieldId identify(std::string_view name) {
   }
 }
 
-const char* scan_field_line(std::string_view line, FieldLine& field) {
+const char* scan_field_line(std::string_view line, Field& field) {
   const char* const begin = line.data();
   const char* const end = begin + line.size();
   const char* colon = begin;
@@ -121,8 +117,10 @@ const char* scan_field_line(std::string_view line, FieldLine& field) {
     return colon == begin ? "folded field line" : "white space before the colon";
   }
   if (colon == begin) return "empty field name";
-  field = {{begin, colon}, {colon + 1, end}};
-  return has_control(field.value) ? "control character in a field value" : nullptr;
+  if (has_control({colon + 1, end})) return "control character in a field value";
+  const std::string_view name(begin, colon);
+  field = {name, trim({colon + 1, end}), identify(name)};
+  return nullptr;
 }
 
 std::string_view reason_phrase(int status) {

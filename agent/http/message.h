@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -99,9 +100,14 @@ class Fields {
   }
 
   void clear() { size_ = 0; }
-  void push_back(const Field& field);
+  void push_back(const Field& field) {
+    if (size_ >= kInline) return spill(field);
+    std::memcpy(inline_ + size_ * sizeof(Field), &field, sizeof(Field));
+    ++size_;
+  }
 
  private:
+  void spill(const Field& field);
   [[nodiscard]] const Field* data() const {
     return size_ <= kInline ? reinterpret_cast<const Field*>(inline_) : spilled_.data();
   }

@@ -1,6 +1,6 @@
 #include <algorithm>
+#include <utility>
 
-#include "http/beast_reader.h"
 #include "http/chars.h"
 #include "http/head_scan.h"
 #include "http/http1.h"
@@ -10,8 +10,20 @@ namespace {
 
 constexpr ParseError kFine{};
 
+Method method_of(std::string_view text) {  // case-sensitive (RFC 9110 9.1)
+  constexpr std::pair<std::string_view, Method> kMethods[] = {
+      {"GET", Method::get},         {"POST", Method::post},       {"PUT", Method::put},
+      {"HEAD", Method::head},       {"DELETE", Method::delete_},  {"PATCH", Method::patch},
+      {"OPTIONS", Method::options}, {"CONNECT", Method::connect}, {"TRACE", Method::trace}};
+  for (const auto& [name, method] : kMethods) {
+    if (text == name) return method;
+  }
+  return Method::other;
+}
+
 // method SP target SP HTTP-version, single spaces (RFC 9112 3).
-ParseError scan_request_line(std::string_view line, const Limits& limits, HeadFacts& facts) {
+ParseError scan_request_line(std::string_view line, const Limits& limits, HeadFacts& facts,
+                             RequestHead& head) {
   const auto* const begin = line.data();
   const auto* const end = begin + line.size();
   const auto* p = std::find_if_not(begin, end, [](char c) { return kToken[c]; });
@@ -40,7 +52,11 @@ ParseError scan_request_line(std::string_view line, const Limits& limits, HeadFa
   } else {
     return {400, "invalid HTTP version"};
   }
-  if (method == "CONNECT") return {501, "CONNECT is not supported"};
+  head.method_text = method;
+  head.method = method_of(method);
+  head.target = {target, p};
+  head.version = facts.version;
+  if (head.method == Method::connect) return {501, "CONNECT is not supported"};
   return kFine;
 }
 
@@ -121,12 +137,16 @@ ParseError read_target(std::string_view host_field, bool has_host, RequestHead& 
   return read_path(rest.substr(end), head);
 }
 
-ParseError finish_head(const HeadFacts& facts, std::string_view text, RequestHead& head) {
-  head.clear();
-  BeastReader<true, RequestHead> reader(head);
-  if (!reader.read(text)) return {400, "refused by the parser"};
+// What the lines say together.
+ParseError finish_head(const HeadFacts& facts, RequestHead& head) {
+  std::string_view host, expect, upgrade;
+  for (const Field& field : head.fields) {
+    if (field.id == FieldId::host) host = field.value;
+    if (field.id == FieldId::expect) expect = field.value;
+    if (field.id == FieldId::upgrade) upgrade = field.value;
+  }
   if (!facts.has_host && facts.version == Version::http11) return {400, "no host"};
-  if (const auto error = read_target(reader.host, facts.has_host, head); error.status != 0) {
+  if (const auto error = read_target(host, facts.has_host, head); error.status != 0) {
     return error;
   }
   head.keep_alive = !facts.close && (facts.version == Version::http11 || facts.keep_alive);
@@ -135,9 +155,9 @@ ParseError finish_head(const HeadFacts& facts, std::string_view text, RequestHea
   } else if (facts.has_content_length) {
     head.body = {BodyKind::content_length, facts.content_length};
   }
-  if (facts.names_upgrade && facts.version == Version::http11) head.upgrade = reader.upgrade;
-  if (!reader.expect.empty()) {
-    if (!names_equal(reader.expect, "100-continue")) return {417, "unknown expectation"};
+  if (facts.names_upgrade && facts.version == Version::http11) head.upgrade = upgrade;
+  if (!expect.empty()) {
+    if (!names_equal(expect, "100-continue")) return {417, "unknown expectation"};
     head.expect_continue = facts.version == Version::http11 && head.body.has_body();
   }
   return kFine;
@@ -171,7 +191,14 @@ Parse RequestParser::need_more(std::string_view input) {
 }
 
 Parse RequestParser::parse(std::string_view input, RequestHead& head) {
-  if (error_.status != 0) return Parse::error;
+  head.clear();
+  const Parse parse = error_.status == 0 ? scan(input, head) : Parse::error;
+  if (parse != Parse::done) head.clear();
+  return parse;
+}
+
+Parse RequestParser::scan(std::string_view input, RequestHead& head) {
+  bool is_whole = !facts_.in_fields;  // else `head` lacks what earlier calls have scanned
   for (;;) {
     const auto [parse, line] = next_line(input, at_);
     if (parse == Parse::need_more) return need_more(input);
@@ -180,16 +207,25 @@ Parse RequestParser::parse(std::string_view input, RequestHead& head) {
 
     ParseError error;
     if (facts_.in_fields) {
+      if (line.empty() && !is_whole) {  // once more, from its start
+        at_ = {start_, start_};
+        facts_ = {};
+        head.clear();
+        is_whole = true;
+        continue;
+      }
       if (line.empty()) {
-        error = finish_head(facts_, input.substr(start_, at_.line - start_), head);
+        error = finish_head(facts_, head);
         return error.status == 0 ? Parse::done : fail(error);
       }
-      error = scan_field(line, *limits_, facts_);
+      Field field;
+      error = scan_field(line, *limits_, facts_, field);
+      if (error.status == 0) head.fields.push_back(field);
     } else if (line.empty()) {  // RFC 9112 2.2
       if (++empty_lines_ > limits_->leading_empty_lines) return fail({400, "too many empty lines"});
       start_ = at_.line;
     } else {
-      error = scan_request_line(line, *limits_, facts_);
+      error = scan_request_line(line, *limits_, facts_, head);
       facts_.in_fields = true;
     }
     if (error.status != 0) return fail(error);

@@ -1,4 +1,3 @@
-#include "http/beast_reader.h"
 #include "http/chars.h"
 #include "http/head_scan.h"
 #include "http/http1.h"
@@ -7,7 +6,7 @@ namespace mesh::http {
 namespace {
 
 // HTTP-version SP 3DIGIT SP [reason] (RFC 9112 4); nullptr: fine.
-const char* scan_status_line(std::string_view line, HeadFacts& facts) {
+const char* scan_status_line(std::string_view line, HeadFacts& facts, ResponseHead& head) {
   if (line.starts_with("HTTP/1.1 ")) {
     facts.version = Version::http11;
   } else if (line.starts_with("HTTP/1.0 ")) {
@@ -19,8 +18,10 @@ const char* scan_status_line(std::string_view line, HeadFacts& facts) {
       !is_digit(line[10]) || !is_digit(line[11])) {
     return "invalid status line";
   }
-  if (has_control(line.substr(13))) return "control character in the reason";
-  return nullptr;
+  head.version = facts.version;
+  head.status = (line[9] - '0') * 100 + (line[10] - '0') * 10 + (line[11] - '0');
+  head.reason = line.substr(13);
+  return has_control(head.reason) ? "control character in the reason" : nullptr;
 }
 
 // RFC 9112 6.3, rules 1, 2 and 4 to 8 (3 was an error).
@@ -55,7 +56,14 @@ Parse ResponseParser::need_more(std::string_view input) {
 }
 
 Parse ResponseParser::parse(std::string_view input, Method request, ResponseHead& head) {
-  if (error_.status != 0) return Parse::error;
+  head.clear();
+  const Parse parse = error_.status == 0 ? scan(input, request, head) : Parse::error;
+  if (parse != Parse::done) head.clear();
+  return parse;
+}
+
+Parse ResponseParser::scan(std::string_view input, Method request, ResponseHead& head) {
+  bool is_whole = !facts_.in_fields;  // else `head` lacks what earlier calls have scanned
   for (;;) {
     const auto [parse, line] = next_line(input, at_);
     if (parse == Parse::need_more) return need_more(input);
@@ -63,23 +71,31 @@ Parse ResponseParser::parse(std::string_view input, Method request, ResponseHead
     if (at_.line > limits_->head_bytes) return fail("head too large");
 
     if (!facts_.in_fields) {
-      if (const char* error = scan_status_line(line, facts_)) return fail(error);
+      if (const char* error = scan_status_line(line, facts_, head)) return fail(error);
       facts_.in_fields = true;
     } else if (!line.empty()) {
-      if (const auto error = scan_field(line, *limits_, facts_); error.status != 0) {
+      Field field;
+      if (const auto error = scan_field(line, *limits_, facts_, field); error.status != 0) {
         return fail(error.detail);
       }
-    } else {
+      head.fields.push_back(field);
+    } else if (is_whole) {
       break;
+    } else {  // once more, from its start
+      at_ = {};
+      facts_ = {};
+      head.clear();
+      is_whole = true;
     }
   }
-  head.clear();
-  BeastReader<false, ResponseHead> reader(head);
-  if (!reader.read(input.substr(0, at_.line))) return fail("refused by the parser");
   head.body = framing_of(facts_, request, head.status);
   head.keep_alive = !facts_.close && (facts_.version == Version::http11 || facts_.keep_alive) &&
                     head.body.kind != BodyKind::until_close && head.status != 101;
-  if (facts_.names_upgrade && head.status == 101) head.upgrade = reader.upgrade;
+  if (facts_.names_upgrade && head.status == 101) {
+    for (const Field& field : head.fields) {
+      if (field.id == FieldId::upgrade) head.upgrade = field.value;
+    }
+  }
   return Parse::done;
 }
 

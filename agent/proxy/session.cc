@@ -31,7 +31,6 @@ First read_first_bytes(Downstream& down) {
 net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal) {
   http::RequestParser parser;
   const auto deadline = down.worker.reactor().now() + down.worker.limits().head_timeout;
-  exchange.head().clear();
   while (true) {
     switch (parser.parse(down.in.unread(), exchange.head())) {
       case http::Parse::done:
@@ -39,7 +38,6 @@ net::Task<Head> read_head(Downstream& down, Exchange& exchange, Refusal& refusal
         down.in.consume(parser.consumed());
         co_return Head::kParsed;
       case http::Parse::error:
-        exchange.head().clear();
         refusal = {.reason = Reason::kBadRequest,
                    .status = parser.error().status,
                    .detail = parser.error().detail};
