@@ -39,6 +39,8 @@ struct Surroundings {
   std::set<std::string, std::less<>> rule_labels;
 };
 
+std::set<std::string> strict_namespaces(const Parts& parts);
+
 // Reads the object into its part, where it has no error.
 void read_object(Report& report, const CompileOptions& options, Parts& parts);
 

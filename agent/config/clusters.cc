@@ -346,6 +346,13 @@ bool follow_workloads(const Service& service, Snapshot& snapshot) {
   return true;
 }
 
+std::set<std::string> strict_namespaces(const Parts& parts) {
+  std::set<std::string> strict;
+  for (const auto& [report, part] : parts.namespaces)
+    if (part.strict) strict.insert(report->object().key.name);
+  return strict;
+}
+
 void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                    Snapshot& snapshot) {
   auto add = [&](WorkloadPtr workload) {
@@ -354,12 +361,10 @@ void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* 
     snapshot.workloads.emplace(workload->name, std::move(workload));
   };
   if (options.gateway_workload) add(options.gateway_workload);
-  std::set<std::string> strict_namespaces;
-  for (const auto& [report, part] : parts.namespaces)
-    if (part.strict) strict_namespaces.insert(report->object().key.name);
+  const std::set<std::string> strict = strict_namespaces(parts);
   for (auto& [report, part] : parts.workloads) {
     Workload& workload = part.workload;
-    if (!part.has_mode) workload.strict = strict_namespaces.contains(workload.name.ns);
+    if (!part.has_mode) workload.strict = strict.contains(workload.name.ns);
     if (snapshot.workloads.contains(workload.name)) {
       report->error("metadata.name", "is the name of this node's gateway");
       continue;

@@ -154,8 +154,7 @@ void refuse_duplicates(std::deque<Item>& items) {
 std::shared_ptr<const Surroundings> surroundings_of(const Parts& parts) {
   Surroundings found;
   found.has_slices = !parts.slices.empty();
-  for (const auto& [report, part] : parts.namespaces)
-    if (part.strict) found.strict_namespaces.insert(report->object().key.name);
+  found.strict_namespaces = strict_namespaces(parts);
   for (const auto& [report, rule] : parts.destination_rules)
     found.rule_labels.insert(rule.host.starts_with('*') ? "*"
                                                         : rule.host.substr(0, rule.host.find('.')));

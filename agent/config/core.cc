@@ -8,12 +8,11 @@ namespace {
 
 constexpr std::string_view kAnnotations = "undermesh.io/";
 constexpr std::string_view kFastPath = "undermesh.io/fastpath";
-constexpr std::string_view kOnRemoval = "undermesh.io/on-endpoint-removal";
 
 struct ProtocolWord {
   std::string_view word;
   Protocol protocol;
-  bool later = false;  // an L7 protocol that is carried as TCP for now
+  bool tcp_only = false;  // an L7 protocol whose requests are not seen
 };
 constexpr ProtocolWord kProtocols[] = {
     {"http", Protocol::kHttp},
@@ -39,9 +38,7 @@ Protocol read_protocol(const Fields& port, const std::string& name) {
   if (!declared && word.starts_with("grpc-web")) word = "grpc-web";
   const ProtocolWord* protocol = find_protocol(word);
   if (!protocol) return Protocol::kTcp;
-  if (protocol->later)
-    port.warn(declared ? "appProtocol" : "name",
-              word + " is carried as TCP for now: balanced by connection, without HTTP routes");
+  if (protocol->tcp_only) warn_of_tcp_only(port, declared ? "appProtocol" : "name", word);
   return protocol->protocol;
 }
 
@@ -109,7 +106,9 @@ void read_affinity(const Fields& spec, Service& service) {
   service.affinity = std::chrono::seconds(seconds.value_or(10'800));
 }
 
-void warn_of_unreset(Report& report, const std::string& path, const Service& service) {
+// Done where connections are balanced in the kernel, and a warning of where they are not.
+void read_reset(Report& report, const std::string& path, Service& service) {
+  service.resets_on_removal = true;
   if (service.headless)
     report.warn(path, "has no effect: clients of a headless Service connect to its endpoints");
   for (const ServicePort& port : service.ports)
@@ -125,23 +124,6 @@ void read_fast_path(Report& report, const std::string& path, const std::string& 
   out = value != "disabled";
   if (out)
     report.error(path, "must be disabled, not '" + value + "'; without it connections may join");
-}
-
-void read_service_annotations(Report& report, Service& service) {
-  for (const auto& [key, value] : read_metadata(report).annotations) {
-    if (!key.starts_with(kAnnotations)) continue;
-    std::string path = path_of_key("metadata.annotations", key);
-    if (key == kFastPath)
-      read_fast_path(report, path, value, service.fast_path);
-    else if (key != kOnRemoval)
-      report.error(path, "not supported; remove the annotation");
-    else if (value != "reset")
-      report.error(path,
-                   "must be reset, not '" + value + "'; without it connections are left alone");
-    else
-      service.resets_on_removal = true;
-    if (service.resets_on_removal) warn_of_unreset(report, path, service);
-  }
 }
 
 std::uint32_t read_weight(const Fields& spec) {
@@ -238,6 +220,27 @@ void read_slice_endpoint(const Fields& endpoint, EndpointSlice& slice) {
 }
 
 }  // namespace
+
+void warn_of_tcp_only(const Fields& port, std::string_view path, const std::string& protocol) {
+  port.warn(path,
+            protocol + " is carried as TCP for now: balanced by connection, without HTTP routes");
+}
+
+void read_service_annotations(Report& report, Service& service) {
+  for (const auto& [key, value] : read_metadata(report).annotations) {
+    if (!key.starts_with(kAnnotations)) continue;
+    std::string path = path_of_key("metadata.annotations", key);
+    if (key == kFastPath)
+      read_fast_path(report, path, value, service.fast_path);
+    else if (key != kOnRemoval)
+      report.error(path, "not supported; remove the annotation");
+    else if (value != "reset")
+      report.error(path,
+                   "must be reset, not '" + value + "'; without it connections are left alone");
+    else
+      read_reset(report, path, service);
+  }
+}
 
 ServicePart read_service(Report& report) {
   const ObjectKey& key = report.object().key;

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "config/fields.h"
@@ -86,6 +87,11 @@ struct ServicePart {
   std::string external_name;        // of an ExternalName service, which has nothing else
   std::vector<Workload> endpoints;  // that a ServiceEntry spells out; they have no name
 };
+inline constexpr std::string_view kOnRemoval = "undermesh.io/on-endpoint-removal";
+// The mesh's own annotations of a Service or a ServiceEntry, whose ports are read.
+void read_service_annotations(Report& report, Service& service);
+// An L7 protocol that the mesh knows by name alone, as `path` of the port says.
+void warn_of_tcp_only(const Fields& port, std::string_view path, const std::string& protocol);
 ServicePart read_service(Report& report);
 std::vector<ServicePart> read_service_entry(Report& report);  // one a host; none: resolution NONE
 EndpointSlice read_endpoint_slice(Report& report);

@@ -92,6 +92,9 @@ struct Compiled {
 Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
                  const CompileOptions& options, const Snapshot* previous = nullptr);
 
+// So many objects at once are followed one by one; where more changed, all is done again.
+inline constexpr std::size_t kFewChanges = 200;
+
 // What compile() would say of `objects`, from what it said of `before`, with the same options but
 // node_addresses: at the cost of what changed, where few WorkloadEntries alone did. nullopt: there
 // is more to it, or it may be.

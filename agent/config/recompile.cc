@@ -8,8 +8,6 @@
 namespace mesh::config {
 namespace {
 
-constexpr std::size_t kFew = 200;
-
 bool is_workload(const ObjectPtr& object) { return object->key.kind == "WorkloadEntry"; }
 
 // Who else may be refused, or not be any more, because of a workload.
@@ -26,7 +24,7 @@ class Follower {
     bool are_workloads = true;
     each_change(before, objects, [&](const ObjectPtr& old, const ObjectPtr& now) {
       are_workloads = are_workloads && (!old || is_workload(old)) && (!now || is_workload(now)) &&
-                      gone_.size() + came_.size() < kFew;
+                      gone_.size() + came_.size() < kFewChanges;
       if (!are_workloads) return;
       if (old) gone_.push_back(old);
       if (now) came_.push_back(now);

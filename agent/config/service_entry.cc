@@ -63,13 +63,12 @@ std::vector<std::string> read_hosts(const Fields& spec, Resolution resolution) {
 
 Protocol read_protocol(const Fields& port) {
   const std::string word = port.text("protocol").value_or("TCP");
-  constexpr std::string_view kLater[] = {"HTTP2", "GRPC", "GRPC-WEB"};
+  constexpr std::string_view kTcpOnly[] = {"HTTP2", "GRPC", "GRPC-WEB"};
   constexpr std::string_view kAsTcp[] = {"TCP", "TLS", "HTTPS", "MONGO"};
   if (word == "HTTP") return Protocol::kHttp;
   if (word == "UDP") return Protocol::kUdp;
-  if (std::ranges::find(kLater, word) != std::end(kLater))
-    port.warn("protocol",
-              word + " is carried as TCP for now: balanced by connection, without HTTP routes");
+  if (std::ranges::find(kTcpOnly, word) != std::end(kTcpOnly))
+    warn_of_tcp_only(port, "protocol", word);
   else if (std::ranges::find(kAsTcp, word) == std::end(kAsTcp))
     port.error(
         "protocol",
@@ -154,6 +153,7 @@ std::vector<ServicePart> read_service_entry(Report& report) {
   const std::vector<std::string> hosts = read_hosts(spec, resolution);
   read_ports(spec, part.service);
   read_addresses(spec, resolution, part.service);
+  read_service_annotations(report, part.service);
   for (const Fields& endpoint : spec.messages("endpoints", workload_fields()))
     part.endpoints.push_back(read_workload(endpoint));
   if (const auto selector = spec.message("workloadSelector", kSelector))
@@ -164,7 +164,12 @@ std::vector<ServicePart> read_service_entry(Report& report) {
                "is for one host alone: without it each host has an address of its "
                "own, else write an entry for each");
   std::vector<ServicePart> parts;
-  if (resolution == Resolution::kNone) return parts;
+  if (resolution == Resolution::kNone) {
+    if (part.service.resets_on_removal)
+      report.warn(path_of_key("metadata.annotations", kOnRemoval),
+                  "has no effect: the mesh gives resolution NONE no endpoints");
+    return parts;
+  }
   for (const std::string& host : hosts) {
     parts.push_back(part);
     Service& service = parts.back().service;

@@ -336,7 +336,7 @@ class KernelPolicy::Tables {
     for (ClientMember& client : now) {
       client.class4 = join(client_class(client.workload, true));
       client.class6 = join(client_class(client.workload, false));
-      if (!client.current) continue;  // the gateway: nothing selects it
+      if (!client.current) continue;  // the snapshot has no such workload: nothing selects it
       client.egress = set_of(*client.current, Direction::kEgress);
       if (client.egress) ++client.egress->members;
     }
@@ -716,7 +716,6 @@ class KernelPolicy::Tables {
 
 KernelPolicy::KernelPolicy(Numbers& numbers) : tables_(std::make_unique<Tables>(numbers)) {}
 KernelPolicy::~KernelPolicy() = default;
-KernelPolicy::KernelPolicy(KernelPolicy&&) noexcept = default;
 
 void KernelPolicy::update(const Snapshot& snapshot, const std::vector<Client>& clients,
                           State& state) {

@@ -29,7 +29,6 @@ class KernelPolicy {
  public:
   explicit KernelPolicy(Numbers& numbers);
   ~KernelPolicy();
-  KernelPolicy(KernelPolicy&&) noexcept;
 
   // Fills in sets, peers and blocks of `state`, and classes and sets of its workloads.
   void update(const config::Snapshot& snapshot, const std::vector<Client>& clients,

@@ -1,5 +1,6 @@
 // The kernel's state wanted for a snapshot: which services exist and how, which destinations belong
-// together, and the verdict of every enrolled client. Pure but for the numbers it asks for.
+// together, and the verdict of every enrolled client. Asks for numbers, and keeps what it computed;
+// touches nothing else.
 #pragma once
 
 #include <cstdint>

@@ -131,7 +131,7 @@ Result<> Store::open() {
 
 Result<bool> Store::rescan() {
   MESH_TRY(const Touched touched, read_changed_files());
-  if (!touched.any) return false;
+  if (touched.paths.empty()) return false;
   if (bool changed = false; assemble_touched(touched, changed)) return changed;
   const auto objects = objects_;
   const auto problems = problems_;
@@ -162,7 +162,6 @@ Result<> Store::read_kept(const std::string& directory, const Keep& keep) {
 }
 
 void Store::Touched::add(const std::string& path, const SourceFile& file) {
-  any = true;
   is_unreadable = is_unreadable || !file.error.empty();
   paths.insert(path);
   for (const ObjectPtr& object : file.objects) keys.insert(object->key);
@@ -250,9 +249,8 @@ std::vector<ObjectPtr> Store::versions_of(const ObjectKey& key,
 
 // Where all files can be read and each object is in one of them, others follow from nothing else.
 bool Store::assemble_touched(const Touched& touched, bool& changed) {
-  constexpr std::size_t kFew = 200;
-  if (touched.is_unreadable || touched.keys.size() > kFew || touched.paths.size() > kFew ||
-      !problems_.empty() || !damaged_.empty())
+  if (touched.is_unreadable || touched.keys.size() > config::kFewChanges ||
+      touched.paths.size() > config::kFewChanges || !problems_.empty() || !damaged_.empty())
     return false;
   std::vector<std::pair<ObjectKey, std::vector<ObjectPtr>>> now;
   for (const ObjectKey& key : touched.keys) {

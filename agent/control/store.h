@@ -82,7 +82,6 @@ class Store {
   Result<> read_kept(const std::string& directory, const Keep& keep);
   // What files of before and of now hold that are not as they were.
   struct Touched {
-    bool any = false;
     bool is_unreadable = false;  // one of them was, or is
     std::set<config::ObjectKey> keys;
     std::set<std::string> paths;

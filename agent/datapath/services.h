@@ -40,7 +40,8 @@ class Services {
   std::uint64_t writes() const;  // entries written or deleted so far
   // Returns what did not fit: that stays as it was.
   Failures put(const Entries& wanted);
-  // These do not fit for now; they refuse. Returns those that cannot even be marked so.
+  // Those that put() found no room for: their addresses refuse connections until a later put() has
+  // room. Returns those that cannot even be marked so.
   Failures refuse(const Failures& misfits, const Entries& wanted);
   Result<> keep_only(const Entries& wanted);
   // Frees what was replaced and removed before.

@@ -415,6 +415,12 @@ TEST(Service, ResetsConnectionsToEndpointsThatAreGoneWhereItSaysSo) {
   EXPECT_THAT(warnings("{ports: [{name: http, port: 80}, {name: tcp, port: 70}]}"),
               ElementsAre(at + " on HTTP port 80: a request in flight to an endpoint that is gone "
                                "may end, and no other is sent there"));
+  std::string among_others = text("on-endpoint-removal: reset\n    undermesh.io/unknown: x");
+  among_others.replace(among_others.find("spec: {}"), 8, "spec: {clusterIP: None}");
+  EXPECT_THAT(validate_text(among_others),
+              testing::UnorderedElementsAre(testing::HasSubstr("has no effect"),
+                                            testing::HasSubstr("undermesh.io/unknown")))
+      << "warned of once, whatever else is there";
   EXPECT_THAT(warnings("{ports: [{name: dns, port: 53, protocol: UDP}]}"),
               ElementsAre(at + " on UDP port 53"));
   EXPECT_THAT(warnings("{clusterIP: None, ports: [{name: tcp, port: 70}]}"),

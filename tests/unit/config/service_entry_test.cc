@@ -50,6 +50,36 @@ TEST(ServiceEntry, IsAServiceOfItsOwnNameAndEndpoints) {
               ElementsAre("198.51.100.1:53=3", "198.51.100.2:53=1"));
 }
 
+TEST(ServiceEntry, HasTheAnnotationsOfAService) {
+  const auto annotated = [](std::string_view spec, const std::string& annotations) {
+    std::string text = entry(spec);
+    text.replace(text.find("namespace: shop}"), 16,
+                 "namespace: shop, annotations: {undermesh.io/" + annotations + "}}");
+    return text;
+  };
+  const Compiled compiled = compile_text(
+      annotated(kPartner, "on-endpoint-removal: reset, undermesh.io/fastpath: disabled"));
+  const std::string at =
+      "warning t.yaml:4: ServiceEntry shop/e: "
+      "metadata.annotations[\"undermesh.io/on-endpoint-removal\"]: has no effect";
+  EXPECT_THAT(texts_of(compiled.problems),
+              ElementsAre(at + " on HTTP port 80: a request in flight to an endpoint that is gone "
+                               "may end, and no other is sent there",
+                          at + " on UDP port 53"));
+  const Service& service = *compiled.snapshot->services.at("api.partner.example");
+  EXPECT_TRUE(service.resets_on_removal);
+  EXPECT_FALSE(service.fast_path);
+  EXPECT_THAT(
+      validate_text(annotated("{hosts: [a.example], resolution: NONE, ports: [{number: 443, "
+                              "name: tls, protocol: TLS}]}",
+                              "on-endpoint-removal: reset")),
+      testing::Contains(at + ": the mesh gives resolution NONE no endpoints"));
+  EXPECT_THAT(validate_text(annotated(kPartner, "mode: strict")),
+              ElementsAre("error t.yaml:4: ServiceEntry shop/e: "
+                          "metadata.annotations[\"undermesh.io/mode\"]: not supported; remove the "
+                          "annotation"));
+}
+
 TEST(ServiceEntry, IsADestinationOfRoutesAndRules) {
   const Compiled compiled = compile_text(entry(kPartner) + R"(---
 apiVersion: networking.istio.io/v1
