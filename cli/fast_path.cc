@@ -20,21 +20,21 @@ using std::chrono::seconds;
 
 constexpr seconds kTestTime{60};
 
-void print_line(const api::FastPathStatus& status) {
-  if (status.on)
-    std::puts("The fast path is on.");
-  else
-    std::printf("The fast path is off: %s.\n", status.reason.c_str());
-}
-
 std::string remedy_of(const std::string& cause) {
   if (cause == "kernel") return "boot a kernel of 6.13 or later, or go on by TCP: nothing is lost";
+  if (cause == "full")
+    return "go on by TCP: nothing is lost; annotate fewer Services with undermesh.io/fastpath, "
+           "then: "
+           "meshctl datapath fastpath on";
   return "go on by TCP: nothing is lost; after a change of the kernel: meshctl datapath fastpath "
          "on";
 }
 
 datapath::Finding finding_of(const api::FastPathStatus& status) {
   using Level = datapath::Finding::Level;
+  if (status.on && !status.reason.empty())
+    return {Level::kWarning, "fastpath", "the same-node fast path is still on: " + status.reason,
+            "repair what keeps it, or meshctl disable --all"};
   if (status.on) return {Level::kOk, "fastpath", "the same-node fast path is on", ""};
   if (status.cause == "default" || status.cause == "operator")
     return {Level::kOk, "fastpath", "the same-node fast path is off: " + status.reason, ""};
@@ -43,6 +43,15 @@ datapath::Finding finding_of(const api::FastPathStatus& status) {
 }
 
 }  // namespace
+
+void print_line(const api::FastPathStatus& status) {
+  if (status.on && status.reason.empty())
+    std::puts("The same-node fast path is on.");
+  else if (status.on)
+    std::printf("The same-node fast path is still on: %s.\n", status.reason.c_str());
+  else
+    std::printf("The same-node fast path is off: %s.\n", status.reason.c_str());
+}
 
 Result<int> fast_path_status(const Environment& environment, Format format) {
   const Client client(environment.run_dir);

@@ -12,6 +12,7 @@
 #include "api/messages.h"
 #include "cgroup.h"
 #include "client.h"
+#include "fast_path.h"
 #include "lifecycle.h"
 #include "output.h"
 #include "supervisor.h"
@@ -163,10 +164,8 @@ Result<int> status(const Environment& environment, Format format) {
   print_programs(now, environment);
   print_workloads(now);
   print_policies(now);
-  if (now.fast_path.on)
-    std::puts("\nThe same-node fast path is on.");
-  else
-    std::printf("\nThe same-node fast path is off: %s.\n", now.fast_path.reason.c_str());
+  std::puts("");
+  print_line(now.fast_path);
   print_list("Reasons", now.reasons);
   auto warnings = std::move(now.snapshot.problems);  // an error is a reason too
   std::erase_if(warnings, [&](const std::string& problem) {

@@ -122,8 +122,10 @@ struct ProgramStatus {
 // The same-node fast path.
 struct FastPathStatus {
   bool on = false;
-  std::string cause = "default";  // of off: "default", "operator", "testing", "test", "kernel"
-  std::string reason;             // of off
+  // Of off: "default", "operator", "testing", "test", "kernel", "full". Where it is on: why it
+  // should not be, and cannot be detached.
+  std::string cause = "default";
+  std::string reason;
   friend bool operator==(const FastPathStatus&, const FastPathStatus&) = default;
 };
 struct FastPathRequest {

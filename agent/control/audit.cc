@@ -78,7 +78,7 @@ void Audit::look_at(const Enrolment& enrolment, const datapath::EnrolledWorkload
                 enrolment.workload->name.to_string(), difference.what, difference.is_repaired);
     if (difference.is_repaired)
       ++counters_["repairs"];
-    else
+    else if (!difference.is_harmless)
       record.differences.push_back(std::move(difference.what));
   }
   ++counters_["canaries_sent"];

@@ -29,6 +29,7 @@ void FastPathSwitch::start(Clock::time_point now) {
 }
 
 void FastPathSwitch::test(Clock::time_point now) {
+  is_to_go_ = false;
   auto started = datapath_.start_fast_path_test(now);
   if (started) {
     status_ = {false, "testing", "its self-test runs"};
@@ -40,6 +41,11 @@ void FastPathSwitch::test(Clock::time_point now) {
 }
 
 bool FastPathSwitch::step(Clock::time_point now) {
+  if (is_to_go_) return try_off();
+  if (status_.on && !datapath_.why_fast_path_stopped().empty()) {
+    off("full", datapath_.why_fast_path_stopped());
+    return true;
+  }
   const auto outcome = datapath_.take_fast_path_test(now);
   if (!outcome || !is_testing()) return false;
   if (!*outcome) {
@@ -54,23 +60,37 @@ bool FastPathSwitch::step(Clock::time_point now) {
 }
 
 Result<> FastPathSwitch::set(bool on, Clock::time_point now) {
-  MESH_TRY(replace_file(files_, path_, on ? kOn : kOff));
-  if (on) {
-    if (!status_.on && !is_testing()) test(now);
-    return success();
+  if (!on) {
+    off("operator", kSwitchedOff);
+    auto stored = replace_file(files_, path_, kOff);
+    if (stored) return success();
+    return Error{stored.error().code, "off until meshd starts again, as it could not be stored: " +
+                                          stored.error().message};
   }
-  off("operator", kSwitchedOff);
+  MESH_TRY(replace_file(files_, path_, kOn));
+  if (is_to_go_ || (!status_.on && !is_testing())) test(now);
   return success();
 }
 
 void FastPathSwitch::off(std::string cause, std::string reason) {
-  const auto switched = datapath_.switch_fast_path(false);
-  if (!switched) reason += "; it could not be detached: " + switched.error().message;
-  if (switched && (cause == "default" || cause == "operator"))
-    log()->info("the fast path is off reason={}", reason);
+  off_ = {false, std::move(cause), std::move(reason)};
+  is_to_go_ = true;
+  status_ = off_;
+  try_off();
+  if (!is_to_go_ && (off_.cause == "default" || off_.cause == "operator"))
+    log()->info("the fast path is off reason={}", off_.reason);
   else
-    log()->warn("the fast path is off reason={}", reason);
-  status_ = {false, std::move(cause), std::move(reason)};
+    log()->warn("the fast path is off, or is to be reason={}", status_.reason);
+}
+
+bool FastPathSwitch::try_off() {
+  const api::FastPathStatus before = std::exchange(status_, off_);
+  if (auto switched = datapath_.switch_fast_path(false); !switched) {
+    status_.on = true;
+    status_.reason += "; it cannot be detached, which is tried again: " + switched.error().message;
+  }
+  is_to_go_ = status_.on;
+  return status_ != before;
 }
 
 }  // namespace mesh::control

@@ -22,22 +22,26 @@ class FastPathSwitch {
       : datapath_(datapath), files_(files), path_(std::move(path)) {}
 
   void start(Clock::time_point now);
-  // Takes the outcome of the self-test; called every half second. True: what status() says changed.
+  // Takes the outcome of the self-test, and goes on with what could not be done; called every half
+  // second. True: what status() says changed.
   bool step(Clock::time_point now);
-  // The operator's word, stored first. `on` tests again, also where the last test failed, and at
-  // each start() from then on.
+  // The operator's word. `on` is stored first, and tests again, also where the last test failed,
+  // and at each start() from then on. `off` is done first: an error says that it could not be
+  // stored.
   Result<> set(bool on, Clock::time_point now);
   const api::FastPathStatus& status() const { return status_; }
   bool is_testing() const { return status_.cause == "testing"; }
 
  private:
   void off(std::string cause, std::string reason);
+  bool try_off();
   void test(Clock::time_point now);
 
   datapath::Datapath& datapath_;
   Files& files_;
   std::string path_;
-  api::FastPathStatus status_;
+  api::FastPathStatus status_, off_;  // off_: as it shall be
+  bool is_to_go_ = false;             // it is to be off, and could not be detached
 };
 
 }  // namespace mesh::control

@@ -144,16 +144,16 @@ bool is_routed(const Snapshot& snapshot, const config::Service& service) {
          snapshot.client_hosts.contains(service.host);
 }
 
-// What its clients connect to, and what the proxy does.
+// What its clients connect to, and what the proxy does; endpoints elsewhere have no fast path.
 void exclude_from_fast_path(const Snapshot& snapshot, const config::Service& service,
-                            State& state) {
+                            const std::set<IpAddress>& here, State& state) {
   for (const config::ServicePort& port : service.ports) {
     if (port.transport() != config::Transport::kTcp) continue;
     for (const IpAddress& ip : service.addresses) state.slow_listeners.insert({ip, port.port});
     const auto cluster = snapshot.find_cluster(service.name.ns, service.host, port.port, "");
     if (!cluster) continue;
     for (const config::Endpoint& endpoint : cluster->endpoints)
-      state.slow_listeners.insert(endpoint.address);
+      if (here.contains(endpoint.address.ip)) state.slow_listeners.insert(endpoint.address);
   }
 }
 
@@ -294,8 +294,11 @@ State KernelStates::compute(const KernelInput& input) {
   state.services = services_;
   state.udp_services = udp_services_;
   state.refusals = refusals_;
+  std::set<IpAddress> here;
+  for (const auto& [id, workload] : state.workloads)
+    here.insert(workload.addresses.begin(), workload.addresses.end());
   for (const auto& [host, service] : input.snapshot.services)
-    if (!service->fast_path) exclude_from_fast_path(input.snapshot, *service, state);
+    if (!service->fast_path) exclude_from_fast_path(input.snapshot, *service, here, state);
   return state;
 }
 

@@ -127,7 +127,7 @@ struct State {
   std::map<std::pair<WorkloadId, ServiceId>, std::uint32_t> refusals;  // -> policy
   // No services any more, that had resets_on_removal: nothing is their endpoint (end_removed()).
   std::set<SocketAddress> former_services;
-  // Endpoints and proxied services whose connections stay out of the fast path.
+  // Endpoints here, and services, whose connections stay out of the fast path.
   std::set<SocketAddress> slow_listeners;
 };
 
@@ -163,6 +163,7 @@ struct Counters {
 struct Difference {
   std::string what;  // "its hook connect4", ...
   bool is_repaired = false;
+  bool is_harmless = false;  // nothing is unpoliced without it
   friend bool operator==(const Difference&, const Difference&) = default;
 };
 
@@ -210,9 +211,12 @@ class Datapath {
   // What the maps hold now: read once by a restarted meshd, to keep its numbers.
   virtual Result<State> adopt() = 0;
   // The same-node fast path, off at first; apply() keeps it at all enrolled workloads. Off:
-  // detached, and what had joined goes on by TCP. Errc::unavailable: not on this kernel, with the
-  // reason.
+  // detached, and what had joined goes on by TCP; after an error it is to be called again.
+  // Errc::unavailable: not on this kernel, with the reason.
   virtual Result<> switch_fast_path(bool on) = 0;
+  // Empty: it is as it was switched. Else it stopped at an apply(): what shall stay out of it could
+  // not be written.
+  virtual const std::string& why_fast_path_stopped() const = 0;
   // Sends data of its own through it, in a namespace and control group of its own, beside the one
   // that attach_mesh() named; the outcome is taken later. Errc::unavailable: not on this kernel.
   // take: nothing while none is done, or none was started. Errc::refused: it is wrong here.

@@ -47,10 +47,33 @@ bool is_own(std::string_view map) {
   return false;
 }
 
-// Maps of another layout serve the sockets that joined with them, pinned or not.
+// The maps of a layout serve the sockets that joined with them, pinned or not.
+Result<> switch_off(const std::string& maps) {
+  const UniqueFd config(::bpf_obj_get((maps + "/um_fast_config").c_str()));
+  if (!config) return success();
+  bpf_map_info info{};
+  std::uint32_t size = sizeof info;
+  const std::uint32_t zero = 0;
+  if (::bpf_obj_get_info_by_fd(config.get(), &info, &size) == 0) {
+    const std::vector<char> off(info.value_size);
+    if (::bpf_map_update_elem(config.get(), &zero, off.data(), BPF_ANY) == 0) return success();
+  }
+  return errno_error(errno, "switch the fast path off: " + maps);
+}
+
+Result<> switch_off_layouts(const std::string& dir) {
+  Result<> outcome = success();
+  for (const std::string& name : names_in(dir)) {
+    if (!name.starts_with("maps_")) continue;
+    if (auto off = switch_off(dir + "/" + name); !off) outcome = std::move(off);
+  }
+  return outcome;
+}
+
 Result<> remove_other_layouts(const std::string& dir) {
   for (const std::string& name : names_in(dir)) {
     if (!name.starts_with("maps_") || dir + "/" + name == maps_dir(dir)) continue;
+    MESH_TRY(switch_off(dir + "/" + name));
     MESH_TRY(detach_tree(dir + "/" + name, nullptr));
   }
   return success();
@@ -228,12 +251,10 @@ Result<FastPath> FastPath::open(const std::string& pin_dir,
 
 Result<> FastPath::remove(const std::string& pin_dir, std::vector<std::string>* removed) {
   const std::string dir = base_dir(pin_dir);
-  MESH_TRY(detach_tree(dir + "/links", removed));
-  const UniqueFd config(::bpf_obj_get((maps_dir(dir) + "/um_fast_config").c_str()));
-  const std::uint32_t zero = 0;
-  const um_fast_config off{};
-  if (config && ::bpf_map_update_elem(config.get(), &zero, &off, BPF_ANY) != 0)
-    return errno_error(errno, "switch the fast path off");
+  const Result<> off = switch_off_layouts(dir);  // holds, whatever cannot be removed
+  const Result<> links = detach_tree(dir + "/links", removed);
+  MESH_TRY(off);
+  MESH_TRY(links);
   return detach_tree(dir, removed);
 }
 
@@ -242,27 +263,32 @@ Result<> FastPath::keep(const FastPathNode& node) {
   for (const SocketAddress& listener : node.excluded) listeners[kernel_destination(listener)] = 1;
   Map<um_address, std::uint64_t>::Entries owners;
   for (const auto& [ip, cookie] : node.addresses) owners[kernel_address(ip)] = cookie;
-  MESH_TRY((write_all<um_destination, std::uint32_t>(map("um_fast_excluded"), "um_fast_excluded",
-                                                     listeners)));
-  has_excluded_ = !node.excluded.empty();
-  MESH_TRY(write_config());
-  MESH_TRY((
-      write_all<um_address, std::uint64_t>(map("um_fast_addresses"), "um_fast_addresses", owners)));
-  return link(node.cgroups);
+  Result<> written = write_all<um_destination, std::uint32_t>(map("um_fast_excluded"),
+                                                              "um_fast_excluded", listeners);
+  if (written)
+    written =
+        write_all<um_address, std::uint64_t>(map("um_fast_addresses"), "um_fast_addresses", owners);
+  const std::uint32_t excluded = listeners.empty() ? 0U : UM_FAST_HAS_EXCLUDED;
+  MESH_TRY(write_config(written ? UM_FAST_ON | excluded : 0U));
+  return written;
 }
 
 Result<> FastPath::link(const std::map<std::string, std::string>& cgroups) {
+  Result<> outcome = success();
+  const auto note = [&outcome](Result<> done) {
+    if (outcome && !done) outcome = std::move(done);
+  };
   for (const std::string& name : names_in(dir_ + "/links")) {
     if (cgroups.contains(name)) continue;
     const std::string pin = dir_ + "/links/" + name;
     const UniqueFd link(::bpf_obj_get(pin.c_str()));
     if (link) ::bpf_link_detach(link.get());  // fails where the cgroup is gone
-    MESH_TRY(unpin(pin));
+    note(unpin(pin));
   }
   for (const auto& [name, path] : cgroups) {
-    MESH_TRY(ensure_link(dir_ + "/links/" + name, sock_ops_.get(), path));
+    note(ensure_link(dir_ + "/links/" + name, sock_ops_.get(), path));
   }
-  return success();
+  return outcome;
 }
 
 Result<bool> FastPath::restore_link(const std::string& name, const std::string& cgroup) {
@@ -274,15 +300,9 @@ Result<bool> FastPath::restore_link(const std::string& name, const std::string& 
   return true;
 }
 
-Result<> FastPath::turn(bool on) {
-  on_ = on;
-  return write_config();
-}
-
-Result<> FastPath::write_config() {
+Result<> FastPath::write_config(std::uint32_t flags) {
   const std::uint32_t zero = 0;
-  const um_fast_config config{(on_ ? UM_FAST_ON : 0U) | (has_excluded_ ? UM_FAST_HAS_EXCLUDED : 0U),
-                              kMinTrips};
+  const um_fast_config config{flags, kMinTrips};
   if (::bpf_map_update_elem(map("um_fast_config"), &zero, &config, BPF_ANY) != 0)
     return errno_error(errno, "write map um_fast_config");
   return success();

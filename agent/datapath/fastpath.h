@@ -47,32 +47,32 @@ int run_fast_path_iterator(int iterator);
 
 class FastPath {
  public:
-  // Loads the programs, with the object's maps (by name); takes over the pinned maps. Off, unless
-  // it was left on. Errc::unavailable: not on this kernel.
+  // Loads the programs, with the object's maps (by name); takes over the pinned maps. As it was
+  // left, off or on, until keep(). Errc::unavailable: not on this kernel.
   static Result<FastPath> open(const std::string& pin_dir,
                                const std::map<std::string, UniqueFd>& shared);
-  // Detaches what another process may have left; for kernels and switches that say no.
+  // Switches off, then detaches, what another process may have left, of any layout; for kernels and
+  // switches that say no. After an error it is to be called again.
   // `removed`: as of detach_tree().
   static Result<> remove(const std::string& pin_dir, std::vector<std::string>* removed = nullptr);
 
-  // Errors leave it as it can be; the next one puts it right.
+  // Who joins where: on. Off, where that cannot be written: who shall stay out might join.
   Result<> keep(const FastPathNode& node);
-  // Its link at the cgroup of that name, where that is not as keep() left it. True: it was not.
+  // The cgroups whose sockets may join, by name. An error is the first one's that could not be had.
+  Result<> link(const std::map<std::string, std::string>& cgroups);
+  // Its link at the cgroup of that name, where that is not as link() left it. True: it was not.
   Result<bool> restore_link(const std::string& name, const std::string& cgroup);
-  Result<> turn(bool on);
   // Where sockets have asked to join since this was asked last: cookies of network namespaces.
   Result<std::vector<std::uint64_t>> take_settled();
   Result<> let_join(int netns) const;  // takes as long as the kernel needs to walk its sockets
 
  private:
   int map(const char* name) const { return maps_.at(name).get(); }
-  Result<> link(const std::map<std::string, std::string>& cgroups);
-  Result<> write_config();
+  Result<> write_config(std::uint32_t flags);
 
   std::string dir_;
   UniqueFd sock_ops_, iterator_;
   std::map<std::string, UniqueFd> maps_;
-  bool on_ = false, has_excluded_ = false;
 };
 
 }  // namespace mesh::datapath

@@ -17,6 +17,7 @@ Logger log() {
 }  // namespace
 
 Result<> FastPathHere::turn(bool on, const std::map<std::string, UniqueFd>& shared) {
+  why_stopped_.clear();
   if (!on) {
     on_.reset();
     return FastPath::remove(pin_dir_);
@@ -24,28 +25,31 @@ Result<> FastPathHere::turn(bool on, const std::map<std::string, UniqueFd>& shar
   if (!on_) {
     MESH_TRY(on_, FastPath::open(pin_dir_, shared));
   }
-  MESH_TRY(on_->turn(true));
-  return keep();
+  return node_ ? keep() : success();
 }
 
 void FastPathHere::want(FastPathNode node) {
   if (node == node_ && !is_due_) return;
   node_ = std::move(node);
   if (!on_) return;
-  if (const auto kept = keep(); !kept)
-    log()->warn("the fast path is not as it should be error={}", kept.error().message);
+  if (const auto kept = keep(); !kept) why_stopped_ = kept.error().message;
 }
 
 Result<> FastPathHere::keep() {
   is_due_ = true;  // until it is done
-  MESH_TRY(on_->keep(node_));
+  MESH_TRY(on_->keep(*node_));
   is_due_ = false;
+  if (const auto linked = on_->link(node_->cgroups); !linked) {
+    is_due_ = true;
+    log()->warn("some connections go on by TCP error={}", linked.error().message);
+  }
   return success();
 }
 
 Result<bool> FastPathHere::restore_link(const std::string& name) {
-  const auto cgroup = node_.cgroups.find(name);
-  if (!on_ || cgroup == node_.cgroups.end()) return false;
+  if (!on_ || !node_) return false;
+  const auto cgroup = node_->cgroups.find(name);
+  if (cgroup == node_->cgroups.end()) return false;
   return on_->restore_link(name, cgroup->second);
 }
 

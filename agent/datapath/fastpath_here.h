@@ -23,6 +23,8 @@ class FastPathHere {
   // Kept also while it is off. Whom it cannot be had for goes by TCP, which is no failure: it is
   // logged, and the next one tries again.
   void want(FastPathNode node);
+  // As of Datapath::why_fast_path_stopped().
+  const std::string& why_stopped() const { return why_stopped_; }
   // Puts the link of that name right. True: it was not as it should be.
   Result<bool> restore_link(const std::string& name);
   // As of Datapath::let_settled_join().
@@ -32,9 +34,10 @@ class FastPathHere {
   Result<> keep();
 
   std::string pin_dir_;
-  std::optional<FastPath> on_;  // none: off
-  FastPathNode node_;           // as it shall be
-  bool is_due_ = false;         // it was not made so
+  std::optional<FastPath> on_;        // none: off
+  std::optional<FastPathNode> node_;  // as it shall be; none: nobody has said yet
+  bool is_due_ = false;               // it was not made so
+  std::string why_stopped_;
 };
 
 }  // namespace mesh::datapath

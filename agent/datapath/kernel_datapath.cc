@@ -414,6 +414,8 @@ class KernelDatapath final : public Datapath {
 
   Result<> switch_fast_path(bool on) override { return fast_path_.turn(on, object_.maps()); }
 
+  const std::string& why_fast_path_stopped() const override { return fast_path_.why_stopped(); }
+
   Result<> start_fast_path_test(Canary::Clock::time_point now) override {
     const std::string group = std::filesystem::path(mesh_cgroup_).parent_path() / kTestGroup;
     fast_path_probe_.reset();
@@ -744,7 +746,7 @@ class KernelDatapath final : public Datapath {
           {std::string(kMeshLinks), "the mesh's hook of the fast path"}}) {
       const auto was_restored = fast_path_.restore_link(name);
       if (!was_restored || was_restored.value())
-        differences.push_back({what, was_restored.has_value()});
+        differences.push_back({what, was_restored.has_value(), true});
     }
   }
 

@@ -542,22 +542,30 @@ Result<std::vector<std::string>> Object::link_sets() const {
   return names_in(pin_dir_ + "/links");
 }
 
+// The first error; what can go goes.
 Result<> detach_tree(const std::string& dir, std::vector<std::string>* removed) {
+  Result<> outcome = success();
+  const auto note = [&outcome](Result<> done) {
+    if (outcome && !done) outcome = std::move(done);
+  };
   for (const std::string& name : names_in(dir)) {
     std::string path = dir + "/" + name;
     if (fs::is_directory(fs::symlink_status(path))) {
-      MESH_TRY(detach_tree(path, removed));
+      note(detach_tree(path, removed));
       continue;
     }
     // Closing the last reference detaches a link only later; this does at once. Fails on maps and
     // programs, and on a link whose cgroup is gone: nothing to detach.
     UniqueFd object(::bpf_obj_get(path.c_str()));
     if (!detach_filter(dir, name) && object) ::bpf_link_detach(object.get());
-    MESH_TRY(unpin(path));
+    if (auto gone = unpin(path); !gone) {
+      note(std::move(gone));
+      continue;
+    }
     if (removed != nullptr) removed->push_back(path);
   }
-  if (::rmdir(dir.c_str()) != 0 && errno != ENOENT) return errno_error(errno, "remove " + dir);
-  return success();
+  if (::rmdir(dir.c_str()) != 0 && errno != ENOENT) note(errno_error(errno, "remove " + dir));
+  return outcome;
 }
 
 }  // namespace mesh::datapath

@@ -2,6 +2,7 @@
 // all of a message at its receiver.
 #include <gmock/gmock.h>
 #include <netinet/tcp.h>
+#include <sys/mount.h>
 
 #include <array>
 #include <fstream>
@@ -13,6 +14,7 @@ namespace mesh::test {
 namespace {
 
 using datapath::Difference;
+using testing::Contains;
 using testing::ElementsAre;
 using testing::IsEmpty;
 
@@ -27,10 +29,10 @@ TEST_F(FastPathTest, AnAuditPutsItsLinksBack) {
     const std::string pin = datapath::fast_path_link(options_.pin_dir, name);
     const UniqueFd link(::bpf_obj_get(pin.c_str()));
     ASSERT_EQ(::bpf_link_detach(link.get()), 0) << pin << ": " << std::strerror(errno);
-    EXPECT_THAT(audit(), ElementsAre(Difference{what, true}));
+    EXPECT_THAT(audit(), ElementsAre(Difference{what, true, true}));
     EXPECT_THAT(audit(), IsEmpty());
     ASSERT_EQ(::unlink(pin.c_str()), 0) << pin;
-    EXPECT_THAT(audit(), ElementsAre(Difference{what, true}));
+    EXPECT_THAT(audit(), ElementsAre(Difference{what, true, true}));
     EXPECT_THAT(audit(), IsEmpty());
   }
   joined();
@@ -41,6 +43,50 @@ TEST_F(FastPathTest, AnAuditMissesNothingOfItWhereItIsOff) {
   real();
   must(datapath_->switch_fast_path(false));
   EXPECT_THAT(must(datapath_->audit(state_.workloads[kServer])), IsEmpty());
+}
+
+// A pin that can be neither removed nor replaced.
+class Stuck {
+ public:
+  explicit Stuck(std::string pin) : pin_(std::move(pin)) {
+    EXPECT_EQ(::mount("/dev/null", pin_.c_str(), nullptr, MS_BIND, nullptr), 0)
+        << std::strerror(errno);
+  }
+  ~Stuck() { ::umount2(pin_.c_str(), MNT_DETACH); }
+  Stuck(const Stuck&) = delete;
+  Stuck& operator=(const Stuck&) = delete;
+
+ private:
+  std::string pin_;
+};
+
+TEST_F(FastPathTest, OffHoldsWhereALinkCannotBeRemoved) {
+  real();
+  const Pair pair = joined();
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 1'000));
+  ASSERT_EQ(storage_of(pair.client.get()).sent_bytes, 1'000U);
+  {
+    const Stuck link(datapath::fast_path_link(options_.pin_dir, std::to_string(kApp)));
+    EXPECT_FALSE(datapath_->switch_fast_path(false));
+    ASSERT_TRUE(send_all(pair.client.get(), 1'000, 1'000));
+    EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
+    EXPECT_TRUE(receives(pair.server.get(), 0, 2'000));
+    EXPECT_FALSE(std::filesystem::exists(datapath::fast_path_link(options_.pin_dir, "mesh")))
+        << "the others are gone";
+  }
+  must(datapath_->switch_fast_path(false));  // as meshd does again
+  EXPECT_FALSE(std::filesystem::exists(options_.pin_dir + "/fastpath"));
+}
+
+TEST_F(FastPathTest, ALinkThatCannotBeHadKeepsOutNobodyElse) {
+  real();
+  const std::string mesh = datapath::fast_path_link(options_.pin_dir, "mesh");
+  ASSERT_EQ(::unlink(mesh.c_str()), 0);
+  const Stuck link(datapath::fast_path_link(options_.pin_dir, std::to_string(kApp)));
+  ASSERT_TRUE(datapath_->switch_fast_path(true));
+  EXPECT_TRUE(std::filesystem::exists(mesh));
+  EXPECT_THAT(must(datapath_->audit(state_.workloads[kApp])),
+              Contains(Difference{"its hook of the fast path", false, true}));
 }
 
 constexpr const char* kMemory = "/sys/fs/cgroup/memory";  // where cgroup v1's controller is

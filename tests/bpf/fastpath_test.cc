@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <functional>
 
@@ -521,6 +522,26 @@ TEST_F(FastPathTest, AnotherMeshdFindsItOnAndSockets) {
   EXPECT_EQ(storage_of(later.client.get()).sent_bytes, 1'000U);
 }
 
+// As an upgrade to other shapes leaves them, and takes them away.
+TEST_F(FastPathTest, SocketsOfAnotherLayoutGoByTcpOnceItIsOffOrGone) {
+  for (const bool is_upgrade : {false, true}) {
+    real();
+    const Pair pair = joined();
+    ASSERT_TRUE(send_all(pair.client.get(), 0, 1'000));
+    ASSERT_EQ(storage_of(pair.client.get()).sent_bytes, 1'000U);
+    datapath_.reset();
+    ASSERT_EQ(
+        ::rename(maps_of_fast_path().c_str(), (options_.pin_dir + "/fastpath/maps_1").c_str()), 0);
+    open();
+    must(datapath_->attach_mesh(mesh_group_->path()));
+    apply_all();
+    must(datapath_->switch_fast_path(is_upgrade));
+    ASSERT_TRUE(send_all(pair.client.get(), 1'000, 1'000));
+    EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
+    EXPECT_TRUE(receives(pair.server.get(), 0, 2'000));
+  }
+}
+
 // ---- which connections join ----------------------------------------------------------------
 
 TEST_F(FastPathTest, ShortConnectionsStayOut) {
@@ -590,6 +611,61 @@ TEST_F(FastPathTest, AnExclusionHoldsForConnectionsThatHaveNotAskedYet) {
   state_.slow_listeners.clear();
   apply_all();
   EXPECT_TRUE(settle(other));
+}
+
+// Its hooks go on meanwhile.
+TEST_F(FastPathTest, ARestartForgetsNobodyWhoStaysOut) {
+  state_.slow_listeners = {at(kListener)};
+  apply_all();
+  real();
+  const UniqueFd map(::bpf_obj_get((maps_of_fast_path() + "/um_fast_config").c_str()));
+  ASSERT_TRUE(map);
+  std::atomic<bool> is_over = false;
+  std::atomic<int> looks = 0, forgotten = 0;
+  std::thread watcher([&] {
+    const std::uint32_t zero = 0;
+    um_fast_config config{};
+    for (; !is_over; ++looks)
+      if (::bpf_map_lookup_elem(map.get(), &zero, &config) != 0 ||
+          config.flags != (UM_FAST_ON | UM_FAST_HAS_EXCLUDED))
+        ++forgotten;
+  });
+  for (const bool is_told_first : {true, false}) {
+    datapath_.reset();
+    open();
+    must(datapath_->attach_mesh(mesh_group_->path()));
+    if (is_told_first) apply_all();
+    real();
+    apply_all();
+  }
+  is_over = true;
+  watcher.join();
+  EXPECT_GT(looks, 0);
+  EXPECT_EQ(forgotten, 0);
+  const Pair pair = connected();
+  do_not_block(pair);
+  live(pair);
+  EXPECT_FALSE(has_joined(pair.client.get()));
+}
+
+TEST_F(FastPathTest, IsOffWhereWhoStaysOutDoesNotFit) {
+  real();
+  for (int i = 0; i <= 65'536; ++i)
+    state_.slow_listeners.insert(
+        {ip(i % 2 == 0 ? "10.9.0.2" : "10.9.0.3"), static_cast<std::uint16_t>(i / 2)});
+  apply_all();
+  EXPECT_THAT(datapath_->why_fast_path_stopped(), testing::HasSubstr("um_fast_excluded"));
+  EXPECT_EQ(config_now().flags & UM_FAST_ON, 0U);
+  const Pair pair = connected();
+  do_not_block(pair);
+  live(pair);
+  EXPECT_EQ(storage_of(pair.client.get()).state, kNeverAsked);
+  must(datapath_->switch_fast_path(false));  // as meshd does then
+  state_.slow_listeners.clear();
+  apply_all();
+  real();
+  EXPECT_EQ(datapath_->why_fast_path_stopped(), "");
+  joined();
 }
 
 TEST_F(FastPathTest, TheWayToTheProxyOfAnExcludedServiceStaysByTcp) {

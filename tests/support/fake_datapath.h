@@ -31,7 +31,7 @@ class FakeDatapath final : public datapath::Datapath {
   std::map<datapath::WorkloadId, Error> lost_canaries;
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
   bool cannot_end = false;
-  std::string why_no_fast_path;
+  std::string why_no_fast_path, fast_path_stopped;
   std::optional<Result<>> fast_path_outcome;  // of the test that runs
   // What tests look at.
   bool fast_path = false;
@@ -125,6 +125,7 @@ class FakeDatapath final : public datapath::Datapath {
     fast_path = on;
     return success();
   }
+  const std::string& why_fast_path_stopped() const override { return fast_path_stopped; }
   Result<> start_fast_path_test(std::chrono::steady_clock::time_point) override {
     MESH_TRY(operation());
     if (!why_no_fast_path.empty()) return Error{Errc::unavailable, why_no_fast_path};

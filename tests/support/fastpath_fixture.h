@@ -156,6 +156,16 @@ class FastPathTest : public DatapathTest {
     if (::bpf_map_lookup_elem(storage.get(), &fd, &value) != 0) value.state = kNeverAsked;
     return value;
   }
+  um_fast_config config_now() const {
+    const UniqueFd map(::bpf_obj_get((maps_of_fast_path() + "/um_fast_config").c_str()));
+    um_fast_config config{};
+    const std::uint32_t zero = 0;
+    EXPECT_EQ(::bpf_map_lookup_elem(map.get(), &zero, &config), 0);
+    return config;
+  }
+  std::string maps_of_fast_path() const {
+    return options_.pin_dir + "/fastpath/maps_" + std::to_string(UM_LAYOUT);
+  }
   bool has_joined(int fd) const {
     const auto state = storage_of(fd).state;
     return state >= UM_FAST_UNDECIDED && state <= UM_FAST_TCP;

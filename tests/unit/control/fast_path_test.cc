@@ -136,16 +136,63 @@ TEST_F(FastPathSwitchTest, WhatIsNeitherOnNorOffIsTakenForOff) {
   EXPECT_THAT(status().reason, HasSubstr("neither"));
 }
 
-TEST_F(FastPathSwitchTest, WhatCannotBeStoredIsNotDone) {
-  finish(success());
-  files_.fail_at = 1;
-  EXPECT_FALSE(switch_->set(false, now_));
-  EXPECT_TRUE(status().on);
-  EXPECT_TRUE(datapath_.fast_path);
+TEST_F(FastPathSwitchTest, OnThatCannotBeStoredIsNotDone) {
   ASSERT_TRUE(switch_->set(false, now_));
   files_.fail_at = 1;
   EXPECT_FALSE(switch_->set(true, now_));
   EXPECT_EQ(status().cause, "operator");
+  EXPECT_FALSE(datapath_.fast_path);
+}
+
+TEST_F(FastPathSwitchTest, OffThatCannotBeStoredIsDoneAndSaysSo) {
+  finish(success());
+  files_.fail_at = 1;
+  const auto said = switch_->set(false, now_);
+  ASSERT_FALSE(said);
+  EXPECT_THAT(said.error().message, HasSubstr("could not be stored"));
+  EXPECT_EQ(status().cause, "operator");
+  EXPECT_FALSE(status().on);
+  EXPECT_FALSE(datapath_.fast_path);
+}
+
+TEST_F(FastPathSwitchTest, WhatCannotBeDetachedIsSaidToBeOnAndTriedAgain) {
+  finish(success());
+  datapath_.fail_at = 1;
+  ASSERT_TRUE(switch_->set(false, now_));
+  EXPECT_TRUE(status().on);
+  EXPECT_THAT(status().reason, HasSubstr("cannot be detached"));
+  EXPECT_TRUE(datapath_.fast_path);
+  datapath_.fail_at = 1;
+  EXPECT_FALSE(switch_->step(now_ += 500ms)) << "says the same again";
+  EXPECT_TRUE(status().on);
+  EXPECT_TRUE(switch_->step(now_ += 500ms));
+  EXPECT_FALSE(status().on);
+  EXPECT_EQ(status().cause, "operator");
+  EXPECT_THAT(status().reason, testing::Not(HasSubstr("detached")));
+  EXPECT_FALSE(datapath_.fast_path);
+  const int tests = datapath_.fast_path_tests;
+  ASSERT_TRUE(switch_->set(true, now_));
+  EXPECT_EQ(datapath_.fast_path_tests, tests + 1);
+}
+
+TEST_F(FastPathSwitchTest, OnEndsTheAttemptsToDetachIt) {
+  finish(success());
+  datapath_.fail_at = 1;
+  ASSERT_TRUE(switch_->set(false, now_));
+  ASSERT_TRUE(switch_->set(true, now_));
+  EXPECT_TRUE(finish(success()));
+  EXPECT_EQ(status(), (api::FastPathStatus{true, "", ""}));
+  EXPECT_FALSE(switch_->step(now_ += 500ms));
+  EXPECT_TRUE(datapath_.fast_path);
+}
+
+TEST_F(FastPathSwitchTest, IsOffWhereWhoStaysOutDoesNotFit) {
+  finish(success());
+  datapath_.fast_path_stopped = "write map um_fast_excluded: no space";
+  EXPECT_TRUE(switch_->step(now_ += 500ms));
+  EXPECT_EQ(status(), (api::FastPathStatus{false, "full", datapath_.fast_path_stopped}));
+  EXPECT_FALSE(datapath_.fast_path);
+  EXPECT_FALSE(switch_->step(now_ += 500ms));
 }
 
 }  // namespace

@@ -67,6 +67,7 @@ class KernelState : public testing::Test {
     std::vector<Client> clients;
     std::uint32_t id = 10;
     for (const auto& [name, workload] : snapshot_->workloads) {
+      if (elsewhere_.contains(name.name)) continue;
       datapath::EnrolledWorkload kernel;
       kernel.id = id;
       kernel.netns_cookie = id + 1000;
@@ -111,6 +112,7 @@ class KernelState : public testing::Test {
   config::SnapshotPtr snapshot_;
   State current_;
   std::map<std::string, std::uint32_t> ids_;
+  std::set<std::string> elsewhere_;  // workloads that are on no node of ours
 };
 
 TEST_F(KernelState, AProxiedServiceIsPointedAtTheProxyOnceItHasIt) {
@@ -499,6 +501,16 @@ TEST_F(KernelState, ADisabledServiceAndItsEndpointsStayOffTheFastPath) {
       build(disabled).slow_listeners,
       (std::set<SocketAddress>{at("10.78.0.1:9080"), at("10.77.0.2:9080"), at("10.77.0.3:9080")}));
   EXPECT_TRUE(build(kTcp).slow_listeners.empty());
+}
+
+TEST_F(KernelState, ADisabledServicesEndpointsElsewhereAreNotCountedAmongThem) {
+  const std::string disabled =
+      "---\napiVersion: v1\nkind: Service\nmetadata: {name: reviews, annotations: "
+      "{undermesh.io/fastpath: disabled}}\nspec: {clusterIP: 10.78.0.1, selector: {app: reviews}, "
+      "ports: [{name: tcp, port: 9080}]}\n";
+  elsewhere_ = {"v2"};
+  EXPECT_EQ(build(disabled).slow_listeners,
+            (std::set<SocketAddress>{at("10.78.0.1:9080"), at("10.77.0.2:9080")}));
 }
 
 }  // namespace

@@ -781,11 +781,15 @@ TEST_F(NodeTest, AnAuditLooksAtEveryWorkloadOnceARoundAndSaysWhatItFinds) {
   EXPECT_EQ(counters.at("repairs").to_number<int>(), 1);
   EXPECT_EQ(counters.at("canaries_lost").to_number<int>(), 1);
 
-  datapath_.differences.clear();
+  datapath_.differences = {{a, {{"its hook of the fast path", false, true}}}};
   datapath_.lost_canaries.clear();
   for (int step = 0; step < Audit::kSteps; ++step)
     node_->audit(now_ += Audit::Clock::duration(Audit::kRound) / Audit::kSteps);
-  EXPECT_EQ(captured("a"), "yes");
+  EXPECT_EQ(captured("a"), "yes") << "nothing is unpoliced";
+  EXPECT_EQ(state_of("a"), "enrolled");
+  node_->tick(now_, 0);
+  EXPECT_EQ(messages(feed::kKernelCounters).back().at("audit").at("differences").to_number<int>(),
+            3);
 }
 
 // As `ss -K` closes it: its owners still have it, but it refuses.
