@@ -142,12 +142,7 @@ bool Node::is_any_ending() const {
 }
 
 void Node::on_store_changed(Clock::time_point now) {
-  auto changed = parts_.store.rescan();
-  const std::string error = changed ? std::string() : changed.error().message;
-  if (error != store_error_ && !error.empty())
-    log()->error("the stored objects cannot be read error={}", error);
-  store_error_ = error;
-  if (changed && changed.value()) recompile(now);
+  if (parts_.store.rescan()) recompile(now);
 }
 
 void Node::on_cgroups_changed(Clock::time_point now) { end_workloads(now); }
@@ -463,6 +458,7 @@ void Node::push_counters(std::uint64_t unix_ms) {
              {"at_ms", unix_ms},
              {"totals", std::move(totals)},
              {"audit", std::move(audit)},
+             {"source_read", parts_.store.is_source_read()},
              {"fast_path", api::to_json(parts_.fast_path.status())},
              {"denied_by_policy", counts_by_rule(counters_.denied_by_policy, rules)},
              {"allowed_by_policy", counts_by_rule(counters_.allowed_by_policy, rules)},

@@ -404,8 +404,7 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
   if (const auto errors = publisher_.kernel_errors().find(0);
       errors != publisher_.kernel_errors().end())
     reasons.push_back("the kernel: " + errors->second.message);
-  for (const std::string* error : {&store_error_, &access_log_error_})
-    if (!error->empty()) reasons.push_back(*error);
+  if (!access_log_error_.empty()) reasons.push_back(access_log_error_);
   for (const std::string& error : sources_.write_errors()) reasons.push_back(error);
   for (std::string& problem : host_listeners_.problems()) reasons.push_back(std::move(problem));
   for (const Problem& problem : compilation_.problems)

@@ -116,7 +116,6 @@ Store::Store(Files& files, std::string directory, Random random, std::function<s
     : files_(files), directory_(std::move(directory)), random_(random), now_(std::move(now)) {}
 
 Result<> Store::open() {
-  MESH_TRY(make_directories(files_, objects_directory()));
   MESH_TRY(make_directories(files_, directory_ + "/accepted"));
   MESH_TRY(make_directories(files_, directory_ + "/parsed"));
   MESH_TRY(read_kept(directory_ + "/accepted", [this](ObjectPtr object) {
@@ -124,14 +123,18 @@ Result<> Store::open() {
   }));
   MESH_TRY(read_kept(directory_ + "/parsed",
                      [this](ObjectPtr object) { parsed_[object->key].push_back(object); }));
-  MESH_TRY(read_changed_files());
+  if (accepted_.empty() && parsed_.empty() && damaged_.empty()) {
+    MESH_TRY(make_directories(files_, objects_directory()));
+  }
+  read_changed_files();
+  if (!is_source_read()) sources_ = kept_sources();
   assemble();
   return success();
 }
 
-Result<bool> Store::rescan() {
-  MESH_TRY(const Touched touched, read_changed_files());
-  if (touched.paths.empty()) return false;
+bool Store::rescan() {
+  const Touched touched = read_changed_files();
+  if (touched.paths.empty() && !touched.is_unreadable) return false;
   if (bool changed = false; assemble_touched(touched, changed)) return changed;
   const auto objects = objects_;
   const auto problems = problems_;
@@ -167,11 +170,26 @@ void Store::Touched::add(const std::string& path, const SourceFile& file) {
   for (const ObjectPtr& object : file.objects) keys.insert(object->key);
 }
 
-Result<Store::Touched> Store::read_changed_files() {
-  MESH_TRY(auto entries, files_.list(objects_directory()));
-  std::map<std::string, SourceFile> now;
+// As the files were when all of them could be read, as far as that was kept; of no file's stamp.
+std::map<std::string, Store::SourceFile> Store::kept_sources() const {
+  std::map<std::string, SourceFile> files;
+  for (const auto& [key, versions] : parsed_)
+    for (const ObjectPtr& version : versions) files[version->file].objects.push_back(version);
+  for (const auto& [key, accepted] : accepted_)
+    if (!parsed_.contains(key)) files[accepted.file].objects.push_back(accepted.object);
+  return files;
+}
+
+// Without the directory (a disk that is not mounted, for one) nothing is known to have changed.
+Store::Touched Store::read_changed_files() {
   Touched touched;
-  for (const Files::Entry& entry : entries) {
+  auto entries = files_.list(objects_directory());
+  const std::string error = entries ? std::string() : entries.error().message;
+  touched.is_unreadable = error != source_error_;
+  source_error_ = error;
+  if (!entries) return touched;
+  std::map<std::string, SourceFile> now;
+  for (const Files::Entry& entry : entries.value()) {
     if (!is_source_name(entry.path) && entry.type != Files::Type::kLink) continue;
     const auto known = sources_.find(entry.path);
     if (known != sources_.end() && known->second.stamp == entry) {
@@ -231,6 +249,13 @@ void Store::assemble() {
       objects_.push_back(choose(key, versions));
   }
   add_damaged();
+  if (!source_error_.empty())
+    problems_.push_back(problem_of(
+        {}, objects_directory(),
+        "the source of the configuration cannot be read (" + source_error_ +
+            "): what was accepted last stays in force, and nothing new is stored; put the "
+            "directory back, or, to remove all objects, make it anew: mkdir " +
+            objects_directory()));
 }
 
 // In the order of the files, from those that had it and those that changed.
@@ -395,8 +420,13 @@ bool Store::is_foreign(const ObjectKey& key) const {
   return std::ranges::any_of(files_of(key), [&](const std::string& file) { return file != own; });
 }
 
+// The directory of all objects is not made again: whatever is in it is all there is.
 Result<> Store::put(const Object& object) {
-  return replace_file(files_, object_path(object.key), config::to_yaml(object.tree));
+  const std::string path = object_path(object.key);
+  if (auto made = files_.make_directory(directory_of(path)); !made)
+    return Error{made.error().code, "the source of the configuration is gone (" +
+                                        made.error().message + "); put the directory back"};
+  return replace_file(files_, path, config::to_yaml(object.tree));
 }
 
 Result<> Store::remove(const ObjectKey& key) { return remove_file(files_, object_path(key)); }

@@ -10,12 +10,15 @@
 //   <dir>/parsed/<Kind>/<namespace>.<name>.json    a list of such, for policies: the last version
 //                                                  that could be read of each file, accepted or not
 //
-// Writes are atomic and fsynced. What cannot be read leaves the last accepted version of every
-// object that came from that file; the same object in two files leaves its last accepted version
-// too; both are problems. Not so a policy, since what it denies must not lapse: of it the last
-// version that could be read stays, accepted or not, and all versions of several files are passed
-// on for the compiler to refuse. uid, creationTimestamp and generation are set when an
-// object is first seen and kept from then on. A resource; one thread at a time.
+// <dir>/objects is made where nothing was accepted yet, and never again: where it cannot be read,
+// all stays as it was accepted (of policies: as it could be read), also over a restart, and a
+// problem says so. One that is empty says that there are no objects. Writes are atomic and fsynced.
+// What cannot be read leaves the last accepted version of every object that came from that file;
+// the same object in two files leaves its last accepted version too; both are problems. Not so a
+// policy, since what it denies must not lapse: of it the last version that could be read stays,
+// accepted or not, and all versions of several files are passed on for the compiler to refuse. uid,
+// creationTimestamp and generation are set when an object is first seen and kept from then on. A
+// resource; one thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -38,14 +41,15 @@ class Store {
   // now: RFC 3339 in UTC, asked when something is seen for the first time.
   Store(Files& files, std::string directory, Random random, std::function<std::string()> now);
 
-  // Makes the directories, reads what was accepted, and all objects.
+  // Makes the directories (see above), reads what was accepted, and all objects.
   Result<> open();
   // Reads what changed on disk; true when the objects or problems are others than before.
-  Result<bool> rescan();
+  bool rescan();
 
   // What acts, before compilation: one version of each object (of a policy: of each file), sorted.
   const std::vector<config::ObjectPtr>& objects() const { return objects_; }
   const std::vector<config::Problem>& problems() const { return problems_; }
+  bool is_source_read() const { return source_error_.empty(); }  // when it was looked at last
   config::ObjectPtr find(const config::ObjectKey& key) const;
   std::string objects_directory() const { return directory_ + "/objects"; }
   std::string object_path(const config::ObjectKey& key) const;  // where put() writes it
@@ -88,7 +92,8 @@ class Store {
     void add(const std::string& path, const SourceFile& file);
   };
 
-  Result<Touched> read_changed_files();
+  Touched read_changed_files();
+  std::map<std::string, SourceFile> kept_sources() const;
   SourceFile read_file(const Files::Entry& entry, const SourceFile* before);
   void assemble();
   // Of these alone; false: that is not enough, and nothing was done.
@@ -110,6 +115,7 @@ class Store {
   Random random_;
   std::function<std::string()> now_;
   std::map<std::string, SourceFile> sources_;
+  std::string source_error_;  // why their directory cannot be listed
   std::map<config::ObjectKey, Accepted> accepted_;
   Versions parsed_;                             // of policies: one of each file
   std::set<config::ObjectKey> unsaved_;         // of parsed_

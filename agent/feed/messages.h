@@ -26,8 +26,9 @@
 //              the last of one version; nothing is compiled or answered before the last.
 //   kernel_counters {type, at_ms: unix time, totals: {name: n}, audit: {name: n}, fast_path,
 //               denied_by_policy: [{policy, rule, count}], allowed_by_policy, audited_by_policy:
-//               the same}
+//               the same, source_read: bool}
 //              Every 2 s; rule -1: the policy's default. fast_path: an api::FastPathStatus.
+//              source_read: the source of the configuration could just be read.
 //   flows      {type, edges: [{workload: id, inbound, failed: bool, service, other: addresses,
 //               opened, closed, sent, received, retransmits}], records: [{denied, inbound,
 //               established: bool, workload: id, local, remote, service: addresses, start_ms,

@@ -254,6 +254,9 @@ Result<> Feeds::on_meshd(std::string_view payload, feed::Fds fds) {
   if (type == feed::kKernelCounters) {
     kernel_counters_ = std::move(message);
     kernel_counters_at_ = reactor_.now();
+    const json::value* is_read = kernel_counters_.if_contains("source_read");
+    if (is_read != nullptr && is_read->is_bool() && is_read->get_bool())
+      source_read_at_ = reactor_.now();
     if (snapshot_) tcp_records_.forget_ended_workloads(*snapshot_, reactor_.now());
     return success();
   }
@@ -551,6 +554,11 @@ void Feeds::write_metrics(std::string& out) const {
   writer.sample({{"peer", "meshhold"}}, hold_ != nullptr ? 1 : 0);
   writer.family("undermesh_snapshot_version", "Version of the configuration in use", Type::kGauge);
   writer.sample({}, snapshot_ ? static_cast<double>(snapshot_->version) : 0);
+  writer.family("undermesh_snapshot_age_seconds",
+                "How long ago meshd last read the source of the configuration in use, or this "
+                "proxy began: it grows while the source is gone, or meshd is away",
+                Type::kGauge);
+  writer.sample({}, std::chrono::duration<double>(net::Clock::now() - source_read_at_).count());
   writer.family("undermesh_socket_requests_failed_total",
                 "Requests for upstream sockets that meshhold could not meet", Type::kCounter);
   writer.sample({}, static_cast<double>(socket_failures_.total()));

@@ -92,6 +92,7 @@ class Feeds {
   config::SnapshotPtr snapshot_;
   boost::json::object kernel_counters_;
   net::Clock::time_point kernel_counters_at_{};
+  net::Clock::time_point source_read_at_ = net::Clock::now();
   TcpRecords tcp_records_;
   // What meshhold named on this connection.
   std::set<ListenerId> named_;

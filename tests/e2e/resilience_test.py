@@ -252,6 +252,42 @@ class Resilience(unittest.TestCase):
         self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
         self.assert_always_refused(forbidden)
 
+    def test_the_source_of_the_configuration_gone_and_meshd_killed_lets_nothing_lapse(self):
+        objects, away = WORK / "state/objects", WORK / "state/away"
+        origin = mesh.meshctl_json("get", "Service", "origin")["spec"]["clusterIP"]
+
+        def age():
+            return mesh.counter("undermesh_snapshot_age_seconds")
+
+        def put_back():
+            if away.exists():
+                away.rename(objects)
+
+        self.addCleanup(put_back)
+        with Steady("client", "load", "http://origin:8080/100", 4) as load, self.forbidden() as forbidden:
+            objects.rename(away)
+            self.kill_three_times(["meshd"], load, forbidden)
+            self.assertFalse(objects.exists(), "it was made again, empty")
+            now = mesh.status()
+            self.assertEqual(now["state"], "degraded")
+            self.assertTrue([r for r in now["reasons"] if str(objects) in r and "mkdir" in r], now["reasons"])
+            self.assertEqual({w["state"] for w in now["workloads"]}, {"enrolled"}, now["workloads"])
+            changed = WORK / "other.yaml"
+            changed.write_text(NOBODY_TO_ORIGIN)
+            refused = mesh.meshctl("apply", "-f", changed, check=False)
+            self.assertEqual(refused.returncode, 1, refused)
+            self.assertIn("is gone", refused.stdout + refused.stderr)
+            first = age()
+            old = mesh.eventually("the snapshot grows old", lambda: age() > first + 3 and age())
+            put_back()
+            mesh.eventually("all is well again", lambda: mesh.status()["state"] == "ready", 60)
+            mesh.eventually("and read", lambda: age() < old)
+            load.go_on()
+            forbidden.go_on()
+        self.assertEqual(load.result["errors"], {}, load.result["first_errors"])
+        self.assert_always_refused(forbidden)
+        self.assertEqual(mesh.meshctl_json("get", "Service", "origin")["spec"]["clusterIP"], origin)
+
     def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
         supervisor = programs()["meshctl"]
         self.addCleanup(os.kill, supervisor, signal.SIGCONT)

@@ -68,11 +68,28 @@ class MemoryFiles final : public control::Files {
     return success();
   }
   Result<std::vector<Entry>> list(const std::string& directory) override {
+    if (!has_directory(directory)) return Error{Errc::not_found, directory + ": not there"};
     std::vector<Entry> found;
     for (const auto& [path, text] : texts)
       if (path.starts_with(directory + "/") && path.find("/.") == std::string::npos)
         found.push_back({path, stamps_[path], text.size(), 0, types_[path]});
     return found;
+  }
+  // A directory with all that is in it; and back.
+  void move_away(const std::string& directory) {
+    const auto is_in = [&](const std::string& path) {
+      return path == directory || path.starts_with(directory + "/");
+    };
+    for (const auto& [path, text] : texts)
+      if (is_in(path)) away_[path] = text;
+    for (const std::string& path : directories_)
+      if (is_in(path)) directories_away_.insert(path);
+    std::erase_if(texts, [&](const auto& file) { return is_in(file.first); });
+    std::erase_if(directories_, is_in);
+  }
+  void put_back() {
+    texts.merge(away_);
+    directories_.merge(directories_away_);
   }
   // As a person or an editor does it.
   void set(const std::string& path, std::string text) {
@@ -98,8 +115,8 @@ class MemoryFiles final : public control::Files {
     if (fail_at == 0 || --fail_at > 0) return success();
     return Error{Errc::internal, what + ": no space left on device"};
   }
-  std::map<std::string, std::string> synced_;
-  std::set<std::string> directories_, synced_directories_;
+  std::map<std::string, std::string> synced_, away_;
+  std::set<std::string> directories_, synced_directories_, directories_away_;
   std::map<std::string, std::uint64_t> stamps_;
   std::map<std::string, Type> types_;
   std::uint64_t stamp_ = 0;

@@ -104,7 +104,7 @@ TEST(Sources, FollowEveryChangeAsIfReadAnew) {
       else
         files.set(path, text);
       const std::string where = "seed " + std::to_string(seed) + ", step " + std::to_string(step);
-      ASSERT_TRUE(one.store.rescan());
+      one.store.rescan();
       MemoryFiles copy = files;
       const auto version = static_cast<std::uint64_t>(step) + 1;
       if (texts.pick(10) == 0) {
@@ -206,7 +206,7 @@ TEST(Sources, CandidatesDoNotUseUpTheRange) {
     ASSERT_EQ(with.size(), 3U) << name;
   }
   files.set("/s/objects/new.yaml", service_text("x999") + entry_text("ex999"));
-  ASSERT_TRUE(one.store.rescan());
+  one.store.rescan();
   last = one.sources.compile(2, last.snapshot.get());
   EXPECT_EQ(addresses_in(last), with) << "what is accepted gets the addresses it was judged with";
 }

@@ -37,6 +37,11 @@ std::string yaml(const std::string& name, int port = 9080) {
          "}\nspec:\n  ports: [{name: http, port: " + std::to_string(port) + "}]\n";
 }
 
+std::string denial(const std::string& name) {
+  return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " + name +
+         "}\nspec: {action: DENY, rules: [{}]}\n";
+}
+
 std::string field(const Object& object, const char* name) {
   const json::value& value = object.tree.at("metadata").at(name);
   return value.is_string() ? std::string(value.as_string()) : json::serialize(value);
@@ -54,7 +59,7 @@ struct Fixture {
 
 void put_and_accept(Store& store, const Object& object) {
   ASSERT_TRUE(store.put(store.prepare(object)));
-  ASSERT_TRUE(store.rescan());
+  store.rescan();
   ASSERT_TRUE(store.accept(store.find(object.key)));
 }
 
@@ -132,7 +137,7 @@ TEST(Store, NamesOfAnyLengthHaveFilesOfTheirOwn) {
     ASSERT_TRUE(stored) << stored.error().message;
     keys.push_back(object.key);
   }
-  ASSERT_TRUE(store.rescan());
+  store.rescan();
   for (const ObjectKey& key : keys) {
     const auto object = store.find(key);
     ASSERT_TRUE(object);
@@ -140,7 +145,7 @@ TEST(Store, NamesOfAnyLengthHaveFilesOfTheirOwn) {
     EXPECT_TRUE(store.accept(object));
   }
   ASSERT_TRUE(store.remove(keys[0]));
-  ASSERT_TRUE(store.rescan());
+  store.rescan();
   EXPECT_FALSE(store.find(keys[0]));
   EXPECT_TRUE(store.find(keys[1]));
   std::filesystem::remove_all(root);
@@ -187,7 +192,7 @@ TEST(Store, AFileThatCannotBeReadLeavesItsLastAcceptedObjects) {
     ASSERT_TRUE(one.store.open());
     for (const auto& object : one.store.objects()) ASSERT_TRUE(one.store.accept(object));
     files.set("/s/objects/mine.yaml", "kind: [");
-    EXPECT_TRUE(one.store.rescan().value());
+    EXPECT_TRUE(one.store.rescan());
     EXPECT_EQ(one.store.objects().size(), 2U);
     ASSERT_EQ(one.store.problems().size(), 1U);
     EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/mine.yaml"));
@@ -197,7 +202,7 @@ TEST(Store, AFileThatCannotBeReadLeavesItsLastAcceptedObjects) {
   ASSERT_TRUE(after.store.open());
   EXPECT_EQ(after.store.objects().size(), 2U) << "also after a restart";
   files.set("/s/objects/mine.yaml", yaml("details", 9081));
-  EXPECT_TRUE(after.store.rescan().value());
+  EXPECT_TRUE(after.store.rescan());
   EXPECT_EQ(after.store.objects().size(), 1U);
   EXPECT_TRUE(after.store.problems().empty());
 }
@@ -209,7 +214,7 @@ TEST(Store, TheSameObjectInTwoFilesIsAnErrorThatNamesBoth) {
   ASSERT_TRUE(one.store.open());
   ASSERT_TRUE(one.store.accept(one.store.find(kKey)));
   files.set("/s/objects/b.yaml", yaml("reviews", 2));
-  EXPECT_TRUE(one.store.rescan().value());
+  EXPECT_TRUE(one.store.rescan());
   ASSERT_EQ(one.store.problems().size(), 1U);
   EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/a.yaml"));
   EXPECT_THAT(one.store.problems()[0].to_string(), testing::HasSubstr("/s/objects/b.yaml"));
@@ -258,7 +263,7 @@ TEST(Store, FollowsEveryChangeOfFilesAsIfReadAnew) {
       else
         files.set(path, text);
       const auto before = content_of(one.store);
-      const bool changed = one.store.rescan().value();
+      const bool changed = one.store.rescan();
       Fixture anew{files};
       ASSERT_TRUE(anew.store.open());
       ASSERT_EQ(content_of(one.store), content_of(anew.store)) << seed << ", step " << step;
@@ -283,10 +288,10 @@ TEST(Store, AFileThatIsWrittenAgainLeavesItsObjectsTheSame) {
   ASSERT_TRUE(one.store.open());
   const config::ObjectPtr reviews = one.store.find(kKey);
   files.set("/s/objects/a.yaml", yaml("reviews", 1) + "---\n" + yaml("details", 2));
-  EXPECT_TRUE(one.store.rescan().value());
+  EXPECT_TRUE(one.store.rescan());
   EXPECT_EQ(one.store.find(kKey), reviews);
   files.set("/s/objects/a.yaml", yaml("reviews", 1) + "---\n" + yaml("details", 2));
-  EXPECT_FALSE(one.store.rescan().value());
+  EXPECT_FALSE(one.store.rescan());
 }
 
 TEST(Store, ABrokenFileIsNamedOnceWithItsLine) {
@@ -299,6 +304,56 @@ TEST(Store, ABrokenFileIsNamedOnceWithItsLine) {
       one.store.problems()[0].to_string(),
       "/s/objects/mine.yaml:7: not an object; apiVersion, kind and metadata are needed (and 1 "
       "more); nothing of it is known from before");
+}
+
+// A disk that is not mounted, for one: that is no reason to let anything lapse.
+TEST(Store, WithoutItsDirectoryAllStaysAsItWasAcceptedAlsoOverARestart) {
+  MemoryFiles files;
+  {
+    Fixture before{files};
+    ASSERT_TRUE(before.store.open());
+    put_and_accept(before.store, service());
+    files.set("/s/objects/mine.yaml", denial("refused"));  // read, and never accepted
+    EXPECT_TRUE(before.store.rescan());
+    ASSERT_TRUE(before.store.remember_policies());
+    files.move_away("/s/objects");
+    EXPECT_TRUE(before.store.rescan());
+    EXPECT_FALSE(before.store.rescan()) << "nothing changed since";
+    EXPECT_EQ(before.store.objects().size(), 2U);
+    EXPECT_FALSE(before.store.is_source_read());
+  }
+  Fixture after{files};
+  ASSERT_TRUE(after.store.open());
+  EXPECT_EQ(port_of(after.store.find(kKey)), 9080);
+  EXPECT_TRUE(after.store.find({"AuthorizationPolicy", "default", "refused"}));
+  ASSERT_EQ(after.store.problems().size(), 1U);
+  EXPECT_THAT(after.store.problems()[0].to_string(),
+              testing::AllOf(testing::StartsWith("/s/objects: "), testing::HasSubstr("mkdir")));
+  EXPECT_FALSE(after.store.put(after.store.prepare(service(9081))));
+  EXPECT_FALSE(files.list("/s/objects")) << "it was made again";
+  EXPECT_FALSE(after.store.rescan());
+  EXPECT_EQ(after.store.files_of(kKey), std::vector<std::string>{kReviews});
+  files.put_back();
+  EXPECT_TRUE(after.store.rescan());
+  EXPECT_TRUE(after.store.problems().empty());
+  EXPECT_TRUE(after.store.is_source_read());
+  EXPECT_EQ(after.store.objects().size(), 2U);
+  ASSERT_TRUE(after.store.put(after.store.prepare(service(9081))));
+}
+
+TEST(Store, AnEmptyDirectorySaysThatThereIsNothing) {
+  MemoryFiles files;
+  {
+    Fixture before{files};
+    ASSERT_TRUE(before.store.open());
+    put_and_accept(before.store, service());
+  }
+  files.move_away("/s/objects");
+  ASSERT_TRUE(make_directories(files, "/s/objects"));
+  Fixture after{files};
+  ASSERT_TRUE(after.store.open());
+  EXPECT_TRUE(after.store.objects().empty());
+  EXPECT_TRUE(after.store.problems().empty());
 }
 
 TEST(Store, WhatIsNoFileIsReportedByName) {
@@ -314,7 +369,7 @@ TEST(Store, WhatIsNoFileIsReportedByName) {
   files.set_odd("/s/objects/Service", Files::Type::kDirectory);
   files.set_odd("/s/objects/socket", Files::Type::kOther);
   files.set("/s/objects/folder.yml/inside.yaml", yaml("details"));
-  EXPECT_TRUE(one.store.rescan().value());
+  EXPECT_TRUE(one.store.rescan());
   std::vector<std::string> named;
   for (const auto& problem : one.store.problems())
     named.push_back(problem.to_string().substr(0, problem.to_string().find(':')));
@@ -324,7 +379,7 @@ TEST(Store, WhatIsNoFileIsReportedByName) {
   EXPECT_TRUE(one.store.find({"Service", "default", "details"}));
   for (const char* path : {"elsewhere", "fifo.json", "folder.yml", "mine.yaml"})
     files.texts.erase(std::string("/s/objects/") + path);
-  EXPECT_TRUE(one.store.rescan().value());
+  EXPECT_TRUE(one.store.rescan());
   EXPECT_TRUE(one.store.problems().empty());
 }
 
@@ -367,7 +422,7 @@ TEST(Store, KnowsWhatIsNotItsToWrite) {
   EXPECT_TRUE(one.store.is_foreign(kKey));
   EXPECT_THAT(one.store.files_of(kKey), testing::ElementsAre("/s/objects/mine.yml"));
   ASSERT_TRUE(one.store.put(one.store.prepare(service(9080, "details"))));
-  ASSERT_TRUE(one.store.rescan());
+  one.store.rescan();
   EXPECT_FALSE(one.store.is_foreign({"Service", "default", "details"}));
 }
 
@@ -377,12 +432,12 @@ TEST(Store, WhatIsGoneIsForgotten) {
   ASSERT_TRUE(one.store.open());
   put_and_accept(one.store, service());
   ASSERT_TRUE(one.store.remove(kKey));
-  EXPECT_TRUE(one.store.rescan().value());
+  EXPECT_TRUE(one.store.rescan());
   ASSERT_TRUE(one.store.forget_accepted_but(one.store.objects()));
   EXPECT_EQ(one.store.find(kKey), nullptr);
   EXPECT_EQ(one.store.last_accepted(kKey), nullptr);
   EXPECT_TRUE(files.texts.empty());
-  EXPECT_FALSE(one.store.rescan().value()) << "nothing changed since";
+  EXPECT_FALSE(one.store.rescan()) << "nothing changed since";
 }
 
 TEST(Store, TheFileReadsAsYaml) {
