@@ -8,12 +8,12 @@
 namespace mesh::datapath {
 namespace {
 
-Result<> end_unseen(const EnrolledWorkload& workload) {
+Result<> end_unseen(SocketWork& work, const EnrolledWorkload& workload) {
   const auto is_elsewhere = [&](const Connection& connection) {
     return std::ranges::find(workload.addresses, connection.remote.ip) == workload.addresses.end();
   };
   for (const Transport transport : {Transport::kTcp, Transport::kUdp}) {
-    const Ended ended = end_connections(workload.netns, transport, is_elsewhere);
+    const Ended ended = end_connections(work, workload.netns, transport, is_elsewhere);
     if (ended.failure) return *ended.failure;
   }
   return success();
@@ -28,22 +28,22 @@ Result<std::string> guard(Object& object, const std::string& set,
   return object.ensure_packets(set, workload.netns, workload.netns_cookie, workload.id);
 }
 
-Result<std::string> attach_strict(Object& object, const std::string& set,
+Result<std::string> attach_strict(Object& object, SocketWork& work, const std::string& set,
                                   const EnrolledWorkload& workload, bool has_row) {
   Result<std::string> guarded = std::string();
   if (!has_row || workload.netns >= 0) guarded = guard(object, set, workload);
   MESH_TRY(object.ensure_links(set, workload_hooks(), workload.cgroup));
   if (guarded && !has_row) {
-    MESH_TRY(end_unseen(workload));
+    MESH_TRY(end_unseen(work, workload));
   }
   return guarded;
 }
 
 }  // namespace
 
-Result<std::string> attach(Object& object, const std::string& set, const EnrolledWorkload& workload,
-                           bool has_row) {
-  if (workload.strict) return attach_strict(object, set, workload, has_row);
+Result<std::string> attach(Object& object, SocketWork& work, const std::string& set,
+                           const EnrolledWorkload& workload, bool has_row) {
+  if (workload.strict) return attach_strict(object, work, set, workload, has_row);
   const bool is_new = !object.has_links(set);
   Result<> attached = object.remove_packets(set);
   if (attached && workload.netns >= 0)

@@ -7,6 +7,7 @@
 #include "base/result.h"
 #include "datapath/datapath.h"
 #include "datapath/object.h"
+#include "datapath/socket_work.h"
 
 namespace mesh::datapath {
 
@@ -16,7 +17,7 @@ namespace mesh::datapath {
 // loses what it has open: the TCP connections and connected UDP sockets that no hook may have seen,
 // but those with itself. Returns why its packets are not policed, empty where they are or need not
 // be. Idempotent.
-Result<std::string> attach(Object& object, const std::string& set, const EnrolledWorkload& workload,
-                           bool has_row);
+Result<std::string> attach(Object& object, SocketWork& work, const std::string& set,
+                           const EnrolledWorkload& workload, bool has_row);
 
 }  // namespace mesh::datapath

@@ -8,18 +8,17 @@
 #include <linux/sock_diag.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
-#include <sched.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <memory>
 #include <set>
-#include <thread>
+#include <string>
 #include <utility>
 #include <vector>
 
-#include "base/unique_fd.h"
 #include "bpf/fastpath.h"
 #include "datapath/byte_order.h"
 
@@ -49,21 +48,9 @@ struct Found {
   TcpCounts counts;
 };
 
-// A netlink socket stays in the namespace that it was made in.
-Result<UniqueFd> open_in(int netns) {
-  UniqueFd fd;
-  int error = 0;
-  std::thread([&] {
-    if (::setns(netns, CLONE_NEWNET) == 0)
-      fd.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
-    if (!fd) error = errno;
-  }).join();
-  if (!fd) return errno_error(error, "look at the connections of a network namespace");
-  return fd;
-}
-
-Result<> send_request(int fd, std::uint16_t type, std::uint16_t flags, const inet_diag_req_v2& body,
-                      int storage = -1) {
+// These give 0, or an errno.
+int send_request(int fd, std::uint16_t type, std::uint16_t flags, const inet_diag_req_v2& body,
+                 int storage = -1) {
   Request request{};
   request.header.nlmsg_len = storage < 0 ? offsetof(Request, storages) : sizeof request;
   request.storages = {sizeof request - offsetof(Request, storages),
@@ -73,9 +60,7 @@ Result<> send_request(int fd, std::uint16_t type, std::uint16_t flags, const ine
   request.header.nlmsg_type = type;
   request.header.nlmsg_flags = static_cast<std::uint16_t>(NLM_F_REQUEST | flags);
   request.body = body;
-  if (::send(fd, &request, request.header.nlmsg_len, 0) < 0)
-    return errno_error(errno, "ask sock_diag");
-  return success();
+  return ::send(fd, &request, request.header.nlmsg_len, 0) < 0 ? errno : 0;
 }
 
 // The attribute of this type in what lies at `at`; null: it is not there.
@@ -122,21 +107,18 @@ TcpCounts counts_of(nlmsghdr* header) {
 
 // Calls `see` with each message of the answer, which an error or its end ends.
 template <class See>
-Result<> read_answer(int fd, See see) {
+int read_answer(int fd, See see) {
   alignas(nlmsghdr) char buffer[32768];
   for (;;) {
     const ssize_t got = ::recv(fd, buffer, sizeof buffer, 0);
     if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return errno_error(errno, "read from sock_diag");
+    if (got <= 0) return got < 0 ? errno : EPROTO;
     auto left = static_cast<std::uint32_t>(got);
     for (auto* at = reinterpret_cast<nlmsghdr*>(buffer); NLMSG_OK(at, left);
          at = NLMSG_NEXT(at, left)) {
-      if (at->nlmsg_type == NLMSG_DONE) return success();
-      if (at->nlmsg_type == NLMSG_ERROR) {
-        const int error = -static_cast<const nlmsgerr*>(NLMSG_DATA(at))->error;
-        if (error == 0) return success();
-        return errno_error(error, "sock_diag");
-      }
+      if (at->nlmsg_type == NLMSG_DONE) return 0;
+      if (at->nlmsg_type == NLMSG_ERROR)
+        return -static_cast<const nlmsgerr*>(NLMSG_DATA(at))->error;
       if (at->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg)))
         see(*static_cast<const inet_diag_msg*>(NLMSG_DATA(at)), counts_of(at));
     }
@@ -144,18 +126,17 @@ Result<> read_answer(int fd, See see) {
 }
 
 // fast_sockets: of the map; -1: without counts.
-Result<std::vector<Found>> list(int fd, int family, Transport transport, int fast_sockets) {
+int list(int fd, int family, Transport transport, int fast_sockets, std::vector<Found>& found) {
   inet_diag_req_v2 body{};
   body.sdiag_family = static_cast<std::uint8_t>(family);
   body.sdiag_protocol = static_cast<std::uint8_t>(transport);
   body.idiag_states = transport == Transport::kTcp ? kTcpStates : state_bit(BPF_TCP_ESTABLISHED);
   if (fast_sockets >= 0) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
-  MESH_TRY(send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body, fast_sockets));
-  std::vector<Found> found;
-  MESH_TRY(read_answer(fd, [&](const inet_diag_msg& message, const TcpCounts& counts) {
+  const int error = send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body, fast_sockets);
+  if (error != 0) return error;
+  return read_answer(fd, [&](const inet_diag_msg& message, const TcpCounts& counts) {
     found.push_back({message.idiag_family, message.idiag_state, message.id, counts});
-  }));
-  return found;
+  });
 }
 
 SocketAddress address_of(std::uint8_t family, const std::uint32_t* words, std::uint16_t port) {
@@ -169,37 +150,45 @@ SocketAddress address_of(std::uint8_t family, const std::uint32_t* words, std::u
   return {user_address(address), network_order(port)};
 }
 
-// False: it ended by itself meanwhile.
-Result<bool> end(int fd, Transport transport, const Found& found) {
+// ENOENT: it ended by itself meanwhile.
+int end(int fd, Transport transport, const Found& found) {
   inet_diag_req_v2 body{};
   body.sdiag_family = found.family;
   body.sdiag_protocol = static_cast<std::uint8_t>(transport);
   body.idiag_states = state_bit(found.state);
   body.id = found.id;
-  MESH_TRY(send_request(fd, SOCK_DESTROY, NLM_F_ACK, body));
-  auto ended = read_answer(fd, [](const inet_diag_msg&, const TcpCounts&) {});
-  if (ended) return true;
-  if (ended.error().code == Errc::not_found) return false;
-  return std::move(ended).assume_error();
+  const int error = send_request(fd, SOCK_DESTROY, NLM_F_ACK, body);
+  return error != 0 ? error : read_answer(fd, [](const inet_diag_msg&, const TcpCounts&) {});
 }
 
 struct All {
-  UniqueFd fd;
   std::vector<Found> found;
   std::set<SocketAddress> listening;
 };
 
-Result<All> list_all(int netns, Transport transport, int fast_sockets) {
-  All all;
-  MESH_TRY(all.fd, open_in(netns));
-  for (const int family : {AF_INET, AF_INET6}) {
-    MESH_TRY(auto found, list(all.fd.get(), family, transport, fast_sockets));
-    all.found.insert(all.found.end(), found.begin(), found.end());
-  }
-  for (const Found& found : all.found)
-    if (found.state == BPF_TCP_LISTEN)
-      all.listening.insert(address_of(found.family, found.id.idiag_src, found.id.idiag_sport));
-  std::erase_if(all.found, [](const Found& found) { return found.state == BPF_TCP_LISTEN; });
+// Beside the sockets' cookies, which count from 1. Only who counts waits for locks.
+constexpr std::uint64_t kListing = 0, kCounting = ~std::uint64_t{0};
+
+Error failure_of(int error, const char* what) {
+  if (error == EBUSY) return Error{Errc::timed_out, std::string(what) + ": " + kLockHeld};
+  return errno_error(error, what);
+}
+
+Result<All> list_all(SocketWork& work, int netns, Transport transport, int fast_sockets) {
+  auto found = std::make_shared<std::vector<Found>>();
+  const auto list_both = [=](int diag, std::size_t) {
+    const int error = list(diag, AF_INET, transport, fast_sockets, *found);
+    return error != 0 ? error : list(diag, AF_INET6, transport, fast_sockets, *found);
+  };
+  if (const int error =
+          work.run(netns, {fast_sockets < 0 ? kListing : kCounting}, fast_sockets, list_both)[0];
+      error != 0)
+    return failure_of(error, "look at the connections of a network namespace");
+  All all{std::move(*found), {}};
+  for (const Found& one : all.found)
+    if (one.state == BPF_TCP_LISTEN)
+      all.listening.insert(address_of(one.family, one.id.idiag_src, one.id.idiag_sport));
+  std::erase_if(all.found, [](const Found& one) { return one.state == BPF_TCP_LISTEN; });
   return all;
 }
 
@@ -210,40 +199,49 @@ bool is_listening(const All& all, const SocketAddress& at) {
          (at.ip.is_v4() && all.listening.contains({any4, at.port}));
 }
 
+std::uint64_t cookie_of(const Found& found) {
+  return std::uint64_t{found.id.idiag_cookie[1]} << 32U | found.id.idiag_cookie[0];
+}
+
 Connection connection_of(const Found& found, const All& all) {
   const SocketAddress local = address_of(found.family, found.id.idiag_src, found.id.idiag_sport);
   return {local, address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
-          is_listening(all, local),
-          std::uint64_t{found.id.idiag_cookie[1]} << 32U | found.id.idiag_cookie[0], found.state};
+          is_listening(all, local), cookie_of(found), found.state};
 }
 
 }  // namespace
 
-Ended end_connections(int netns, Transport transport,
+Ended end_connections(SocketWork& work, int netns, Transport transport,
                       const std::function<bool(const Connection&)>& is_forbidden) {
   Ended out;
-  const auto all = list_all(netns, transport, -1);
+  auto all = list_all(work, netns, transport, -1);
   if (!all) {
     out.failure = all.error();
     return out;
   }
+  auto forbidden = std::make_shared<std::vector<Found>>();
+  std::vector<std::uint64_t> cookies;
   for (const Found& found : all.value().found) {
     const Connection connection = connection_of(found, all.value());
     if (connection.remote.ip.is_loopback() || !is_forbidden(connection)) continue;
-    auto was_there = end(all.value().fd.get(), transport, found);
-    if (was_there) {
-      if (was_there.value()) out.ended.push_back(connection.cookie);
-      continue;
-    }
+    forbidden->push_back(found);
+    cookies.push_back(connection.cookie);
+  }
+  const auto outcomes = work.run(netns, cookies, -1, [=](int diag, std::size_t i) {
+    return end(diag, transport, (*forbidden)[i]);
+  });
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    if (outcomes[i] == 0) out.ended.push_back(cookies[i]);
+    if (outcomes[i] == 0 || outcomes[i] == ENOENT) continue;
     ++out.not_ended;
-    if (!out.failure) out.failure = std::move(was_there).assume_error();
+    if (!out.failure) out.failure = failure_of(outcomes[i], "end a connection");
   }
   return out;
 }
 
-Result<> for_each_connection(int netns, int fast_sockets,
+Result<> for_each_connection(SocketWork& work, int netns, int fast_sockets,
                              const std::function<void(const Connection&, const TcpCounts&)>& see) {
-  MESH_TRY(const auto all, list_all(netns, Transport::kTcp, fast_sockets));
+  MESH_TRY(const auto all, list_all(work, netns, Transport::kTcp, fast_sockets));
   for (const Found& found : all.found) see(connection_of(found, all), found.counts);
   return success();
 }

@@ -1,6 +1,7 @@
 // The TCP connections and connected UDP sockets of a network namespace: looks at them, and ends
 // some (sock_diag(7); the kernel needs CONFIG_INET_DIAG_DESTROY). Needs CAP_SYS_ADMIN, to enter the
-// namespace, and CAP_NET_ADMIN there. Blocks for as long as the kernel takes to list them.
+// namespace, and CAP_NET_ADMIN there. Errc::timed_out: one of the sockets is locked for long
+// (socket_work.h).
 #pragma once
 
 #include <cstddef>
@@ -12,6 +13,7 @@
 #include "base/address.h"
 #include "base/result.h"
 #include "datapath/datapath.h"
+#include "datapath/socket_work.h"
 
 namespace mesh::datapath {
 
@@ -36,12 +38,12 @@ struct [[nodiscard]] Ended {
 // Resets every connection (also one that is just being made) of which `is_forbidden` says so.
 // Either end of a TCP connection gets a reset, a connected UDP socket an error, and it is connected
 // no more. Loopback connections are not asked about.
-Ended end_connections(int netns, Transport transport,
+Ended end_connections(SocketWork& work, int netns, Transport transport,
                       const std::function<bool(const Connection&)>& is_forbidden);
 
 // Shows every TCP connection, also one that is just being made, loopback among them.
 // `fast_sockets`: the map um_fast_sockets.
-Result<> for_each_connection(int netns, int fast_sockets,
+Result<> for_each_connection(SocketWork& work, int netns, int fast_sockets,
                              const std::function<void(const Connection&, const TcpCounts&)>& see);
 
 }  // namespace mesh::datapath

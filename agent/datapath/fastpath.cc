@@ -3,7 +3,6 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -13,7 +12,6 @@
 #include <cstdio>
 #include <memory>
 #include <string_view>
-#include <thread>
 
 #include "bpf/fastpath.h"
 #include "datapath/byte_order.h"
@@ -318,11 +316,12 @@ Result<std::vector<std::uint64_t>> FastPath::take_settled() {
   return out;
 }
 
-Result<> FastPath::let_join(int netns) const {
-  int error = 0;
-  std::thread([&] {
-    error = ::setns(netns, CLONE_NEWNET) == 0 ? run_fast_path_iterator(iterator_.get()) : errno;
-  }).join();
+Result<> FastPath::let_join(SocketWork& work, int netns) const {
+  constexpr std::uint64_t kWalk = ~std::uint64_t{0} - 1;  // no socket's cookie
+  const int iterator = iterator_.get();
+  const auto walk = [=](int, std::size_t) { return run_fast_path_iterator(iterator); };
+  const int error = work.run(netns, {kWalk}, iterator, walk)[0];
+  if (error == EBUSY) return Error{Errc::timed_out, kLockHeld};
   if (error != 0) return errno_error(error, "walk the sockets of a network namespace");
   return success();
 }

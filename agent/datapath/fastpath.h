@@ -16,6 +16,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "datapath/datapath.h"
+#include "datapath/socket_work.h"
 
 namespace mesh::datapath {
 
@@ -64,7 +65,8 @@ class FastPath {
   Result<bool> restore_link(const std::string& name, const std::string& cgroup);
   // Where sockets have asked to join since this was asked last: cookies of network namespaces.
   Result<std::vector<std::uint64_t>> take_settled();
-  Result<> let_join(int netns) const;  // takes as long as the kernel needs to walk its sockets
+  // Errc::timed_out: a socket is locked for long; the walk goes on once it is not.
+  Result<> let_join(SocketWork& work, int netns) const;
 
  private:
   int map(const char* name) const { return maps_.at(name).get(); }

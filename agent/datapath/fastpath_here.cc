@@ -65,7 +65,7 @@ Result<> FastPathHere::let_settled_join(const State& state) {
   for (const std::uint64_t cookie : settled) {
     const auto found = namespaces.find(cookie);
     if (found == namespaces.end() || found->second < 0) continue;  // they go on by TCP
-    if (auto joined = on_->let_join(found->second); !joined) outcome = std::move(joined);
+    if (auto joined = on_->let_join(work_, found->second); !joined) outcome = std::move(joined);
   }
   return outcome;
 }

@@ -16,7 +16,8 @@ namespace mesh::datapath {
 
 class FastPathHere {
  public:
-  explicit FastPathHere(std::string pin_dir) : pin_dir_(std::move(pin_dir)) {}
+  // `work` outlives it.
+  FastPathHere(std::string pin_dir, SocketWork& work) : pin_dir_(std::move(pin_dir)), work_(work) {}
 
   // As of Datapath::switch_fast_path(); `shared`: as of FastPath::open().
   Result<> turn(bool on, const std::map<std::string, UniqueFd>& shared);
@@ -34,6 +35,7 @@ class FastPathHere {
   Result<> keep();
 
   std::string pin_dir_;
+  SocketWork& work_;
   std::optional<FastPath> on_;        // none: off
   std::optional<FastPathNode> node_;  // as it shall be; none: nobody has said yet
   bool is_due_ = false;               // it was not made so

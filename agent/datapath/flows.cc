@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/log.h"
 #include "datapath/byte_order.h"
 #include "datapath/connections.h"
 #include "datapath/counters.h"
@@ -16,6 +17,11 @@ namespace mesh::datapath {
 namespace {
 
 using std::chrono::nanoseconds;
+
+Logger log() {
+  static const Logger made = logger("datapath");
+  return made;
+}
 
 std::optional<SocketAddress> known(const um_destination& end) {
   if (end.protocol == 0) return std::nullopt;
@@ -71,8 +77,9 @@ Flow reported_flow(const um_event& event) {
 
 }  // namespace
 
-Flows::Flows(const Object& object)
-    : connections_fd_(object.map("um_connections")),
+Flows::Flows(const Object& object, SocketWork& work)
+    : work_(work),
+      connections_fd_(object.map("um_connections")),
       fast_sockets_fd_(object.map("um_fast_sockets")),
       events_fd_(object.map("um_events")),
       ring_(::ring_buffer__new(events_fd_, &on_event, this, nullptr)) {}
@@ -117,14 +124,24 @@ Result<std::vector<Flow>> Flows::open(const State& state) {
   const nanoseconds now = monotonic_now();
   for (const auto& [id, workload] : state.workloads) {
     if (workload.netns < 0 || workload.cgroup.empty()) continue;
-    MESH_TRY(for_each_connection(workload.netns, fast_sockets_fd_,
-                                 [&](const Connection& connection, const TcpCounts& counts) {
-                                   const auto record = find(connection.cookie);
-                                   if (!record) return;
-                                   found.insert(connection.cookie);
-                                   flows.push_back(open_flow(connection, counts, *record, now));
-                                 }));
+    auto listed =
+        for_each_connection(work_, workload.netns, fast_sockets_fd_,
+                            [&](const Connection& connection, const TcpCounts& counts) {
+                              const auto record = find(connection.cookie);
+                              if (!record) return;
+                              found.insert(connection.cookie);
+                              flows.push_back(open_flow(connection, counts, *record, now));
+                            });
+    if (listed) {
+      unlisted_.erase(id);
+    } else if (listed.error().code != Errc::timed_out) {
+      return std::move(listed).assume_error();
+    } else if (unlisted_.insert(id).second) {
+      log()->warn("open connections are not counted workload={} error={}", workload.cgroup,
+                  listed.error().message);
+    }
   }
+  std::erase_if(unlisted_, [&](WorkloadId id) { return !state.workloads.contains(id); });
   MESH_TRY(forget_orphans(state, found));
   return flows;
 }
@@ -142,7 +159,8 @@ Result<> Flows::forget_orphans(const State& state, const std::set<std::uint64_t>
     if (!record) continue;
     const auto workload = state.workloads.find(record->workload);
     const bool is_over = workload == state.workloads.end() ||
-                         (missing_.contains(cookie) && workload->second.netns >= 0);
+                         (missing_.contains(cookie) && workload->second.netns >= 0 &&
+                          !unlisted_.contains(record->workload));
     if (is_over)
       gone.push_back(cookie);
     else

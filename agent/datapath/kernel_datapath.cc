@@ -227,8 +227,8 @@ class KernelDatapath final : public Datapath {
   KernelDatapath(Object object, std::string pin_dir)
       : object_(std::move(object)),
         maps_(object_),
-        flows_(object_),
-        fast_path_(std::move(pin_dir)) {}
+        flows_(object_, sockets_),
+        fast_path_(std::move(pin_dir), sockets_) {}
 
   Result<> read() {
     // What our predecessor left half done, no program remembers afterwards.
@@ -308,7 +308,7 @@ class KernelDatapath final : public Datapath {
     for (std::string& program : found.foreign) differences.push_back({std::move(program), false});
     if (found.uncovered) note_uncovered(workload.id, *std::move(found.uncovered));
     if (found.missing.empty()) return differences;
-    auto attached = attach(object_, set, workload, has_row(workload.netns_cookie));
+    auto attached = attach(object_, sockets_, set, workload, has_row(workload.netns_cookie));
     MESH_TRY(const auto after, look_at_links(object_, set, workload));
     for (std::string& missing : found.missing) {
       const bool is_there = std::ranges::find(after.missing, missing) == after.missing.end();
@@ -458,7 +458,7 @@ class KernelDatapath final : public Datapath {
     for (const auto& [id, workload] : state.workloads) {
       if (workload.netns < 0 || workload.cgroup.empty()) continue;
       for (const Transport transport : transports) {
-        Ended ended = end_connections(workload.netns, transport,
+        Ended ended = end_connections(sockets_, workload.netns, transport,
                                       [&, &one = workload](const Connection& connection) {
                                         return ends(one, transport, connection);
                                       });
@@ -713,7 +713,7 @@ class KernelDatapath final : public Datapath {
                         workload.strict};
       if (ensured != ensured_.end() && ensured->second == place) continue;
       link_sets_.insert(set);
-      auto attached = attach(object_, set, workload, has_row(workload.netns_cookie));
+      auto attached = attach(object_, sockets_, set, workload, has_row(workload.netns_cookie));
       note_uncovered(id, attached ? attached.value() : std::string());
       if (attached) {
         ensured_[set] = place;
@@ -775,6 +775,7 @@ class KernelDatapath final : public Datapath {
   UdpChoices udp_;
   std::string mesh_cgroup_;  // "": not told yet
   Services::Failures misfit_services_;
+  SocketWork sockets_;
   Flows flows_;
   std::uint64_t connections_ended_ = 0, connections_reset_ = 0, connections_not_ended_ = 0;
   FastPathHere fast_path_;

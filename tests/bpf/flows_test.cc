@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "tests/support/datapath_fixture.h"
+#include "tests/support/eventually.h"
+#include "tests/support/missing_page.h"
 
 namespace mesh::test {
 namespace {
@@ -229,6 +231,23 @@ TEST_F(FlowsTest, WhatIsOpenIsListedWithWhatItSentSoFar) {
   const Flow closed = take(1).front();
   EXPECT_EQ(closed.cookie, open[0].cookie);
   EXPECT_TRUE(must(datapath_->open_flows(state_)).empty());
+}
+
+// Nobody waits for it, and what is known of its connections stays.
+TEST_F(FlowsTest, AWorkloadThatHoldsItsSocketIsLeftOut) {
+  Child client(&*app_group_, &*app_, [&] {
+    const UniqueFd fd(dial(kService));
+    if (!write_all(fd.get(), 7)) ::_exit(1);
+    const test::HeldSocket held(fd.get());
+    ::pause();
+  });
+  UniqueFd accepted = accept_within(first_.get());
+  ASSERT_TRUE(accepted && read_all(accepted.get(), 7));
+  ASSERT_TRUE(test::eventually([&] { return must(datapath_->open_flows(state_)).empty(); }));
+  EXPECT_TRUE(must(datapath_->open_flows(state_)).empty());
+  EXPECT_EQ(entries_of("um_connections"), 1);
+  client.kill();
+  EXPECT_TRUE(test::eventually([&] { return entries_of("um_connections") == 0; }));
 }
 
 TEST_F(FlowsTest, WhatAPolicyEndedSaysSo) {

@@ -1,0 +1,141 @@
+// A process that holds the lock of its socket (it sends from a page that nobody brings) holds up
+// neither what else is asked of the kernel's sockets nor who asks.
+#include "datapath/socket_work.h"
+
+#include <gtest/gtest.h>
+#include <netinet/tcp.h>
+#include <sys/utsname.h>
+
+#include <atomic>
+#include <cstdio>
+#include <memory>
+#include <optional>
+
+#include "datapath/connections.h"
+#include "tests/support/eventually.h"
+#include "tests/support/missing_page.h"
+#include "tests/support/netns.h"
+
+namespace mesh::datapath {
+namespace {
+
+using test::HeldSocket;
+using test::NetNs;
+
+// Before 6.9 one lock of the whole machine is held while sock_diag ends a socket (sock_diag_mutex).
+bool is_diag_locked_as_a_whole() {
+  utsname name{};
+  int major = 0, minor = 0;
+  return ::uname(&name) != 0 || std::sscanf(name.release, "%d.%d", &major, &minor) != 2 ||
+         major < 6 || (major == 6 && minor < 9);
+}
+
+class SocketWorkTest : public testing::Test {
+ protected:
+  SocketWorkTest() {
+    ns_.add_address("lo", "10.1.0.1/32");
+    listener_ = ns_.listen("10.1.0.1:7000");
+  }
+
+  UniqueFd connect() const {
+    return ns_.run([] { return UniqueFd(test::dial("10.1.0.1:7000")); });
+  }
+  Ended end_all() {
+    return end_connections(work_, ns_.fd(), Transport::kTcp,
+                           [](const Connection&) { return true; });
+  }
+  std::size_t count() {
+    std::size_t open = 0;
+    const auto listed = for_each_connection(work_, ns_.fd(), -1,
+                                            [&](const Connection&, const TcpCounts&) { ++open; });
+    EXPECT_TRUE(listed);
+    return open;
+  }
+  // Under the socket's lock, as sock_diag's counts are.
+  std::vector<int> look(int socket, std::vector<std::uint64_t> keys) {
+    return work_.run(ns_.fd(), std::move(keys), socket, [socket](int, std::size_t) {
+      tcp_info info{};
+      socklen_t size = sizeof info;
+      return ::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 ? 0 : errno;
+    });
+  }
+
+  const NetNs ns_ = NetNs::create();
+  UniqueFd listener_;
+  SocketWork work_;
+};
+
+TEST_F(SocketWorkTest, OneLockedSocketHoldsUpNoOthersEnd) {
+  const UniqueFd first = connect(), second = connect(), third = connect();
+  ASSERT_EQ(count(), 6U);  // both ends of each
+  std::optional<HeldSocket> held(std::in_place, second.get());
+  const Ended ended = end_all();
+  ASSERT_TRUE(ended.failure);
+  EXPECT_EQ(ended.failure->code, Errc::timed_out) << ended.failure->message;
+  if (!is_diag_locked_as_a_whole()) {
+    EXPECT_EQ(ended.not_ended, 1U);
+    EXPECT_EQ(count(), 1U);
+    const Ended again = end_all();
+    EXPECT_EQ(again.not_ended, 1U);
+    EXPECT_EQ(again.ended.size(), 0U);
+  }
+  held.reset();
+  EXPECT_TRUE(test::eventually([&] { return !end_all().failure && count() == 0; }));
+}
+
+TEST_F(SocketWorkTest, WhatWaitsIsNotBegunTwice) {
+  const UniqueFd socket = connect();
+  EXPECT_EQ(look(socket.get(), {1, 2}), (std::vector<int>{0, 0}));
+  std::optional<HeldSocket> held(std::in_place, socket.get());
+  EXPECT_EQ(look(socket.get(), {1}), (std::vector<int>{EBUSY}));
+  EXPECT_EQ(look(socket.get(), {1}), (std::vector<int>{EBUSY}));
+  held.reset();
+  EXPECT_TRUE(test::eventually([&] { return look(socket.get(), {1}) == std::vector<int>{0}; }));
+}
+
+TEST_F(SocketWorkTest, SoManyWaitAndNoMore) {
+  const UniqueFd socket = connect();
+  std::vector<std::uint64_t> keys(SocketWork::kMaxWaiting + 8);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = i;
+  const auto begun = std::make_shared<std::atomic<std::size_t>>(0);
+  std::optional<HeldSocket> held(std::in_place, socket.get());
+  const auto outcomes =
+      work_.run(ns_.fd(), keys, socket.get(), [=, fd = socket.get()](int, std::size_t) {
+        ++*begun;
+        tcp_info info{};
+        socklen_t size = sizeof info;
+        return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 ? 0 : errno;
+      });
+  EXPECT_EQ(outcomes, std::vector<int>(keys.size(), EBUSY));
+  EXPECT_EQ(begun->load(), SocketWork::kMaxWaiting);
+  const NetNs other = NetNs::create();
+  EXPECT_EQ(work_.run(other.fd(), {1}, -1, [](int, std::size_t) { return 0; }), std::vector<int>{0})
+      << "another namespace is not held up";
+  held.reset();
+  EXPECT_TRUE(test::eventually([&] { return look(socket.get(), {99}) == std::vector<int>{0}; }));
+}
+
+// A lock file, say, which the next meshd waits for.
+TEST_F(SocketWorkTest, WhoWaitsKeepsNoFilesOpen) {
+  const UniqueFd socket = connect();
+  std::optional<HeldSocket> held(std::in_place, socket.get());
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd reader(ends[0]);
+  {
+    const UniqueFd writer(ends[1]);
+    EXPECT_EQ(look(socket.get(), {1}), (std::vector<int>{EBUSY}));
+  }
+  pollfd ended{reader.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&ended, 1, 20'000), 1);
+  EXPECT_NE(ended.revents & POLLHUP, 0) << "the thread that waits has it open";
+}
+
+TEST_F(SocketWorkTest, ANamespaceThatIsNoneIsAnError) {
+  const UniqueFd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(work_.run(file.get(), {1, 2}, -1, [](int, std::size_t) { return 0; }),
+            (std::vector<int>{EINVAL, EINVAL}));
+}
+
+}  // namespace
+}  // namespace mesh::datapath
