@@ -55,6 +55,7 @@ json::object record_of(const Flow& flow, std::int64_t start_ms, const FlowBook::
        std::chrono::duration_cast<std::chrono::milliseconds>(flow.ended - flow.started).count()},
       {"sent", flow.sent},
       {"received", flow.received}};
+  if (flow.retransmits != 0) record["retransmits"] = flow.retransmits;
   if (!flow.reason.empty()) record["reason"] = flow.reason;
   if (const char* end = end_of(flow); end != nullptr) record["end"] = end;
   add_rule(flow.policy, rules, record);

@@ -32,8 +32,8 @@
 //   flows      {type, edges: [{workload: id, inbound, failed: bool, service, other: addresses,
 //               opened, closed, sent, received, retransmits}], records: [{denied, inbound,
 //               established: bool, workload: id, local, remote, service: addresses, start_ms,
-//               duration_ms, sent, received, reason, policy, rule, end: "closed_by_client"|
-//               "closed_by_server"|"reset"}], dropped: n}
+//               duration_ms, sent, received, retransmits, reason, policy, rule, end:
+//               "closed_by_client"| "closed_by_server"|"reset"}], dropped: n}
 //              Every half second, of L4 connections past the proxy: what is to be added to the sums
 //              of each edge, and a line of the access log each; "": unknown. service: what the
 //              application asked for, inbound where it arrived. dropped: what is not in here.

@@ -177,6 +177,10 @@ void TcpRecords::add_line(const json::object& record, std::string& lines) const 
     entry.response_code_details = verdict;
   }
   entry.connection_termination_details = details;
+  std::string retransmits;
+  if (const auto again = number(record, "retransmits"); again != 0)
+    retransmits = "retransmits=" + std::to_string(again);
+  entry.upstream_transport_failure_reason = retransmits;
   telemetry::append_access_log_line(entry, lines);
 }
 

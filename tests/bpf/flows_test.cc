@@ -233,6 +233,33 @@ TEST_F(FlowsTest, WhatIsOpenIsListedWithWhatItSentSoFar) {
   EXPECT_TRUE(must(datapath_->open_flows(state_)).empty());
 }
 
+TEST_F(FlowsTest, WhatIsSentAgainIsCounted) {
+  int starts[2];
+  ASSERT_EQ(::pipe2(starts, O_CLOEXEC), 0);
+  const UniqueFd start(starts[0]), starter(starts[1]);
+  Child client(&*app_group_, &*app_, [&] {
+    const UniqueFd fd(dial(kService));
+    char go = 0;
+    if (::read(start.get(), &go, 1) != 1 || !write_all(fd.get(), 4321)) ::_exit(1);
+    (void)::read(fd.get(), &go, 1);
+  });
+  UniqueFd accepted = accept_within(first_.get());
+  ASSERT_TRUE(accepted);
+  EXPECT_EQ(must(datapath_->open_flows(state_)).at(0).retransmits, 0);
+  server_->command("ip link set veth0 down");
+  ASSERT_TRUE(write_all(starter.get(), 1));
+  const bool again = test::eventually([&] {
+    const auto open = must(datapath_->open_flows(state_));
+    return open.size() == 1 && open[0].retransmits > 0;
+  });
+  server_->command("ip link set veth0 up");
+  ASSERT_TRUE(again);
+  ASSERT_TRUE(read_all(accepted.get(), 4321));
+  accepted.reset();
+  EXPECT_EQ(client.wait(), 0);
+  EXPECT_GT(take(1).front().retransmits, 0);
+}
+
 // Nobody waits for it, and what is known of its connections stays.
 TEST_F(FlowsTest, AWorkloadThatHoldsItsSocketIsLeftOut) {
   Child client(&*app_group_, &*app_, [&] {

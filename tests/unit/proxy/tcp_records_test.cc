@@ -190,6 +190,8 @@ TEST_F(TcpRecordsTest, ALineTellsWhatAllowedAConnectionAndHowItEnded) {
       HasSubstr("\" 0 - rbac_access_allowed_matched_policy[AuthorizationPolicy_default/db[1]] "
                 "closed_by_client \"-\" 1 2 "));
   EXPECT_THAT(line(R"("end": "reset")"), HasSubstr("\" 0 - - reset \"-\" 1 2 "));
+  EXPECT_THAT(line(R"("end": "reset", "retransmits": 3)"),
+              HasSubstr("\" 0 - - reset \"retransmits=3\" 1 2 "));
   EXPECT_THAT(line(R"("end": "reset", "reason": "connections_ended_by_policy")"),
               HasSubstr("\" 0 - - connections_ended_by_policy "));
 }
