@@ -1,6 +1,7 @@
 // The shapes of the same-node fast path (fastpath.bpf.c): both ends of a connection on this node,
 // data moved from one socket to the other past TCP. C and C++, rules as in shared.h; a change of
-// any shape is a new UM_LAYOUT. Why it is as it is: docs/decisions/0013-fast-path.md and 0019.
+// any shape but that of um_fast_socket, which never changes, is a new UM_LAYOUT. Why it is as it
+// is: docs/decisions/0013-fast-path.md and 0019.
 #ifndef UM_FASTPATH_H
 #define UM_FASTPATH_H
 
@@ -32,8 +33,8 @@ enum um_fast_state {
   UM_FAST_TCP = 4,
 };
 
-// um_fast_sockets: socket storage of those that asked, not inherited. Bytes that went past TCP:
-// neither TCP_INFO nor sock_ops counts them.
+// um_fast_sockets: socket storage of those that asked, not inherited, as long as the socket (of
+// UM_LASTING_MAPS). Bytes that went past TCP: neither TCP_INFO nor sock_ops counts them.
 struct um_fast_socket {
   struct um_fast_key peer;  // the other end's entry in um_fast_peers
   __u64 sent_bytes;

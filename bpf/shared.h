@@ -5,6 +5,8 @@
 // A change of any shape or meaning here is a new UM_LAYOUT: an upgrade fills maps of its own and
 // then changes over. What is listed in UM_LASTING_MAPS never changes: connections outlive upgrades,
 // and programs of two layouts meet on one of them. New facts about a connection go into a new map.
+// (From the first release on. Before that, um_connection has changed: what is open as such a state
+// is upgraded has no record of its end.)
 #ifndef UM_SHARED_H
 #define UM_SHARED_H
 
@@ -16,9 +18,10 @@
 #define UM_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
-#define UM_LAYOUT 3
+#define UM_LAYOUT 4
 #define UM_LASTING_MAPS(X) \
   X(um_sockets)            \
+  X(um_fast_sockets)       \
   X(um_mesh_sockets)       \
   X(um_connections)        \
   X(um_records)            \

@@ -594,8 +594,8 @@ void CommandLine::add_datapath_commands() {
           [this] { return switch_fast_path(environment_, true); });
   command(*fast, "off", "Switch it off, for good; open connections go on by TCP", "Commands",
           [this] { return switch_fast_path(environment_, false); });
-  auto* shown = command(*fast, "status", "Whether it is on, why not, and what it has learned",
-                        "Commands", [this] { return fast_path_status(environment_, format_); });
+  auto* shown = command(*fast, "status", "Whether it is on, and why not", "Commands",
+                        [this] { return fast_path_status(environment_, format_); });
   add_format(shown);
 }
 

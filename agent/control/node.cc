@@ -278,8 +278,11 @@ void Node::audit(Clock::time_point now) {
 
 void Node::watch_fast_path(Clock::time_point now) {
   if (parts_.fast_path.step(now)) tell_change();
-  if (auto joined = parts_.datapath.let_settled_join(publisher_.kernel()); !joined)
-    log()->warn("connections go on by TCP error={}", joined.error().message);
+  const auto joined = parts_.datapath.let_settled_join(publisher_.kernel());
+  std::string error = joined ? std::string() : joined.error().message;
+  if (!error.empty() && error != join_error_)
+    log()->warn("connections go on by TCP error={}", error);
+  join_error_ = std::move(error);
 }
 
 Result<> Node::switch_fast_path(bool on, Clock::time_point now) {

@@ -183,7 +183,7 @@ class Node {
   Clock::time_point started_{};
   Clock::time_point now_{};                      // of the event that is being handled
   std::optional<std::uint64_t> clock_began_ms_;  // the time of day then; of the last report
-  std::string access_log_error_;
+  std::string access_log_error_, join_error_;    // join_error_: the last, as logged
   bool is_sync_due_ = false;
   bool is_enrolment_due_ = false;  // meshhold answered, and neither kernel nor proxy know
   Heartbeat heartbeat_;

@@ -316,6 +316,11 @@ Result<std::vector<std::uint64_t>> FastPath::take_settled() {
   return out;
 }
 
+void FastPath::ask_again(std::uint64_t netns_cookie) {
+  const std::uint32_t one = 1;
+  ::bpf_map_update_elem(map("um_fast_settled"), &netns_cookie, &one, BPF_ANY);
+}
+
 Result<> FastPath::let_join(SocketWork& work, int netns) const {
   constexpr std::uint64_t kWalk = ~std::uint64_t{0} - 1;  // no socket's cookie
   const int iterator = iterator_.get();

@@ -65,6 +65,7 @@ class FastPath {
   Result<bool> restore_link(const std::string& name, const std::string& cgroup);
   // Where sockets have asked to join since this was asked last: cookies of network namespaces.
   Result<std::vector<std::uint64_t>> take_settled();
+  void ask_again(std::uint64_t netns_cookie);  // the next take_settled() has it
   // Errc::timed_out: a socket is locked for long; the walk goes on once it is not.
   Result<> let_join(SocketWork& work, int netns) const;
 

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <string>
 #include <utility>
 
 #include "base/log.h"
@@ -58,14 +59,20 @@ Result<> FastPathHere::let_settled_join(const State& state) {
   MESH_TRY(const auto settled, on_->take_settled());
   if (settled.empty()) return success();
   const UniqueFd own(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));  // the gateway's
-  std::map<std::uint64_t, int> namespaces;
-  for (const auto& [id, workload] : state.workloads)
-    namespaces.emplace(workload.netns_cookie, workload.cgroup.empty() ? own.get() : workload.netns);
+  std::map<std::uint64_t, int> namespaces;  // -1: nobody has told which it is
+  for (const auto& [id, workload] : state.workloads) {
+    int& netns = namespaces.emplace(workload.netns_cookie, -1).first->second;
+    if (netns < 0) netns = workload.cgroup.empty() ? own.get() : workload.netns;
+  }
   Result<> outcome = success();
   for (const std::uint64_t cookie : settled) {
     const auto found = namespaces.find(cookie);
-    if (found == namespaces.end() || found->second < 0) continue;  // they go on by TCP
-    if (auto joined = on_->let_join(work_, found->second); !joined) outcome = std::move(joined);
+    if (found == namespaces.end()) continue;  // its workload has ended
+    const auto joined = found->second < 0 ? success() : on_->let_join(work_, found->second);
+    if (found->second < 0 || !joined) on_->ask_again(cookie);
+    if (!joined)
+      outcome = Error{joined.error().code, joined.error().message + " (cookie " +
+                                               std::to_string(cookie) + "), which is tried again"};
   }
   return outcome;
 }

@@ -71,7 +71,8 @@ Result<> FastPathProbe::attach(const std::string& cgroup) {
 
 FastPathProbe::~FastPathProbe() { end(); }
 
-// Its readers, too. A child that the kernel holds is left to init: nothing here waits for it.
+// Its readers, too. A child that the kernel holds is left, a zombie until meshd ends: nothing here
+// waits for it.
 void FastPathProbe::end() {
   if (cgroup_.empty()) return;
   const UniqueFd kill(::open((cgroup_ + "/cgroup.kill").c_str(), O_WRONLY | O_CLOEXEC));

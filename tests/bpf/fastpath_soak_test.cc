@@ -55,11 +55,7 @@ class FastPathSoak : public FastPathTest {
   void switch_on() {
     const std::lock_guard lock(datapath_mutex_);
     real();
-    const std::string pin = options_.pin_dir + "/fastpath/maps_" + std::to_string(UM_LAYOUT);
-    const UniqueFd config(::bpf_obj_get((pin + "/um_fast_config").c_str()));
-    const std::uint32_t zero = 0;
-    const um_fast_config on{UM_FAST_ON, 0};
-    ASSERT_EQ(::bpf_map_update_elem(config.get(), &zero, &on, BPF_ANY), 0);
+    asks_at_once();
   }
 
   void switch_off() {

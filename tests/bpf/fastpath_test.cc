@@ -210,26 +210,39 @@ TEST_F(FastPathTest, WaitsUntilTheReaderHasTakenWhatCameByTcp) {
   EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, kSize);
 }
 
-// With TCP_DEFER_ACCEPT the server's socket is not there before the client's first data.
-bool keeps_order_with_deferred_accept(const UniqueFd& listener, int client) {
+// With TCP_DEFER_ACCEPT the server's socket is not there before the client's first data. `join`:
+// whenever something has happened.
+bool keeps_order_with_deferred_accept(const UniqueFd& listener, int client,
+                                      const std::function<void()>& join) {
   const int seconds = 20;
   ::setsockopt(listener.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
   if (connect_socket(client, "10.9.0.2:8080") != 0 || !send_all(client, 0, 4'000)) return false;
+  join();
   const UniqueFd server = accept_within(listener.get());
-  return server && send_all(client, 4'000, 4'000) && receives(server.get(), 0, 8'000);
+  ::fcntl(server.get(), F_SETFL, O_NONBLOCK);
+  for (int piece = 1; piece < 5; ++piece) {
+    join();
+    if (!send_all(client, 4'000U * static_cast<unsigned>(piece), 4'000)) return false;
+  }
+  return receives(server.get(), 0, 20'000);
 }
 
 TEST_F(FastPathTest, KeepsTheOrderOfWhatCameBeforeThePeer) {
   real();
+  asks_at_once();
   const UniqueFd client = socket_in(*app_);
-  EXPECT_TRUE(keeps_order_with_deferred_accept(listener_, client.get()));
-  EXPECT_FALSE(has_joined(client.get()));
+  const auto join = [&] {
+    ::fcntl(client.get(), F_SETFL, O_NONBLOCK);
+    must(datapath_->let_settled_join(state_));
+  };
+  EXPECT_TRUE(keeps_order_with_deferred_accept(listener_, client.get(), join));
+  EXPECT_TRUE(has_joined(client.get()));
 }
 
 TEST_F(FastPathTest, ANaiveOneMixesUpTheOrder) {
   naive();
   const UniqueFd client = socket_in(*app_);
-  EXPECT_FALSE(keeps_order_with_deferred_accept(listener_, client.get()));
+  EXPECT_FALSE(keeps_order_with_deferred_accept(listener_, client.get(), [] {}));
 }
 
 TEST_F(FastPathTest, KeepsTheOrderAfterDataInTheSyn) {
@@ -252,6 +265,12 @@ TEST_F(FastPathTest, KeepsTheOrderAfterDataInTheSyn) {
     ASSERT_TRUE(send_all(pair.client.get(), 3'000, 1'000));
     EXPECT_TRUE(receives(pair.server.get(), 3'000, 1'000)) << round;
   }
+}
+
+void disconnect(const UniqueFd& socket) {
+  sockaddr unspecified{};
+  unspecified.sa_family = AF_UNSPEC;
+  ASSERT_EQ(::connect(socket.get(), &unspecified, sizeof unspecified), 0) << std::strerror(errno);
 }
 
 // ---- whose data it is ----------------------------------------------------------------------
@@ -309,7 +328,7 @@ bool survives_its_like(const NetNs& a, int proxy_a, const NetNs& b, int proxy_b,
   return receives(in_a.server.get(), 0, 50'003);
 }
 
-TEST_F(FastPathTest, NeverReplacesALiveEntry) {
+TEST_F(FastPathTest, WhatWaitsSurvivesItsLikeInAnotherNamespace) {
   real();
   EXPECT_TRUE(survives_its_like(*app_, proxy4_.get(), *server_, other_proxy_.get(),
                                 [this](const Pair& pair) { return settle(pair); }));
@@ -318,6 +337,29 @@ TEST_F(FastPathTest, NeverReplacesALiveEntry) {
 TEST_F(FastPathTest, ANaiveOneThatReplacesEntriesLosesData) {
   naive();
   EXPECT_FALSE(survives_its_like(*app_, proxy4_.get(), *server_, other_proxy_.get(), as_it_is));
+}
+
+// The next connection of the same addresses and ports, while the former one's sockets are open.
+TEST_F(FastPathTest, NeverReplacesALiveEntry) {
+  real();
+  const Pair old = joined();
+  ASSERT_TRUE(send_all(old.client.get(), 0, 50'003));
+  ASSERT_EQ(storage_of(old.client.get()).sent_bytes, 50'003U);
+  sockaddr_in source{};
+  socklen_t size = sizeof source;
+  ASSERT_EQ(::getsockname(old.client.get(), reinterpret_cast<sockaddr*>(&source), &size), 0);
+  disconnect(old.client);
+  Pair next{socket_in(*app_), {}};
+  ASSERT_EQ(::bind(next.client.get(), reinterpret_cast<sockaddr*>(&source), size), 0)
+      << std::strerror(errno);
+  ASSERT_EQ(connect_socket(next.client.get(), kListener), 0);
+  next.server = accept_within(listener_.get());
+  ASSERT_TRUE(next.server);
+  do_not_block(next);
+  live(next);
+  EXPECT_EQ(storage_of(next.client.get()).state, UM_FAST_STAYS);
+  EXPECT_EQ(storage_of(next.server.get()).state, UM_FAST_STAYS);
+  EXPECT_TRUE(receives(old.server.get(), 0, 50'003));
 }
 
 // A third namespace has the server's address too, and is nobody's.
@@ -392,12 +434,6 @@ TEST_F(FastPathTest, SendsNothingAfterItsEnd) {
   EXPECT_EQ(::send(pair.client.get(), pattern_at(0), 100, MSG_NOSIGNAL), -1);
   EXPECT_EQ(errno, EPIPE);
   EXPECT_TRUE(send_all(pair.server.get(), 0, 1'000) && receives(pair.client.get(), 0, 1'000));
-}
-
-void disconnect(const UniqueFd& socket) {
-  sockaddr unspecified{};
-  unspecified.sa_family = AF_UNSPEC;
-  ASSERT_EQ(::connect(socket.get(), &unspecified, sizeof unspecified), 0) << std::strerror(errno);
 }
 
 // What it has not read would be read of its next connection; the kernel keeps it until the close.
@@ -530,8 +566,11 @@ TEST_F(FastPathTest, SocketsOfAnotherLayoutGoByTcpOnceItIsOffOrGone) {
     ASSERT_TRUE(send_all(pair.client.get(), 0, 1'000));
     ASSERT_EQ(storage_of(pair.client.get()).sent_bytes, 1'000U);
     datapath_.reset();
-    ASSERT_EQ(
-        ::rename(maps_of_fast_path().c_str(), (options_.pin_dir + "/fastpath/maps_1").c_str()), 0);
+    const std::string fast = options_.pin_dir + "/fastpath/maps_78";
+    ASSERT_EQ(::rename(maps_of_fast_path().c_str(), fast.c_str()), 0);
+    const std::string layout = options_.pin_dir + "/maps_";
+    ASSERT_EQ(::rename((layout + std::to_string(UM_LAYOUT)).c_str(), (layout + "78").c_str()), 0);
+    write_meta(78);
     open();
     must(datapath_->attach_mesh(mesh_group_->path()));
     apply_all();
@@ -539,6 +578,8 @@ TEST_F(FastPathTest, SocketsOfAnotherLayoutGoByTcpOnceItIsOffOrGone) {
     ASSERT_TRUE(send_all(pair.client.get(), 1'000, 1'000));
     EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
     EXPECT_TRUE(receives(pair.server.get(), 0, 2'000));
+    disconnect(pair.client);
+    EXPECT_EQ(connect_socket(pair.client.get(), kListener), EPERM) << "it has joined all the same";
   }
 }
 
@@ -554,6 +595,24 @@ TEST_F(FastPathTest, ShortConnectionsStayOut) {
   }
   EXPECT_EQ(storage_of(pair.client.get()).state, kNeverAsked);
   EXPECT_TRUE(settle(pair));
+}
+
+// As meshd does while nobody has told it of the namespace.
+TEST_F(FastPathTest, WhoAskedIsNotForgottenWhereNobodyCanLook) {
+  real();
+  const Pair pair = connected();
+  do_not_block(pair);
+  for (int trip = 0; trip < kMostTrips; ++trip) ASSERT_TRUE(exchange(pair));
+  auto unknown = state_;
+  for (auto& [id, workload] : unknown.workloads) workload.netns = -1;
+  must(datapath_->let_settled_join(unknown));
+  EXPECT_FALSE(has_joined(pair.client.get()));
+  const UniqueFd no_namespace(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  for (auto& [id, workload] : unknown.workloads) workload.netns = no_namespace.get();
+  EXPECT_FALSE(datapath_->let_settled_join(unknown));
+  must(datapath_->let_settled_join(state_));
+  EXPECT_TRUE(has_joined(pair.client.get()));
+  EXPECT_TRUE(has_joined(pair.server.get()));
 }
 
 // The kernel's reader of a joined socket may say EAGAIN to who blocks.

@@ -150,8 +150,7 @@ class FastPathTest : public DatapathTest {
   }
   um_fast_socket storage_of(int fd) const {
     um_fast_socket value{};
-    const UniqueFd storage(::bpf_obj_get(
-        (options_.pin_dir + "/maps_" + std::to_string(UM_LAYOUT) + "/um_fast_sockets").c_str()));
+    const UniqueFd storage(::bpf_obj_get((options_.pin_dir + "/maps/um_fast_sockets").c_str()));
     EXPECT_TRUE(storage);
     if (::bpf_map_lookup_elem(storage.get(), &fd, &value) != 0) value.state = kNeverAsked;
     return value;
@@ -162,6 +161,13 @@ class FastPathTest : public DatapathTest {
     const std::uint32_t zero = 0;
     EXPECT_EQ(::bpf_map_lookup_elem(map.get(), &zero, &config), 0);
     return config;
+  }
+  // Connections need not have lasted.
+  void asks_at_once() const {
+    const UniqueFd map(::bpf_obj_get((maps_of_fast_path() + "/um_fast_config").c_str()));
+    const um_fast_config config{UM_FAST_ON, 0};
+    const std::uint32_t zero = 0;
+    EXPECT_EQ(::bpf_map_update_elem(map.get(), &zero, &config, BPF_ANY), 0);
   }
   std::string maps_of_fast_path() const {
     return options_.pin_dir + "/fastpath/maps_" + std::to_string(UM_LAYOUT);

@@ -163,7 +163,10 @@ class ChangingWorld {
                          {"selector", {{"app", pick(2) ? "page" : "db"}}},
                          {"ports", std::move(ports)}};
     if (pick(4) == 0) spec["sessionAffinity"] = "ClientIP";
-    others_["Service " + name] = object("Service", "v1", ns_of_[name] = ns(), name, spec);
+    json::object service = object("Service", "v1", ns_of_[name] = ns(), name, spec);
+    if (name.back() % 2 == 0)
+      service["metadata"].as_object()["annotations"] = {{"undermesh.io/fastpath", "disabled"}};
+    others_["Service " + name] = std::move(service);
     return "service " + name;
   }
   std::string change_slice() {
@@ -278,6 +281,7 @@ TEST(KernelStates, FollowEveryChangeAsIfComputedFromNothing) {
       ASSERT_EQ(followed.workloads, expected.workloads) << where;
       ASSERT_TRUE(followed.services == expected.services) << where;
       ASSERT_TRUE(followed.udp_services == expected.udp_services) << where;
+      ASSERT_EQ(followed.slow_listeners, expected.slow_listeners) << where;
       ASSERT_TRUE(followed.peers == expected.peers) << where;
       ASSERT_TRUE(followed.blocks == expected.blocks) << where;
       ASSERT_TRUE(followed.sets == expected.sets) << where;

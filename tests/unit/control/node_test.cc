@@ -792,6 +792,13 @@ TEST_F(NodeTest, AnAuditLooksAtEveryWorkloadOnceARoundAndSaysWhatItFinds) {
             3);
 }
 
+TEST_F(NodeTest, ConnectionsThatLastMayJoinTheFastPathAtEachLook) {
+  for (int looks = 1; looks <= 2; ++looks) {
+    node_->watch_fast_path(now_);
+    EXPECT_EQ(datapath_.looks_for_settled, looks);
+  }
+}
+
 // As `ss -K` closes it: its owners still have it, but it refuses.
 TEST_F(NodeTest, AListenerThatWasClosedListensAgainWhileTheProxyIsThere) {
   connect();
