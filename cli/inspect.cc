@@ -142,6 +142,15 @@ Error unreachable(Error error, const Environment& environment) {
   return error;
 }
 
+void print_audit(const api::Status::AuditStatus& audit) {
+  if (audit.differences == 0) return;
+  std::printf("Audits found %llu differences and repaired %llu; the last, %llu s ago: %s (%s).\n",
+              static_cast<unsigned long long>(audit.differences),
+              static_cast<unsigned long long>(audit.repairs),
+              static_cast<unsigned long long>(audit.last_seconds_ago), audit.last.c_str(),
+              audit.is_last_repaired ? "repaired" : "not repaired");
+}
+
 }  // namespace
 
 Result<int> status(const Environment& environment, Format format) {
@@ -166,6 +175,7 @@ Result<int> status(const Environment& environment, Format format) {
   print_policies(now);
   std::puts("");
   print_line(now.fast_path);
+  print_audit(now.audit);
   print_list("Reasons", now.reasons);
   auto warnings = std::move(now.snapshot.problems);  // an error is a reason too
   std::erase_if(warnings, [&](const std::string& problem) {

@@ -349,9 +349,35 @@ Result<int> bring_down(Environment environment, bool purge) {
   return kOk;
 }
 
+namespace {
+
+// Nothing where there is no mesh.
+std::vector<datapath::Finding> check_meshd(const Environment& environment,
+                                           const std::string& mesh_cgroup) {
+  using Level = datapath::Finding::Level;
+  const bool is_there =
+      !running_programs(mesh_cgroup).empty() || is_attached(environment).value_or(false);
+  if (!is_there) return {};
+  const auto answer =
+      Client(environment.run_dir).get<api::Status>("/v1/status", std::chrono::seconds(5));
+  if (answer) return {{Level::kOk, "meshd", "answers", ""}};
+  if (answer.error().code == Errc::permission) return {};
+  return {{Level::kWarning, "meshd",
+           "does not answer: nothing new is enrolled and no change is applied; what is enrolled is "
+           "captured, and policed by the last configuration",
+           "meshctl up starts it again; one that hangs: kill it first; logs/meshd.log says more"}};
+}
+
+}  // namespace
+
 Result<int> check(const Environment& environment, Format format) {
   auto cgroups = find_cgroups(environment.cgroup_name);
-  auto findings = datapath::check_machine(cgroups ? cgroups.value().mesh() : "");
+  const std::string mesh_cgroup = cgroups ? cgroups.value().mesh() : "";
+  auto findings = datapath::check_machine(mesh_cgroup);
+  for (auto& finding : datapath::check_mesh_hooks(environment.pin_dir, mesh_cgroup))
+    findings.push_back(std::move(finding));
+  for (auto& finding : check_meshd(environment, mesh_cgroup))
+    findings.push_back(std::move(finding));
   findings.push_back(check_fast_path(environment));
   static constexpr const char* kLevels[] = {"ok", "warning", "error"};
   Table table({"LEVEL", "SUBJECT", "FINDING"});

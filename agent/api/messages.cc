@@ -161,10 +161,16 @@ void read(const json::value& value, FastPathRequest& out, Context& at) {
   Members(value, at)("on", out.on);
 }
 
+void read(const json::value& value, Status::AuditStatus& out, Context& at) {
+  Members(value, at)("differences", out.differences)("repairs", out.repairs)("last", out.last)(
+      "last_repaired", out.is_last_repaired)("last_seconds_ago", out.last_seconds_ago);
+}
+
 void read(const json::value& value, Status& out, Context& at) {
   Members(value, at)("state", out.state)("reasons", out.reasons)("programs", out.programs)(
       "snapshot", out.snapshot)("workloads", out.workloads)("notes", out.notes)(
-      "kernel", out.kernel)("fastPath", out.fast_path)("policies", out.policies);
+      "kernel", out.kernel)("fastPath", out.fast_path)("audit", out.audit)("policies",
+                                                                           out.policies);
 }
 
 void read(const json::value& value, AuthzReply::Policy& out, Context& at) {
@@ -381,6 +387,12 @@ json::object to_json(const Status& m) {
           {"notes", list_of(m.notes)},
           {"kernel", object_of(m.kernel)},
           {"fastPath", to_json(m.fast_path)},
+          {"audit",
+           {{"differences", m.audit.differences},
+            {"repairs", m.audit.repairs},
+            {"last", m.audit.last},
+            {"last_repaired", m.audit.is_last_repaired},
+            {"last_seconds_ago", m.audit.last_seconds_ago}}},
           {"policies", list_of(m.policies, [](const Status::PolicyCount& p) {
              return json::object{{"policy", p.policy},
                                  {"rule", p.rule},

@@ -145,6 +145,15 @@ struct Status {
   std::vector<std::string> notes;               // what is not covered, said every time
   std::map<std::string, std::uint64_t> kernel;  // counters by name
   FastPathStatus fast_path;                     // JSON: "fastPath"
+  // What audits found since meshd began; `last`: "workload ns/name: its hook connect4", or empty.
+  struct AuditStatus {
+    std::uint64_t differences = 0;
+    std::uint64_t repairs = 0;
+    std::string last;
+    bool is_last_repaired = false;  // JSON: "last_repaired"
+    std::uint64_t last_seconds_ago = 0;
+    friend bool operator==(const AuditStatus&, const AuditStatus&) = default;
+  } audit;
   struct PolicyCount {
     std::string policy;  // "AuthorizationPolicy ns/name"
     int rule = -1;

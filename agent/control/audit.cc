@@ -52,6 +52,7 @@ bool Audit::step(const Workloads& workloads, bool listens, Clock::time_point now
   bool changed =
       std::erase_if(records_, [&](const auto& item) { return !kernel.contains(item.first); }) != 0;
   changed = take_canaries(now) || changed;
+  changed = look_at_mesh(now) || changed;
   std::size_t left = kernel.size() / kSteps + 1;
   for (const auto& [name, enrolment] : workloads.all()) {
     const auto found = kernel.find(enrolment.id);
@@ -70,21 +71,39 @@ bool Audit::step(const Workloads& workloads, bool listens, Clock::time_point now
 void Audit::look_at(const Enrolment& enrolment, const datapath::EnrolledWorkload& kernel,
                     bool listens, Record& record, Clock::time_point now) {
   record.due = now + kRound;
-  record.differences.clear();
   ++counters_["workloads_looked_at"];
-  for (datapath::Difference& difference : differences_of(enrolment, kernel, listens)) {
-    ++counters_["differences"];
-    log()->warn("a workload is not as it should be name={} difference={} repaired={}",
-                enrolment.workload->name.to_string(), difference.what, difference.is_repaired);
-    if (difference.is_repaired)
-      ++counters_["repairs"];
-    else if (!difference.is_harmless)
-      record.differences.push_back(std::move(difference.what));
-  }
+  note(differences_of(enrolment, kernel, listens),
+       "workload " + enrolment.workload->name.to_string(), record, now);
   ++counters_["canaries_sent"];
   if (auto sent = datapath_.send_canary(kernel, now); !sent) {
     ++counters_["canaries_lost"];
     record.canary = sent.error().message;
+  }
+}
+
+bool Audit::look_at_mesh(Clock::time_point now) {
+  if (mesh_.due > now) return false;
+  mesh_.due = now + kRound;
+  const auto before = mesh_.differences;
+  auto found = datapath_.audit_mesh();
+  note(found ? std::move(found).value()
+             : std::vector<datapath::Difference>{{found.error().message, false}},
+       "the mesh", mesh_, now);
+  return mesh_.differences != before;
+}
+
+void Audit::note(std::vector<datapath::Difference> differences, const std::string& whose,
+                 Record& record, Clock::time_point now) {
+  record.differences.clear();
+  for (datapath::Difference& difference : differences) {
+    ++counters_["differences"];
+    log()->warn("not as it should be whose={} difference={} repaired={}", whose, difference.what,
+                difference.is_repaired);
+    last_ = {whose + ": " + difference.what, difference.is_repaired, now};
+    if (difference.is_repaired)
+      ++counters_["repairs"];
+    else if (!difference.is_harmless)
+      record.differences.push_back(std::move(difference.what));
   }
 }
 

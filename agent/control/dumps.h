@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include "base/result.h"
 #include "config/object.h"
 #include "config/snapshot.h"
+#include "control/kernel_state.h"
 #include "datapath/datapath.h"
 
 namespace mesh::control {
@@ -23,6 +25,10 @@ api::Dump dump_policies(const config::Snapshot& snapshot,
                         const std::vector<api::Status::PolicyCount>& counts,
                         const std::set<config::ObjectName>& enrolled,
                         const std::vector<config::Problem>& problems);
+// The policies, by name, that have a say in these sets of `state`.
+std::set<std::string> policies_of_sets(const datapath::State& state,
+                                       const std::set<datapath::SetId>& sets,
+                                       const std::map<std::uint32_t, PolicyRule>& rules);
 // Who asks for a name, and whom.
 struct DnsClient {
   enum class Resolver : std::uint8_t {

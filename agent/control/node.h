@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -168,6 +169,7 @@ class Node {
                       const std::vector<config::ObjectPtr>& objects);
   api::WorkloadStatus status_of(const config::ObjectName& name, const Enrolment& enrolment) const;
   void add_reasons(api::Status& status, Clock::time_point now) const;
+  std::set<std::string> policies_without_room() const;
 
   NodeOptions options_;
   NodeParts parts_;

@@ -339,7 +339,18 @@ std::vector<api::Status::PolicyCount> Node::policy_counts() {
 api::Dump Node::policies() {
   std::set<config::ObjectName> enrolled;
   for (const Client& client : workloads_.clients()) enrolled.insert(client.workload->name);
-  return dump_policies(*compilation_.snapshot, policy_counts(), enrolled, compilation_.problems);
+  auto dump =
+      dump_policies(*compilation_.snapshot, policy_counts(), enrolled, compilation_.problems);
+  const auto without_room = policies_without_room();
+  for (json::object& row : dump.rows)
+    if (without_room.contains(std::string(row["policy"].as_string())))
+      row["state"] = "does not fit into the kernel: denies all";
+  return dump;
+}
+
+std::set<std::string> Node::policies_without_room() const {
+  return policies_of_sets(publisher_.kernel(), parts_.datapath.misfit_sets(),
+                          policy_rules(parts_.numbers));
 }
 
 Result<api::Dump> Node::look_up(const std::string& name, const std::string& from) const {
@@ -404,6 +415,14 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
   if (const auto errors = publisher_.kernel_errors().find(0);
       errors != publisher_.kernel_errors().end())
     reasons.push_back("the kernel: " + errors->second.message);
+  for (const std::string& policy : policies_without_room())
+    if (reasons.size() < kMaxProblems)
+      reasons.push_back(policy +
+                        ": does not fit into the kernel with the others, so what it selects is "
+                        "refused everything; have fewer policies, or fewer peers and ports in it");
+  for (const std::string& problem : audit_.mesh_problems())
+    reasons.push_back("the mesh's own programs and maps: " + problem +
+                      "; see `meshctl check`, and end what attached or changed it");
   if (!access_log_error_.empty()) reasons.push_back(access_log_error_);
   for (const std::string& error : sources_.write_errors()) reasons.push_back(error);
   for (std::string& problem : host_listeners_.problems()) reasons.push_back(std::move(problem));
@@ -443,6 +462,14 @@ api::Status Node::status(Clock::time_point now) {
   status.policies = policy_counts();
   status.kernel = counters_.totals;
   status.fast_path = parts_.fast_path.status();
+  status.audit.differences = audit_.counters().at("differences");
+  status.audit.repairs = audit_.counters().at("repairs");
+  if (const auto& last = audit_.last()) {
+    status.audit.last = last->what;
+    status.audit.is_last_repaired = last->is_repaired;
+    const auto ago = std::chrono::duration_cast<std::chrono::seconds>(now - last->at);
+    status.audit.last_seconds_ago = static_cast<std::uint64_t>(std::max(ago.count(), {}));
+  }
   status.notes.push_back(
       "what arrives at workloads that are not enrolled is policed only where an enrolled workload "
       "or the gateway sends it (docs/security.md)");

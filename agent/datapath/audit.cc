@@ -3,11 +3,13 @@
 #include <bpf/bpf.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include "datapath/fastpath.h"
@@ -55,10 +57,10 @@ std::vector<std::uint32_t> programs_at(int target, int type, std::uint32_t flags
 }
 
 // Ours runs, and first; what a parent has after it is named by `meshctl check`.
-void look_at_hook(const Hook& hook, std::uint32_t ours, std::uint32_t fast_path, int cgroup,
-                  LinkFindings& out) {
+void look_at_hook(const Hook& hook, const std::string& whose, std::uint32_t ours,
+                  std::uint32_t fast_path, int cgroup, LinkFindings& out) {
   const auto name = [&](std::uint32_t id) {
-    if (id != fast_path) out.foreign.push_back(text_of(id) + " at its hook " + hook.name);
+    if (id != fast_path) out.foreign.push_back(text_of(id) + " at " + whose + hook.name);
   };
   for (const std::uint32_t id : programs_at(cgroup, hook.attach_type, 0))
     if (id != ours) name(id);
@@ -68,21 +70,22 @@ void look_at_hook(const Hook& hook, std::uint32_t ours, std::uint32_t fast_path,
   for (auto before = running.begin(); before != at; ++before) name(*before);
 }
 
-Result<> look_at_hooks(const Object& object, const std::string& set,
-                       const EnrolledWorkload& workload, LinkFindings& out) {
-  const UniqueFd cgroup(::open(workload.cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+// whose: "its hook ".
+Result<> look_at_hooks(const Object& object, const std::string& set, std::span<const Hook> hooks,
+                       const std::string& path, const std::string& whose, LinkFindings& out) {
+  const UniqueFd cgroup(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   struct stat status{};
   if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
-    return errno_error(errno, "open cgroup " + workload.cgroup);
+    return errno_error(errno, "open cgroup " + path);
   const auto fast = link_at(fast_path_link(object.pin_dir(), set));
-  for (const Hook& hook : workload_hooks()) {
+  for (const Hook& hook : hooks) {
     const std::uint32_t ours = program_of(object.program(hook.program)).id;
     const auto link = link_at(object.links_dir(set) + "/" + hook.name);
     if (!link || link->type != BPF_LINK_TYPE_CGROUP || link->prog_id != ours ||
         link->cgroup.cgroup_id != status.st_ino ||
         link->cgroup.attach_type != static_cast<std::uint32_t>(hook.attach_type))
-      out.missing.push_back(std::string("its hook ") + hook.name);
-    look_at_hook(hook, ours, fast ? fast->prog_id : 0, cgroup.get(), out);
+      out.missing.push_back(whose + hook.name);
+    look_at_hook(hook, whose, ours, fast ? fast->prog_id : 0, cgroup.get(), out);
   }
   return success();
 }
@@ -107,7 +110,7 @@ Result<> look_at_namespace(const Object& object, const std::string& set, int net
 Result<LinkFindings> look_at_links(const Object& object, const std::string& set,
                                    const EnrolledWorkload& workload) {
   LinkFindings out;
-  MESH_TRY(look_at_hooks(object, set, workload, out));
+  MESH_TRY(look_at_hooks(object, set, workload_hooks(), workload.cgroup, "its hook ", out));
   if (workload.netns < 0) return out;
   MESH_TRY(look_at_namespace(object, set, workload.netns, out));
   out.uncovered = std::string();
@@ -117,6 +120,32 @@ Result<LinkFindings> look_at_links(const Object& object, const std::string& set,
   for (std::string& missing : missing_packets(object.links_dir(set), sides.here))
     out.missing.push_back(std::move(missing));
   return out;
+}
+
+Result<LinkFindings> look_at_mesh_links(const Object& object, const std::string& set,
+                                        const std::string& cgroup) {
+  LinkFindings out;
+  MESH_TRY(look_at_hooks(object, set, mesh_hooks(), cgroup, "the mesh's hook ", out));
+  return out;
+}
+
+std::vector<Finding> check_mesh_hooks(const std::string& pin_dir, const std::string& cgroup_path) {
+  const std::string dir = pin_dir + "/links/mesh/";
+  struct stat status{};
+  if (::access(dir.c_str(), F_OK) != 0 || ::stat(cgroup_path.c_str(), &status) != 0) return {};
+  std::string missing;
+  for (const Hook& hook : mesh_hooks()) {
+    const auto link = link_at(dir + hook.name);
+    if (!link || link->type != BPF_LINK_TYPE_CGROUP || link->cgroup.cgroup_id != status.st_ino)
+      missing += (missing.empty() ? "" : ", ") + std::string(hook.name);
+  }
+  if (missing.empty())
+    return {{Finding::Level::kOk, "hooks", "the mesh's own hooks are attached", ""}};
+  return {{Finding::Level::kError, "hooks",
+           "the mesh's own hooks are not attached: " + missing +
+               " (what its proxy does is not policed, or HTTP fails)",
+           "meshd attaches them within 10 s; where it does not: logs/meshd.log says why, and "
+           "`meshctl up` brings meshd back"}};
 }
 
 }  // namespace mesh::datapath

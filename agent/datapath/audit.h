@@ -1,4 +1,5 @@
-// What of an enrolled workload's links and filters is not as attach() left it. Needs root.
+// What of an enrolled workload's links and filters, or of the mesh's own, is not as it was
+// attached. Needs root.
 #pragma once
 
 #include <optional>
@@ -19,5 +20,9 @@ struct LinkFindings {
 };
 Result<LinkFindings> look_at_links(const Object& object, const std::string& set,
                                    const EnrolledWorkload& workload);
+
+// Of the mesh's own hooks at its control group: theirs alone.
+Result<LinkFindings> look_at_mesh_links(const Object& object, const std::string& set,
+                                        const std::string& cgroup);
 
 }  // namespace mesh::datapath

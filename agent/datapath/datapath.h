@@ -178,6 +178,8 @@ class Datapath {
   // Under id 0: what is of no one workload and did not fit; then the kernel refuses every TCP
   // destination that it does not find, until it fits. What did not fit of a workload refuses too.
   virtual Result<std::map<WorkloadId, Error>> apply(const State& wanted) = 0;
+  // The sets that did not fit at the last apply(): whom they judge is refused.
+  virtual const std::set<SetId>& misfit_sets() const = 0;
   // The strict workloads that are enrolled although packets can go round the hooks of their
   // sockets, with the reason.
   virtual const std::map<WorkloadId, std::string>& uncovered() const = 0;
@@ -185,6 +187,11 @@ class Datapath {
   // gives it again what it has not; programs of others are only named. Nothing for one that apply()
   // could not enrol.
   virtual Result<std::vector<Difference>> audit(const EnrolledWorkload& workload) = 0;
+  // The same for what is of no one workload: the mesh's own hooks, which of its two states the
+  // programs decide by (um_config), and the rows of services, refusals, peers and blocks: so many
+  // of each at a time (kAuditedRows), the next ones next time.
+  static constexpr std::size_t kAuditedRows = 2000;
+  virtual Result<std::vector<Difference>> audit_mesh() = 0;
   // Proves that its connects are captured, by one from inside. The outcomes of those that are back,
   // or overdue, are taken later: `refused`, when one was not captured.
   virtual Result<> send_canary(const EnrolledWorkload& workload,
@@ -269,5 +276,8 @@ struct Finding {
 // What `meshctl check` says about this machine before anything is tried: root, cgroup2, BTF, kernel
 // 6.1, programs on our hooks from the root down with exclusive or PREORDER flags, lo, limits.
 std::vector<Finding> check_machine(const std::string& cgroup_path);
+// Whether the mesh's own hooks are where attach_mesh() put them; nothing where it did not. Works
+// with meshd dead. Needs root: nothing without.
+std::vector<Finding> check_mesh_hooks(const std::string& pin_dir, const std::string& cgroup_path);
 
 }  // namespace mesh::datapath

@@ -296,6 +296,7 @@ class KernelDatapath final : public Datapath {
     return problems;
   }
 
+  const std::set<SetId>& misfit_sets() const override { return misfit_sets_; }
   const std::map<WorkloadId, std::string>& uncovered() const override { return uncovered_; }
 
   Result<std::vector<Difference>> audit(const EnrolledWorkload& workload) override {
@@ -315,6 +316,14 @@ class KernelDatapath final : public Datapath {
       differences.push_back({std::move(missing), is_there});
     }
     if (!attached) return std::move(attached).assume_error();
+    return differences;
+  }
+
+  Result<std::vector<Difference>> audit_mesh() override {
+    std::vector<Difference> differences;
+    for (const auto& looked :
+         {restore_config(differences), restore_some_rows(differences), restore_mesh(differences)})
+      if (!looked) differences.push_back({looked.error().message, false});
     return differences;
   }
 
@@ -507,8 +516,11 @@ class KernelDatapath final : public Datapath {
   }
 
   Result<> write_config(std::uint32_t flags) {
-    if (flags == config_flags_) return success();
-    std::uint32_t zero = 0;
+    return flags == config_flags_ ? success() : store_config(flags);
+  }
+
+  Result<> store_config(std::uint32_t flags) {
+    const std::uint32_t zero = 0;
     um_config config{flags};
     if (::bpf_map_update_elem(object_.map("um_config"), &zero, &config, BPF_ANY) != 0)
       return errno_error(errno, "write map um_config");
@@ -552,6 +564,7 @@ class KernelDatapath final : public Datapath {
     for (auto& [key, workload] : wanted.policy.workloads)
       workload.flags =
           (workload.flags & ~kIncomplete) | (incomplete.contains(workload.id) ? kIncomplete : 0U);
+    misfit_sets_.clear();
     if (has_addresses_ && maps_.policy.holds(wanted.policy)) return success();
     return change_generation(wanted.policy, misfits);
   }
@@ -562,7 +575,10 @@ class KernelDatapath final : public Datapath {
       is_other_remembered_ = false;
     }
     MESH_TRY(const auto left_out, maps_.policy.prepare(wanted));
-    for (const auto& [set, err] : left_out.sets) add_misfit(0, err, "policy sets", misfits);
+    for (const auto& [set, err] : left_out.sets) {
+      misfit_sets_.insert(set);
+      add_misfit(0, err, "policy sets", misfits);
+    }
     if (left_out.blocks != 0) add_misfit(0, left_out.blocks, "address blocks", misfits);
     if (left_out.peers != 0) add_misfit(0, left_out.peers, "peers", misfits);
     for (const auto& [cookie, err] : left_out.workloads)
@@ -750,6 +766,49 @@ class KernelDatapath final : public Datapath {
     }
   }
 
+  // Programs decide by the generation that it names: a stranger may have shown them the other one.
+  Result<> restore_config(std::vector<Difference>& differences) {
+    const std::uint32_t zero = 0;
+    um_config config{};
+    if (::bpf_map_lookup_elem(object_.map("um_config"), &zero, &config) != 0)
+      return errno_error(errno, "read map um_config");
+    if (config.flags == config_flags_) return success();
+    is_other_remembered_ = true;
+    MESH_TRY(store_config(config_flags_));
+    differences.push_back({"the policy epoch (um_config)", true});
+    return success();
+  }
+
+  Result<> restore_some_rows(std::vector<Difference>& differences) {
+    const auto note = [&](std::size_t restored, const char* what) {
+      if (restored != 0) differences.push_back({std::to_string(restored) + what, true});
+    };
+    MESH_TRY(const auto services, maps_.services.restore_some(kAuditedRows));
+    note(services, " of the services' rows");
+    MESH_TRY(const auto refusals, maps_.refusals.restore_some(kAuditedRows));
+    note(refusals, " of the rows in um_refusals");
+    MESH_TRY(const auto peers, maps_.policy.restore_some_peers(kAuditedRows));
+    note(peers, " of the rows in um_peers");
+    MESH_TRY(const auto blocks, maps_.policy.restore_some_blocks(kAuditedRows));
+    note(blocks, " of the rows in um_blocks");
+    return success();
+  }
+
+  // Until all has changed over, the programs at work are not ours.
+  Result<> restore_mesh(std::vector<Difference>& differences) {
+    if (mesh_cgroup_.empty() || object_.must_change_over()) return success();
+    MESH_TRY(auto found, look_at_mesh_links(object_, kMeshLinks, mesh_cgroup_));
+    for (std::string& program : found.foreign) differences.push_back({std::move(program), false});
+    if (found.missing.empty()) return success();
+    const auto attached = object_.ensure_links(kMeshLinks, mesh_hooks(), mesh_cgroup_);
+    MESH_TRY(const auto after, look_at_mesh_links(object_, kMeshLinks, mesh_cgroup_));
+    for (std::string& missing : found.missing) {
+      const bool is_there = std::ranges::find(after.missing, missing) == after.missing.end();
+      differences.push_back({std::move(missing), is_there});
+    }
+    return attached;
+  }
+
   Result<> restore_rows(const EnrolledWorkload& workload, std::vector<Difference>& differences) {
     const auto note = [&](bool was_restored, const char* what) {
       if (was_restored) differences.push_back({what, true});
@@ -775,6 +834,7 @@ class KernelDatapath final : public Datapath {
   UdpChoices udp_;
   std::string mesh_cgroup_;  // "": not told yet
   Services::Failures misfit_services_;
+  std::set<SetId> misfit_sets_;
   SocketWork sockets_;
   Flows flows_;
   std::uint64_t connections_ended_ = 0, connections_reset_ = 0, connections_not_ended_ = 0;

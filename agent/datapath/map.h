@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -112,6 +113,20 @@ class Map {
     return true;
   }
 
+  // restore() for so many of them at most, from where the last call ended, none twice; how many
+  // were written.
+  Result<std::size_t> restore_some(std::size_t count) {
+    std::size_t restored = 0;
+    for (count = std::min(count, entries_.size()); count != 0; --count) {
+      auto at = looked_at_ ? entries_.upper_bound(*looked_at_) : entries_.begin();
+      if (at == entries_.end()) at = entries_.begin();
+      looked_at_ = at->first;
+      MESH_TRY(const bool was_restored, restore(at->first));
+      restored += was_restored ? 1 : 0;
+    }
+    return restored;
+  }
+
   // Deletes everything that is not wanted.
   Result<> keep_only(const Entries& wanted) {
     for (auto entry = entries_.begin(); entry != entries_.end();) {
@@ -144,6 +159,7 @@ class Map {
   std::uint32_t generation_;
   std::size_t limit_;
   Entries entries_;
+  std::optional<Key> looked_at_;  // restore_some() goes on after it
   bool changed_ = false;
   std::uint64_t writes_ = 0;
 };

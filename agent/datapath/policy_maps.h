@@ -63,6 +63,12 @@ class PolicyMaps {
   Result<bool> restore_set(SetId set) {
     return generations_[active_].sets.restore(set, generations_[other()].sets);
   }
+  Result<std::size_t> restore_some_peers(std::size_t count) {
+    return generations_[active_].peers.restore_some(count);
+  }
+  Result<std::size_t> restore_some_blocks(std::size_t count) {
+    return generations_[active_].blocks.restore_some(count);
+  }
   // Frees what only the other generation has: no program can remember it any more.
   Result<> sweep();
 

@@ -74,6 +74,7 @@ Services::Services(Services&& other) noexcept
       free_slots_(std::move(other.free_slots_)),
       left_slots_(std::move(other.left_slots_)),
       entries_(std::move(other.entries_)),
+      looked_at_(other.looked_at_),
       changed_(other.changed_),
       writes_(other.writes_) {}
 
@@ -352,6 +353,72 @@ Result<> Services::keep_only(const Entries& wanted) {
   MESH_TRY(clients_.keep_only(clients));
   changed_ = changed_ || !left_slots_.empty();
   return success();
+}
+
+// --- what is not there any more
+
+Result<bool> Services::restore_choice(const um_service& word, std::size_t& rows) {
+  const auto known = by_number_.find(word.number);
+  if (word.kind != UM_SERVICE_BALANCE || word.columns == 0 || known == by_number_.end())
+    return false;
+  const Backends& backends = *known->second;
+  bool is_whole = true;
+  um_backend column{};
+  std::uint32_t index = 0, one = 0;
+  for (const um_backend& wanted : backends) {
+    const um_backend_key key{word.number, index++};
+    is_whole = is_whole && ::bpf_map_lookup_elem(backends_fd_, &key, &column) == 0 &&
+               std::memcmp(&column, &wanted, sizeof column) == 0;
+  }
+  const auto members = members_of(backends);
+  for (const um_destination& backend : members) {
+    const um_member member{word.number, backend};
+    is_whole = is_whole && ::bpf_map_lookup_elem(members_fd_, &member, &one) == 0;
+  }
+  rows += backends.size() + members.size();
+  if (is_whole) return false;
+  if (const int error = write_choice(word.number, backends); error != 0)
+    return errno_error(error, "write again to map um_backends");
+  return true;
+}
+
+// Its slots are compared, and stored again, as a put of the same does it.
+Result<bool> Services::restore_one(const um_destination& key, const ServiceEntry& entry,
+                                   std::size_t& rows) {
+  MESH_TRY(bool was_restored, services_.restore(key));
+  const std::uint64_t before = writes();
+  if (const int error = put_one(key, entry); error != 0)
+    return errno_error(error, "write a service again");
+  was_restored = was_restored || writes() != before;
+  const auto choice_at = [&](const auto& map, const auto& own) -> Result<> {
+    ++rows;
+    const auto slot = map.entries().find(own);
+    if (slot == map.entries().end()) return success();
+    MESH_TRY(const bool was_torn, restore_choice(at(slot->second), rows));
+    was_restored = was_restored || was_torn;
+    return success();
+  };
+  MESH_TRY(choice_at(services_, key));
+  if (!entry.of_clients) return was_restored;
+  for (const auto& [client, columns] : *entry.of_clients) {
+    const ClientKey own{client, key};
+    MESH_TRY(const bool row, clients_.restore(own));
+    was_restored = was_restored || row;
+    MESH_TRY(choice_at(clients_, own));
+  }
+  return was_restored;
+}
+
+Result<std::size_t> Services::restore_some(std::size_t rows) {
+  std::size_t restored = 0, seen = 0;
+  for (std::size_t left = entries_.size(); left != 0 && seen < rows; --left) {
+    auto at = looked_at_ ? entries_.upper_bound(*looked_at_) : entries_.begin();
+    if (at == entries_.end()) at = entries_.begin();
+    looked_at_ = at->first;
+    MESH_TRY(const bool was_restored, restore_one(at->first, at->second, seen));
+    restored += was_restored ? 1 : 0;
+  }
+  return restored;
 }
 
 void Services::sweep() {

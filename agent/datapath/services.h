@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -44,6 +45,9 @@ class Services {
   // room. Returns those that cannot even be marked so.
   Failures refuse(const Failures& misfits, const Entries& wanted);
   Result<> keep_only(const Entries& wanted);
+  // Writes again what of these entries is not in the kernel as we wrote it; returns how many were
+  // not. It looks at so many rows (of all maps; a service as a whole), and goes on there next time.
+  Result<std::size_t> restore_some(std::size_t rows);
   // Frees what was replaced and removed before.
   void sweep();
 
@@ -64,6 +68,8 @@ class Services {
   int write_choice(std::uint32_t number, const Backends& backends);
   void delete_choice(std::uint32_t number, const Backends& backends);
   int put_one(const um_destination& key, const ServiceEntry& entry);
+  Result<bool> restore_one(const um_destination& key, const ServiceEntry& entry, std::size_t& rows);
+  Result<bool> restore_choice(const um_service& word, std::size_t& rows);
   int put_clients(const um_destination& key, const ServiceEntry& entry);
   ServiceEntry entry_of(const um_service& word) const;
   void add_client(WorkloadId client, const um_service& word, ServiceEntry& entry) const;
@@ -80,6 +86,7 @@ class Services {
   std::uint32_t next_choice_ = 1;
   std::vector<std::uint32_t> free_slots_, left_slots_;
   Entries entries_;
+  std::optional<um_destination> looked_at_;  // restore_some() goes on after it
   bool changed_ = false;
   std::uint64_t writes_ = 0;  // of slots, backends and members
 };

@@ -35,16 +35,21 @@ class AuditTest : public BridgedTest {
   }
   datapath::EnrolledWorkload& app() { return state_.workloads[kApp]; }
   std::vector<Difference> audit() { return must(datapath_->audit(app())); }
+  std::vector<Difference> audit_mesh() { return must(datapath_->audit_mesh()); }
+  void repairs_of_the_mesh(const std::string& what) {
+    EXPECT_THAT(audit_mesh(), ElementsAre(Difference{what, true})) << what;
+    EXPECT_THAT(audit_mesh(), IsEmpty()) << what;
+  }
   // It is found and repaired by one audit, and the next finds nothing.
   void repairs(const std::string& what) {
     EXPECT_THAT(audit(), ElementsAre(Difference{what, true})) << what;
     EXPECT_THAT(audit(), IsEmpty()) << what;
   }
-  std::string link_path(const std::string& name) const {
-    return options_.pin_dir + "/links/7/" + name;
+  std::string link_path(const std::string& name, const std::string& set = "7") const {
+    return options_.pin_dir + "/links/" + set + "/" + name;
   }
-  void detach(const std::string& name) const {
-    UniqueFd link(::bpf_obj_get(link_path(name).c_str()));
+  void detach(const std::string& name, const std::string& set = "7") const {
+    UniqueFd link(::bpf_obj_get(link_path(name, set).c_str()));
     ASSERT_EQ(::bpf_link_detach(link.get()), 0) << name << ": " << std::strerror(errno);
   }
   std::uint32_t generation() const {
@@ -145,6 +150,103 @@ TEST_F(AuditTest, ItsRowsAreWrittenAgain) {
     repairs("its policy set");
   }
   must(canary());
+}
+
+// They are the mesh's, not a workload's: what its proxy may do, and how a server's listener knows
+// who asked.
+TEST_F(AuditTest, EveryLinkOfTheMeshItselfIsMadeAgain) {
+  EXPECT_THAT(audit_mesh(), IsEmpty());
+  int links = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(options_.pin_dir + "/links/mesh")) {
+    const std::string name = entry.path().filename();
+    detach(name, "mesh");
+    repairs_of_the_mesh("the mesh's hook " + name);
+    detach(name, "mesh");
+    ASSERT_EQ(::unlink(link_path(name, "mesh").c_str()), 0);
+    repairs_of_the_mesh("the mesh's hook " + name);
+    ++links;
+  }
+  EXPECT_EQ(links, 7);
+  UniqueFd group(::open(mesh_group_->path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  link_foreign(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT, group.get());
+  const auto differences = audit_mesh();
+  ASSERT_EQ(differences.size(), 1);
+  EXPECT_THAT(differences[0].what,
+              testing::MatchesRegex("program [0-9]+ .stranger. at the mesh's hook connect4"));
+  EXPECT_FALSE(differences[0].is_repaired);
+}
+
+// By the other state, or by none that is complete, somebody may do what the policy forbids.
+TEST_F(AuditTest, ThePolicyEpochIsWrittenAgain) {
+  const std::uint32_t zero = 0;
+  um_config ours{};
+  ASSERT_EQ(::bpf_map_lookup_elem(map("um_config").get(), &zero, &ours), 0);
+  for (const std::uint32_t bit :
+       {UM_CONFIG_GENERATION, UM_CONFIG_HAS_BLOCKS, UM_CONFIG_STATE_INCOMPLETE}) {
+    const um_config strange{ours.flags ^ bit};
+    ASSERT_EQ(::bpf_map_update_elem(map("um_config").get(), &zero, &strange, BPF_ANY), 0);
+    repairs_of_the_mesh("the policy epoch (um_config)");
+    um_config now{};
+    ASSERT_EQ(::bpf_map_lookup_elem(map("um_config").get(), &zero, &now), 0);
+    EXPECT_EQ(now.flags, ours.flags);
+  }
+  verdict(5, 0, false, 52, 0);  // the change after it waits for who saw the other state
+  apply_all();
+  EXPECT_THAT(audit_mesh(), IsEmpty());
+}
+
+// The keys of a map, as bytes.
+std::vector<std::vector<char>> keys_of(int fd, std::size_t size) {
+  std::vector<std::vector<char>> keys;
+  std::vector<char> key(size), next(size);
+  for (const void* at = nullptr; ::bpf_map_get_next_key(fd, at, next.data()) == 0; at = key.data())
+    keys.push_back(key = next);
+  return keys;
+}
+
+TEST_F(AuditTest, TheServicesRowsAreWrittenAgain) {
+  const auto endpoint = [](const char* text) { return SocketAddress{ip(text), 8080}; };
+  datapath::ServiceEntry balanced{.id = 70, .kind = datapath::ServiceEntry::Kind::kBalance};
+  balanced.affinity = std::chrono::seconds(60);
+  balanced.columns = datapath::columns_of({{endpoint("10.9.0.1")}, {endpoint("10.9.0.2")}});
+  state_.services[{ip("10.78.0.1"), 80}] = balanced;
+  state_.services[{ip("10.78.0.2"), 80}] = {.id = 71, .kind = datapath::ServiceEntry::Kind::kProxy};
+  datapath::ServiceEntry by_client{.id = 72, .kind = datapath::ServiceEntry::Kind::kBalance};
+  by_client.of_clients = {{kApp, datapath::columns_of({{endpoint("10.9.0.2")}})}};
+  state_.services[{ip("10.78.0.3"), 80}] = by_client;
+  state_.refusals[{kApp, 71}] = 51;
+  state_.blocks[{ip("10.50.0.0"), 16}] = kAppClass;
+  apply_all();
+  EXPECT_THAT(audit_mesh(), IsEmpty());
+  const auto each_is_found = [&](const char* name, std::size_t key_size, const std::string& what) {
+    const UniqueFd fd = map(name);
+    const auto keys = keys_of(fd.get(), key_size);
+    EXPECT_FALSE(keys.empty()) << name;
+    for (const auto& key : keys) {
+      ASSERT_EQ(::bpf_map_delete_elem(fd.get(), key.data()), 0) << name;
+      const auto found = audit_mesh();
+      ASSERT_EQ(found.size(), 1U) << name;
+      EXPECT_EQ(found[0], (Difference{"1 of the " + what, true})) << name;
+      EXPECT_EQ(keys_of(fd.get(), key_size).size(), keys.size()) << name;
+      EXPECT_THAT(audit_mesh(), IsEmpty()) << name;
+    }
+  };
+  each_is_found("um_services", sizeof(um_destination), "services' rows");
+  each_is_found("um_client_services", sizeof(um_client_service), "services' rows");
+  each_is_found("um_backends", sizeof(um_backend_key), "services' rows");
+  each_is_found("um_members", sizeof(um_member), "services' rows");
+  each_is_found("um_refusals", sizeof(um_refusal_key), "rows in um_refusals");
+  const um_destination proxied = [&] {
+    const auto keys = keys_of(map("um_services").get(), sizeof(um_destination));
+    um_destination key{};
+    std::memcpy(&key, keys.at(0).data(), sizeof key);
+    return key;
+  }();
+  std::uint32_t slot = 0;
+  ASSERT_EQ(::bpf_map_lookup_elem(map("um_services").get(), &proxied, &slot), 0);
+  const um_service nothing{};
+  ASSERT_EQ(::bpf_map_update_elem(map("um_slots").get(), &slot, &nothing, BPF_ANY), 0);
+  repairs_of_the_mesh("1 of the services' rows");
 }
 
 TEST_F(AuditTest, ProgramsOfOthersAreNamed) {

@@ -206,12 +206,14 @@ TEST_F(DatapathTest, AFullMapOfSetsDenies) {
   has_set("10.9.0.3", 300);
   for (datapath::SetId set = 100; set < 201; ++set) verdict(set, 0, true, 1);
   EXPECT_TRUE(apply().contains(0));
+  EXPECT_TRUE(datapath_->misfit_sets().contains(200)) << "by name";
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   EXPECT_EQ(count("connects_denied_no_verdict"), 1);
   // Room again: everything that is wanted gets in, in one call.
   state_.sets.clear();
   for (datapath::SetId set = 200; set < 250; ++set) verdict(set, 0, true, 1);
   apply_all();
+  EXPECT_TRUE(datapath_->misfit_sets().empty());
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
 }
 

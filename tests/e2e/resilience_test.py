@@ -288,6 +288,32 @@ class Resilience(unittest.TestCase):
         self.assert_always_refused(forbidden)
         self.assertEqual(mesh.meshctl_json("get", "Service", "origin")["spec"]["clusterIP"], origin)
 
+    def test_hooks_of_the_mesh_that_are_detached_are_named_by_check_and_attached_again_by_meshd(self):
+        def findings():
+            done = mesh.meshctl("check", "-o", "json", check=False)
+            return done.returncode, {f["subject"]: f for f in json.loads(done.stdout)["findings"]}
+
+        code, before = findings()
+        self.assertEqual((code, before["hooks"]["level"], before["meshd"]["level"]), (0, "ok", "ok"), before)
+        meshd = programs()["meshd"]
+        os.kill(meshd, signal.SIGSTOP)
+        try:
+            for hook in ("connect4", "sock_ops"):
+                subprocess.run(["bpftool", "link", "detach", "pinned", f"/sys/fs/bpf/undermesh/links/mesh/{hook}"], check=True)
+            code, found = findings()
+        finally:
+            os.kill(meshd, signal.SIGCONT)
+        self.assertEqual((code, found["hooks"]["level"], found["meshd"]["level"]), (1, "error", "warning"), found)
+        self.assertIn("sock_ops, connect4", found["hooks"]["message"])
+        self.assertIn("nothing new is enrolled", found["meshd"]["message"])
+        self.assertTrue(found["hooks"]["remedy"] and found["meshd"]["remedy"])
+        audit = mesh.eventually("meshd attaches them", lambda: mesh.status()["audit"] if findings()[0] == 0 else None, 60)
+        self.assertGreaterEqual(audit["repairs"], 2, audit)
+        self.assertIn("the mesh: the mesh's hook ", audit["last"])
+        self.assertTrue(audit["last_repaired"])
+        self.assertIn("(repaired)", mesh.meshctl("status", check=False).stdout)
+        self.assertEqual(mesh.load_from("client", "http://origin:8080/10", 4)["statuses"], {"200": 4})
+
     def test_meshproxy_killed_the_next_one_serves_who_connects_meanwhile(self):
         supervisor = programs()["meshctl"]
         self.addCleanup(os.kill, supervisor, signal.SIGCONT)

@@ -28,6 +28,8 @@ class FakeDatapath final : public datapath::Datapath {
   std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled
   std::map<datapath::WorkloadId, std::string> not_covered;
   std::map<datapath::WorkloadId, std::vector<datapath::Difference>> differences;
+  std::vector<datapath::Difference> mesh_differences;
+  std::set<datapath::SetId> sets_left_out;
   std::map<datapath::WorkloadId, Error> lost_canaries;
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
   bool cannot_end = false;
@@ -42,8 +44,9 @@ class FakeDatapath final : public datapath::Datapath {
   int looks_for_forbidden = 0, looks_for_removed = 0;
   std::set<SocketAddress> former_services;    // at the last look for removed ones
   std::vector<datapath::WorkloadId> audited;  // one after the other
-  std::set<datapath::WorkloadId> canaries;    // on their way
-  std::vector<datapath::State> history;       // every state applied, in order
+  int mesh_audits = 0;
+  std::set<datapath::WorkloadId> canaries;  // on their way
+  std::vector<datapath::State> history;     // every state applied, in order
 
   Result<> attach_mesh(const std::string& cgroup_path) override {
     MESH_TRY(operation());
@@ -60,6 +63,7 @@ class FakeDatapath final : public datapath::Datapath {
       if (wanted.workloads.contains(id)) problems.emplace(id, error);
     return problems;
   }
+  const std::set<datapath::SetId>& misfit_sets() const override { return sets_left_out; }
   const std::map<datapath::WorkloadId, std::string>& uncovered() const override {
     return not_covered;
   }
@@ -68,6 +72,11 @@ class FakeDatapath final : public datapath::Datapath {
     MESH_TRY(operation());
     audited.push_back(workload.id);
     return differences[workload.id];
+  }
+  Result<std::vector<datapath::Difference>> audit_mesh() override {
+    MESH_TRY(operation());
+    ++mesh_audits;
+    return mesh_differences;
   }
   Result<> send_canary(const datapath::EnrolledWorkload& workload,
                        std::chrono::steady_clock::time_point) override {

@@ -58,11 +58,13 @@ TEST(Messages, AStatusKeepsEveryPart) {
   status.notes = {"a note"};
   status.kernel["connects_redirected"] = 99;
   status.fast_path = {false, "kernel", "Linux 6.1"};
+  status.audit = {3, 2, "the mesh: the mesh's hook connect4", true, 12};
   status.policies.push_back({"default/only-productpage", 0, 3, 4});
   auto read = from_text<Status>(text_of(to_json(status))).value();
   EXPECT_EQ(to_json(read), to_json(status));
   EXPECT_EQ(read.programs.at("meshproxy").acked_version, 4u);
   EXPECT_EQ(read.fast_path, status.fast_path);
+  EXPECT_EQ(read.audit, status.audit);
   EXPECT_THAT(read.workloads.at(0).addresses, ElementsAre("10.77.0.2", "fd77::2"));
 }
 
