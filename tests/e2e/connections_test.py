@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -42,6 +43,18 @@ spec:
   selector: {matchLabels: {app: db}}
   action: DENY
   rules: [{from: [{source: {serviceAccounts: [client]}}]}]
+"""
+
+# Connects again and again: when each began (CLOCK_MONOTONIC is the whole machine's), and how it went.
+CONNECTS = """
+import socket, time
+while True:
+    began = time.monotonic()
+    try:
+        socket.create_connection(("db", 5432), timeout=60).close()
+        print(began, "open", flush=True)
+    except OSError as error:
+        print(began, type(error).__name__, flush=True)
 """
 
 Line = collections.namedtuple("Line", "code flags verdict details received sent milliseconds host cluster "
@@ -167,6 +180,36 @@ class Connections(unittest.TestCase):
         mesh.eventually("it is counted by its policy",
                         lambda: mesh.denials("strangers").get(("AuthorizationPolicy default/strangers", 0)))
         self.assertEqual(sums("source", "refused"), [1, 1, 1, done["sent"]])  # it was none
+
+    def test_a_change_of_policy_holds_from_its_acknowledgement_on(self):
+        self.start_client("flipped")
+        told = WORK / "connects"
+        with told.open("w") as out:
+            process = subprocess.Popen([str(mesh.MESHCTL), "sandbox", "exec", "flipped", "--", "/usr/bin/python3", "-c", CONNECTS],
+                                       stdout=out)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.terminate)
+
+        def await_connect(since):
+            mesh.eventually("it connects", lambda: any(float(line.split()[0]) > since
+                                                       for line in told.read_text().splitlines()[-20:] if " " in line), 30)
+
+        denied = []
+        for _ in range(12):
+            apply(DENY)
+            since = time.monotonic()
+            await_connect(since)
+            denied.append((since, time.monotonic()))
+            mesh.meshctl("delete", "authorizationpolicy", "strangers")
+            mesh.wait_published()
+            await_connect(time.monotonic())
+        process.terminate()
+        process.wait()
+        connects = [(float(began), how) for began, how in map(str.split, told.read_text().splitlines()[:-1])]
+        for since, until in denied:
+            judged = {how for began, how in connects if since < began < until}
+            self.assertEqual(judged, {"ConnectionRefusedError"})
+        self.assertIn("open", {how for _, how in connects})
 
     def test_a_stranger_that_is_denied_is_told_by_the_server(self):
         apply(ALLOW)
