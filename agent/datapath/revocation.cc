@@ -30,9 +30,16 @@ bool Revocation::is_forbidden(const EnrolledWorkload& workload, Transport transp
                               const Connection& connection) const {
   const IpAddress& other = connection.remote.ip;
   if (std::ranges::find(workload.addresses, other) != workload.addresses.end()) return false;
-  if (is_inbound(workload, transport, connection))
-    return is_denied(workload.ingress, class_of_client(connection), transport,
-                     connection.local.port);
+  const Direction direction = direction_of(workload, transport, connection);
+  if (direction != Direction::kOutbound &&
+      is_denied(workload.ingress, class_of_client(connection), transport, connection.local.port))
+    return true;
+  return direction != Direction::kInbound && is_denied_outbound(workload, transport, connection);
+}
+
+bool Revocation::is_denied_outbound(const EnrolledWorkload& workload, Transport transport,
+                                    const Connection& connection) const {
+  const IpAddress& other = connection.remote.ip;
   if (is_denied(workload.egress, class_at(other), transport, connection.remote.port)) return true;
   const auto server = state_.peers.find(other);
   return server != state_.peers.end() &&
@@ -59,20 +66,26 @@ bool Revocation::is_removed(const Connection& connection) const {
   });
 }
 
-// TCP: what the programs wrote down as it was made. The proxy's own connections, and those of other
-// cgroups, have no record. A UDP socket that connected to who had asked it; without a record it is
-// taken for one that asked: then its own way must be allowed.
-bool Revocation::is_inbound(const EnrolledWorkload& workload, Transport transport,
-                            const Connection& connection) const {
+// TCP: what the programs wrote down as it was made. The proxy's own connections, those of other
+// cgroups, those older than the enrolment, and what found the map full have no record. That
+// somebody listens there a client can arrange, so it proves nothing; where nobody does, it is taken
+// for one that asked: the proxy's are. A UDP socket that connected to who had asked it; without a
+// record it is taken for one that asked: then its own way must be allowed.
+Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
+                                               Transport transport,
+                                               const Connection& connection) const {
   if (transport != Transport::kUdp) {
-    const auto record = flows_.find(connection.cookie);
-    return record ? (record->flags & UM_CONNECTION_INBOUND) != 0 : connection.is_to_listener;
+    if (const auto record = flows_.find(connection.cookie))
+      return (record->flags & UM_CONNECTION_INBOUND) != 0 ? Direction::kInbound
+                                                          : Direction::kOutbound;
+    return connection.is_to_listener ? Direction::kUnknown : Direction::kOutbound;
   }
   const um_udp_flow_key key{workload.id, network_order(connection.local.port), 0,
                             kernel_destination(connection.remote, UM_UDP)};
   um_udp_flow flow{};
-  return ::bpf_map_lookup_elem(object_.map("um_udp_flows"), &key, &flow) == 0 &&
-         flow.began == UM_BEGAN_THERE && is_believed(flow);
+  const bool is_inbound = ::bpf_map_lookup_elem(object_.map("um_udp_flows"), &key, &flow) == 0 &&
+                          flow.began == UM_BEGAN_THERE && is_believed(flow);
+  return is_inbound ? Direction::kInbound : Direction::kOutbound;
 }
 
 bool Revocation::is_denied(SetId id, ClassId peer, Transport transport, std::uint16_t port) const {

@@ -2,6 +2,8 @@
 // one. A value that borrows all that it is given. Reads maps; one thread at a time.
 #pragma once
 
+#include <cstdint>
+
 #include "datapath/connections.h"
 #include "datapath/datapath.h"
 #include "datapath/flows.h"
@@ -20,8 +22,12 @@ class Revocation {
   bool is_removed(const Connection& connection) const;
 
  private:
-  bool is_inbound(const EnrolledWorkload& workload, Transport transport,
-                  const Connection& connection) const;
+  // kUnknown: both ways must be allowed.
+  enum class Direction : std::uint8_t { kInbound, kOutbound, kUnknown };
+  Direction direction_of(const EnrolledWorkload& workload, Transport transport,
+                         const Connection& connection) const;
+  bool is_denied_outbound(const EnrolledWorkload& workload, Transport transport,
+                          const Connection& connection) const;
   bool is_denied(SetId id, ClassId peer, Transport transport, std::uint16_t port) const;
   ClassId class_of_client(const Connection& connection) const;
   ClassId class_at(const IpAddress& address) const;

@@ -238,6 +238,43 @@ TEST_F(EgressTest, WhoConnectsFromAPortWhereItListensIsAClient) {
   }
 }
 
+// By what is left to go by, a listener at its own address and port, it would be a server.
+TEST_F(EgressTest, WhoListensWhereItConnectsFromIsAClientAlsoWhereTheMapOfConnectionsIsFull) {
+  const UniqueFd connections = map("um_connections");
+  std::vector<std::uint64_t> keys(65536);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = ~std::uint64_t{i};
+  std::vector<um_connection> nobodys(keys.size());
+  auto filled = static_cast<std::uint32_t>(keys.size());
+  ASSERT_EQ(
+      ::bpf_map_update_batch(connections.get(), keys.data(), nobodys.data(), &filled, nullptr), 0);
+  Shared<std::atomic<int>> step;
+  Child client(&*app_group_, &*app_, [&] {
+    const auto shared = [] {
+      UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      const int on = 1;
+      ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
+      sockaddr_in own{};
+      own.sin_family = AF_INET;
+      own.sin_port = htons(40000);
+      ::inet_pton(AF_INET, "10.9.0.1", &own.sin_addr);
+      if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&own), sizeof own) != 0) fd.reset();
+      return fd;
+    };
+    UniqueFd listener = shared(), fd = shared();
+    if (!listener || !fd || ::listen(listener.get(), 1) != 0 ||
+        connect_socket(fd.get(), "10.9.0.2:8080") != 0)
+      return;
+    *step = 1;
+    *step = ends(fd) ? 2 : 3;
+  });
+  ASSERT_TRUE(eventually([&] { return *step == 1; }));
+  EXPECT_EQ(count("connections_unrecorded"), 1);
+  revoke();
+  ASSERT_EQ(count("connections_ended_by_policy"), 1);
+  client.wait();
+  EXPECT_EQ(*step, 2);
+}
+
 // To the kernel this end is as one that accepted.
 TEST_F(EgressTest, WhoConnectsWhileTheOtherEndDoesIsAClient) {
   server_->command("ip link set veth0 address 02:00:00:00:00:02");
