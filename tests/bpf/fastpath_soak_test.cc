@@ -131,7 +131,8 @@ bool moves(int from, int to, std::uint64_t size, std::uint64_t seed) {
     const auto piece = std::min<std::uint64_t>(dice.size(), size - got);
     is_right = receives(to, got, piece);
     got += piece;
-    if (dice.below(4096) == 0) ::usleep(1000);  // and is filled up
+    if (dice.below(4096) == 0)
+      ::usleep(1000);  // a reader at rest, which fills its buffer: input, nothing is awaited
   }
   if (!is_right) ::shutdown(to, SHUT_RDWR);
   sender.join();

@@ -7,19 +7,29 @@
 namespace mesh::test {
 namespace {
 
+um_connect connect_of(const DecideCase& c) {
+  um_connect in{};
+  in.netns_cookie = c.cookie;
+  in.to = kernel_destination(c.to);
+  in.v4_only = c.v4_only ? 1 : 0;
+  return in;
+}
+
+um_arrival arrival_of(const DecideCase& c) {
+  um_arrival arrival{};
+  arrival.netns_cookie = c.cookie;
+  arrival.to = kernel_destination(c.to);
+  if (!c.from.empty()) arrival.from = kernel_destination(c.from);
+  return arrival;
+}
+
 class Decide : public testing::TestWithParam<DecideCase> {};
 
 TEST_P(Decide, AsTheTableSays) {
   const DecideCase& c = GetParam();
   lookups = Lookups(c.world);
-  um_connect in{};
-  in.netns_cookie = c.cookie;
-  in.to = kernel_destination(c.to);
-  in.v4_only = c.v4_only ? 1 : 0;
-  um_arrival arrival{};
-  arrival.netns_cookie = c.cookie;
-  arrival.to = in.to;
-  if (!c.from.empty()) arrival.from = kernel_destination(c.from);
+  const um_connect in = connect_of(c);
+  const um_arrival arrival = arrival_of(c);
   um_decision out{};
   switch (c.asked) {
     case Asked::kWorkload:
@@ -73,14 +83,8 @@ struct Outcome {
 };
 Outcome decided(const DecideCase& c, const World& world) {
   lookups = Lookups(world);
-  um_connect in{};
-  in.netns_cookie = c.cookie;
-  in.to = kernel_destination(c.to);
-  in.v4_only = c.v4_only ? 1 : 0;
-  um_arrival arrival{};
-  arrival.netns_cookie = c.cookie;
-  arrival.to = in.to;
-  if (!c.from.empty()) arrival.from = kernel_destination(c.from);
+  const um_connect in = connect_of(c);
+  const um_arrival arrival = arrival_of(c);
   Outcome outcome;
   if (c.asked == Asked::kWorkload) um_decide_workload(&in, &outcome.decision);
   if (c.asked == Asked::kMesh) um_decide_mesh(&in, &outcome.decision);
