@@ -216,17 +216,12 @@ class PolicyReader {
 // What it selects when the selector itself cannot be read: the whole namespace.
 Labels read_selector(const Fields& spec) {
   Labels labels;
-  Report& report = spec.report();
+  const std::size_t errors = spec.report().errors();
   auto selector = spec.message("selector", kSelector);
   if (!selector) return labels;
   labels = selector->labels("matchLabels");
-  bool bad = selector->has("matchLabels") && !selector->find("matchLabels")->is_object();
-  for (const auto& [key, value] : labels)
-    if (key.empty() || key.find('*') != std::string::npos || value.find('*') != std::string::npos) {
-      report.error(path_of_key(selector->path("matchLabels"), key),
-                   "labels are compared as they are; '*' is not supported");
-      bad = true;
-    }
+  bool bad = spec.report().errors() != errors ||
+             (selector->has("matchLabels") && !selector->find("matchLabels")->is_object());
   selector->each_entry("matchLabels", [&](std::string_view, const boost::json::value& value,
                                           const std::string&) { bad = bad || !value.is_string(); });
   for (const auto& member : spec.find("selector")->get_object())

@@ -22,7 +22,7 @@ const boost::json::object& object_or_empty(const Fields& parent, std::string_vie
 Metadata read_metadata(Report& report) {
   Fields top(report, report.object().tree, "", {}, Strictness::kLenient);
   Fields metadata(report, object_or_empty(top, "metadata"), "metadata", {}, Strictness::kLenient);
-  return {metadata.labels("labels"), metadata.labels("annotations")};
+  return {metadata.labels("labels"), metadata.annotations("annotations")};
 }
 
 Fields open_spec(Report& report, Schema schema, Strictness strictness) {

@@ -19,6 +19,31 @@ std::string folded(std::string_view name) {
   return text;
 }
 
+bool is_letter_or_digit(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+}
+
+bool is_label_word(std::string_view text) {
+  return !text.empty() && text.size() <= 63 && is_letter_or_digit(text.front()) &&
+         is_letter_or_digit(text.back()) && std::ranges::all_of(text, [](char c) {
+           return is_letter_or_digit(c) || c == '-' || c == '_' || c == '.';
+         });
+}
+
+// Lower case; each of its parts as a word of a host's name.
+bool is_dns_subdomain(std::string_view text) {
+  if (text.size() > 253) return false;
+  for (;;) {
+    const std::string_view part = text.substr(0, text.find('.'));
+    const bool is_word = is_label_word(part) && std::ranges::none_of(part, [](char c) {
+                           return c == '_' || (c >= 'A' && c <= 'Z');
+                         });
+    if (!is_word) return false;
+    if (part.size() == text.size()) return true;
+    text.remove_prefix(part.size() + 1);
+  }
+}
+
 std::size_t edits(std::string_view a, std::string_view b) {
   std::vector<std::size_t> row(b.size() + 1);
   for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
@@ -211,6 +236,17 @@ std::optional<Milliseconds> Fields::duration(std::string_view name, Milliseconds
 }
 
 Labels Fields::labels(std::string_view name) const {
+  Labels labels = annotations(name);
+  for (auto at = labels.begin(); at != labels.end();) {
+    std::string fault = fault_of_label_key(at->first);
+    if (fault.empty()) fault = fault_of_label_value(at->second);
+    if (!fault.empty()) report_->error(path_of_key(path(name), at->first), fault);
+    at = fault.empty() ? std::next(at) : labels.erase(at);
+  }
+  return labels;
+}
+
+Labels Fields::annotations(std::string_view name) const {
   Labels labels;
   each_entry(name, [&](std::string_view key, const json::value& value, const std::string& at) {
     if (value.is_string())
@@ -279,6 +315,24 @@ std::vector<Fields> Fields::messages(std::string_view name, Schema schema) const
       report_->error(item_path, "must be an object with fields of its own, not " + described(item));
   }
   return messages;
+}
+
+std::string fault_of_label_key(std::string_view key) {
+  const std::size_t slash = key.find('/');
+  const bool has_prefix = slash != std::string_view::npos;
+  if ((!has_prefix || is_dns_subdomain(key.substr(0, slash))) &&
+      is_label_word(has_prefix ? key.substr(slash + 1) : key))
+    return {};
+  return "'" + std::string(key) +
+         "' is no key of a label: at most 63 letters, digits, '-', '_' and '.', with a letter or "
+         "digit first and last, and before it perhaps a DNS name and '/'";
+}
+
+std::string fault_of_label_value(std::string_view value) {
+  if (value.empty() || is_label_word(value)) return {};
+  return "'" + std::string(value) +
+         "' is no value of a label: it may be empty, or at most 63 letters, digits, '-', '_' and "
+         "'.', with a letter or digit first and last";
 }
 
 std::string described(const json::value& value) {

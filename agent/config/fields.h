@@ -83,7 +83,9 @@ class Fields {
   std::optional<bool> flag(std::string_view name) const;
   // Go's form: "1h2m", "1.5s", "100ms"; whole milliseconds.
   std::optional<Milliseconds> duration(std::string_view name, Milliseconds least) const;
+  // Keys and values of labels, as Kubernetes takes them; others are reported, and not in it.
   Labels labels(std::string_view name) const;
+  Labels annotations(std::string_view name) const;  // any text
   std::vector<std::string> texts(std::string_view name) const;
   std::optional<std::uint16_t> port(std::string_view name) const {
     auto value = number(name, 1, 65535);
@@ -116,6 +118,9 @@ class Fields {
 
 // "80 (a number)", for messages.
 std::string described(const boost::json::value& value);
+// What Kubernetes has against a label's key or value, and what one must be; "": nothing.
+std::string fault_of_label_key(std::string_view key);
+std::string fault_of_label_value(std::string_view value);
 // The closest of `names` within two edits; empty when none is close.
 std::string_view closest(std::string_view name, const std::vector<std::string_view>& names);
 std::optional<std::chrono::nanoseconds> parse_go_duration(std::string_view text);

@@ -29,7 +29,13 @@ constexpr OperatorWord kOperators[] = {
 LabelRequirement read_requirement(const Fields& fields) {
   LabelRequirement requirement;
   requirement.key = fields.required_text("key").value_or("");
+  if (const std::string fault = fault_of_label_key(requirement.key);
+      !fault.empty() && !requirement.key.empty())
+    fields.error("key", fault);
   requirement.values = fields.texts("values");
+  for (const std::string& value : requirement.values)
+    if (const std::string fault = fault_of_label_value(value); !fault.empty())
+      fields.error("values", fault);
   auto word = fields.required_text("operator");
   if (!word) return requirement;
   auto found = std::find_if(std::begin(kOperators), std::end(kOperators),

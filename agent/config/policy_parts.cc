@@ -27,6 +27,11 @@ std::vector<PortRange> ranges_between(Cuts cuts) {
   return ranges;
 }
 
+// Whatever the text is: no two lists of such are one text.
+void add_part(const std::string& text, std::string& key) {
+  key += std::to_string(text.size()) + ":" + text + ",";
+}
+
 }  // namespace
 
 PolicyParts::PolicyParts(const Snapshot& snapshot) {
@@ -74,7 +79,7 @@ std::string PolicyParts::key(const Selection& selection, const Workload& workloa
   if (key.empty()) return key;
   for (const std::string& name : port_names_)
     if (const auto port = workload.ports.find(name); port != workload.ports.end())
-      key += name + "=" + std::to_string(port->second) + ",";
+      add_part(name + "=" + std::to_string(port->second), key);
   return key;
 }
 
@@ -125,10 +130,11 @@ std::vector<std::string> PolicyParts::asked_ports(const Workload& workload) cons
 }
 
 std::string PolicyParts::peer_key(const Workload& workload) const {
-  std::string key = workload.principal() + "|";
-  for (const std::string& label : asked_labels(workload)) key += label + ",";
+  std::string key;
+  add_part(workload.principal(), key);
+  for (const std::string& label : asked_labels(workload)) add_part(label, key);
   key += "|";
-  for (const std::string& port : asked_ports(workload)) key += port + ",";
+  for (const std::string& port : asked_ports(workload)) add_part(port, key);
   return key;
 }
 
