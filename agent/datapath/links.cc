@@ -52,4 +52,12 @@ std::vector<std::string> names_in(const std::string& dir) {
   return names;
 }
 
+Result<std::uint32_t> program_id(int fd) {
+  bpf_prog_info info{};
+  std::uint32_t size = sizeof info;
+  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0)
+    return errno_error(errno, "read a program's id");
+  return info.id;
+}
+
 }  // namespace mesh::datapath

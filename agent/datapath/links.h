@@ -3,6 +3,7 @@
 
 #include <linux/bpf.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -16,5 +17,6 @@ Result<> unpin(const std::string& path);  // also a directory that took a pin's 
 // Replaces the pin at once: there is never a moment without one. (Dots are reserved in bpffs.)
 Result<> pin_over(int fd, const std::string& path);
 Result<bpf_link_info> info_of_link(int fd, const std::string& path);
+Result<std::uint32_t> program_id(int fd);
 
 }  // namespace mesh::datapath

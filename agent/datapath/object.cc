@@ -244,14 +244,6 @@ Result<std::uint32_t> map_id(int fd) {
   return info.id;
 }
 
-Result<std::uint32_t> program_id(int fd) {
-  bpf_prog_info info{};
-  std::uint32_t size = sizeof info;
-  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0)
-    return errno_error(errno, "read a program's id");
-  return info.id;
-}
-
 // Maps of any layout but ours: of the one that was, or of an upgrade that was taken back.
 Result<> remove_other_maps(const std::string& pin_dir) {
   for (const std::string& name : names_in(pin_dir)) {

@@ -24,6 +24,7 @@
 #include <thread>
 
 #include "datapath/libbpf_errors.h"
+#include "datapath/links.h"
 #include "datapath/object.h"
 #include "packet.skel.h"
 
@@ -221,14 +222,6 @@ UniqueFd make_link(int program, std::uint32_t device, std::uint32_t attach_type)
   attributes.link_create.flags = kBefore;
   return UniqueFd(
       static_cast<int>(::syscall(SYS_bpf, BPF_LINK_CREATE, &attributes, sizeof attributes)));
-}
-
-Result<std::uint32_t> program_id(int fd) {
-  bpf_prog_info info{};
-  std::uint32_t size = sizeof info;
-  if (::bpf_obj_get_info_by_fd(fd, &info, &size) != 0)
-    return errno_error(errno, "read a program's id");
-  return info.id;
 }
 
 // bpf_link_info.tcx, which this libbpf's header does not have: 0 when the device is gone.
