@@ -260,6 +260,7 @@ class TimedDatapath final : public datapath::Datapath {
     ++applies;
     return result;
   }
+  const std::set<datapath::SetId>& misfit_sets() const override { return inner_.misfit_sets(); }
   const std::map<datapath::WorkloadId, std::string>& uncovered() const override {
     return inner_.uncovered();
   }
@@ -267,6 +268,7 @@ class TimedDatapath final : public datapath::Datapath {
       const datapath::EnrolledWorkload& workload) override {
     return inner_.audit(workload);
   }
+  Result<std::vector<datapath::Difference>> audit_mesh() override { return inner_.audit_mesh(); }
   Result<> send_canary(const datapath::EnrolledWorkload& workload, Clock::time_point now) override {
     return inner_.send_canary(workload, now);
   }
@@ -287,6 +289,9 @@ class TimedDatapath final : public datapath::Datapath {
   }
   Result<datapath::State> adopt() override { return inner_.adopt(); }
   Result<> switch_fast_path(bool on) override { return inner_.switch_fast_path(on); }
+  const std::string& why_fast_path_stopped() const override {
+    return inner_.why_fast_path_stopped();
+  }
   Result<> start_fast_path_test(Clock::time_point now) override {
     return inner_.start_fast_path_test(now);
   }

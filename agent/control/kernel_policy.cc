@@ -158,7 +158,11 @@ class KernelPolicy::Tables {
 
   void update(const Snapshot& snapshot, const std::vector<Client>& clients, State& state) {
     snapshot_ = &snapshot;
-    if (!is_same_ground() || !follow_workloads()) start_over();
+    // Also of clients that the snapshot does not know any more.
+    bool is_new = false;
+    for (const Client& client : clients)
+      is_new = seen_namespaces_.insert(client.workload->name.ns).second || is_new;
+    if (is_new || !is_same_ground() || !follow_workloads()) start_over();
     follow_clients(clients);
     judge_pending();
     sweep();
