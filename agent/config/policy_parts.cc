@@ -83,17 +83,26 @@ std::string PolicyParts::key(const Selection& selection, const Workload& workloa
   return key;
 }
 
-std::vector<PortRange> PolicyParts::ports(const Snapshot& snapshot, const Selection& selection,
-                                          Transport transport, const Workload* server) const {
+std::vector<PortRange> PolicyParts::ingress_ports(const Selection& selection, Transport transport,
+                                                  const Workload& server) const {
+  return ports(selection, transport, &NetworkPolicy::ingress_rules, {&server});
+}
+
+std::vector<PortRange> PolicyParts::egress_ports(const Snapshot& snapshot,
+                                                 const Selection& selection, Transport transport,
+                                                 const Workload* server) const {
+  std::vector<const Workload*> servers;
+  if (server)
+    servers.push_back(server);
+  else
+    for (const auto& [name, workload] : snapshot.workloads) servers.push_back(workload.get());
+  return ports(selection, transport, &NetworkPolicy::egress_rules, servers);
+}
+
+std::vector<PortRange> PolicyParts::ports(const Selection& selection, Transport transport,
+                                          std::vector<NetworkRule> NetworkPolicy::* rules,
+                                          const std::vector<const Workload*>& servers) {
   Cuts cuts;
-  const auto cut_named = [&](const std::string& name) {
-    const auto of = [&](const Workload& workload) {
-      const auto port = workload.ports.find(name);
-      if (port != workload.ports.end()) cut(cuts, port->second, port->second);
-    };
-    if (server) return of(*server);
-    for (const auto& [ns, workload] : snapshot.workloads) of(*workload);
-  };
   if (transport == Transport::kTcp || selection.strict)
     for (const AuthorizationPolicy* policy : selection.authorization)
       for (const L4Rule& rule : policy->rules) {
@@ -101,15 +110,14 @@ std::vector<PortRange> PolicyParts::ports(const Snapshot& snapshot, const Select
         cut(cuts, rule.when_port);
       }
   for (const NetworkPolicy* policy : selection.network)
-    for (const auto* rules : {&policy->ingress_rules, &policy->egress_rules})
-      for (const NetworkRule& rule : *rules)
-        for (const NetworkPort& port : rule.ports) {
-          if (port.transport != transport) continue;
-          if (port.name.empty())
-            cut(cuts, port.first, port.last);
-          else
-            cut_named(port.name);
-        }
+    for (const NetworkRule& rule : policy->*rules)
+      for (const NetworkPort& port : rule.ports) {
+        if (port.transport != transport) continue;
+        if (port.name.empty()) cut(cuts, port.first, port.last);
+        for (const Workload* server : servers)
+          if (const auto named = server->ports.find(port.name); named != server->ports.end())
+            cut(cuts, named->second, named->second);
+      }
   return ranges_between(std::move(cuts));
 }
 

@@ -30,8 +30,10 @@ class PolicyParts {
   std::string key(const Selection& selection, const Workload& workload) const;
   // All ports of the server's end, in ranges within which the selection tells no ports apart.
   // `server`: whose port names count; null: anybody's.
-  std::vector<PortRange> ports(const Snapshot& snapshot, const Selection& selection,
-                               Transport transport, const Workload* server) const;
+  std::vector<PortRange> ingress_ports(const Selection& selection, Transport transport,
+                                       const Workload& server) const;
+  std::vector<PortRange> egress_ports(const Snapshot& snapshot, const Selection& selection,
+                                      Transport transport, const Workload* server) const;
   // The same for workloads that no policy tells apart as the other end, addresses aside.
   std::string peer_key(const Workload& workload) const;
   // Its labels and ports that policies ask for: "name=value".
@@ -40,6 +42,9 @@ class PolicyParts {
 
  private:
   void see(const NetworkPeer& peer);
+  static std::vector<PortRange> ports(const Selection& selection, Transport transport,
+                                      std::vector<NetworkRule> NetworkPolicy::* rules,
+                                      const std::vector<const Workload*>& servers);
 
   std::map<const void*, std::string> names_;  // of each policy; two of one name differ
   std::vector<IpBlock> blocks_;

@@ -177,13 +177,14 @@ class Checker {
   std::set<std::uint16_t> port_ranges(const Destination& to) const {
     if (to.port) return {*to.port};
     std::set<std::uint16_t> begins = {1};
-    const auto add = [&](const Selection& selection) {
-      for (const config::PortRange& range :
-           parts_.ports(snapshot_, selection, transport_, to.party.workload))
+    const auto add = [&](const std::vector<config::PortRange>& ranges) {
+      for (const config::PortRange& range : ranges)
         if (range.first != 0) begins.insert(range.first);
     };
-    if (egress_) add(egress_->selection);
-    if (to.party.workload) add(Side(snapshot_, true, *to.party.workload).selection);
+    const Workload* server = to.party.workload;
+    if (egress_) add(parts_.egress_ports(snapshot_, egress_->selection, transport_, server));
+    if (server)
+      add(parts_.ingress_ports(Side(snapshot_, true, *server).selection, transport_, *server));
     return begins;
   }
 

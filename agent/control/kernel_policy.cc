@@ -158,11 +158,7 @@ class KernelPolicy::Tables {
 
   void update(const Snapshot& snapshot, const std::vector<Client>& clients, State& state) {
     snapshot_ = &snapshot;
-    // Also of clients that the snapshot does not know any more.
-    bool is_new = false;
-    for (const Client& client : clients)
-      is_new = seen_namespaces_.insert(client.workload->name.ns).second || is_new;
-    if (is_new || !is_same_ground() || !follow_workloads()) start_over();
+    if (!is_same_ground() || !has_seen(clients) || !follow_workloads()) start_over(clients);
     follow_clients(clients);
     judge_pending();
     sweep();
@@ -203,7 +199,14 @@ class KernelPolicy::Tables {
            namespaces_ == snapshot_->namespaces && node_addresses_ == snapshot_->node_addresses;
   }
 
-  void start_over() {
+  // A client may be of an entry that is no more.
+  bool has_seen(const std::vector<Client>& clients) const {
+    return std::ranges::all_of(clients, [this](const Client& client) {
+      return seen_namespaces_.contains(client.workload->name.ns);
+    });
+  }
+
+  void start_over(const std::vector<Client>& clients) {
     ended_ = true;
     ++ground_;
     known_.clear(), workloads_.clear(), clients_.clear(), block_classes_.clear();
@@ -221,6 +224,7 @@ class KernelPolicy::Tables {
     blocks_.emplace(parts_->address_blocks(), node_addresses_);
     for (const auto& [ns, labels] : namespaces_) seen_namespaces_.insert(ns);
     for (const auto& [name, workload] : snapshot_->workloads) seen_namespaces_.insert(name.ns);
+    for (const Client& client : clients) seen_namespaces_.insert(client.workload->name.ns);
     names_ports_in_egress_ = std::ranges::any_of(network_policies_, [](const auto& policy) {
       return std::ranges::any_of(policy->egress_rules, [](const config::NetworkRule& rule) {
         return std::ranges::any_of(rule.ports, [](const auto& port) { return !port.name.empty(); });
@@ -367,8 +371,9 @@ class KernelPolicy::Tables {
     set.own = workload;
     set.own.name.name += "~";
     for (std::size_t i = 0; i < std::size(kTransports); ++i)
-      set.ports[i] = parts_->ports(*snapshot_, selection, kTransports[i].first,
-                                   is_ingress ? &workload : nullptr);
+      set.ports[i] =
+          is_ingress ? parts_->ingress_ports(selection, kTransports[i].first, workload)
+                     : parts_->egress_ports(*snapshot_, selection, kTransports[i].first, nullptr);
     set.selection = std::move(selection);
     set_by_id_[set.id] = &set;
     new_sets_.push_back(&set);

@@ -17,7 +17,7 @@ using policy_cases::Case;
 using policy_cases::CaseWorkload;
 using policy_cases::Generator;
 
-constexpr unsigned kWorlds = 100;
+constexpr unsigned kWorlds = 300;
 constexpr int kChanges = 60;
 
 // A world that changes step by step; every kind of input to the kernel's state does.
