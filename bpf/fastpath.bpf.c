@@ -432,11 +432,7 @@ static __always_inline int um_rest(struct sk_msg_md* ctx, const struct sk_msg* m
   return um_turn(ctx, own);
 }
 
-// sk_msg of every socket in um_fast_peers: what it sends goes to the other end's socket, or by TCP.
-// A message is moved as a whole, but for its rest where the kernel has no memory. Switched off,
-// peer gone, no room: TCP, from then on. Agent gone: the same.
-SEC("sk_msg")
-int um_fast_msg(struct sk_msg_md* ctx) {
+static __always_inline int um_sends(struct sk_msg_md* ctx) {
   struct bpf_sock* sk = ctx->sk;
   if (!sk) return SK_PASS;
   struct sk_msg* message = bpf_cast_to_kern_ctx(ctx);
@@ -454,5 +450,11 @@ int um_fast_msg(struct sk_msg_md* ctx) {
   if (own->state == UM_FAST_UNDECIDED && !um_is_time_to_look(own)) return SK_PASS;
   return um_redirect(ctx, message, own, tcp);
 }
+
+// sk_msg of every socket in um_fast_peers: what it sends goes to the other end's socket, or by TCP.
+// A message is moved as a whole, but for its rest where the kernel has no memory. Switched off,
+// peer gone, no room: TCP, from then on. Agent gone: the same.
+SEC("sk_msg")
+int um_fast_msg(struct sk_msg_md* ctx) { return um_sends(ctx); }
 
 char _license[] SEC("license") = "GPL";
