@@ -45,7 +45,14 @@ struct Found {
   std::uint8_t family;
   std::uint8_t state;
   inet_diag_sockid id;
+  bool has_storage;  // of the map that was asked for
   TcpCounts counts;
+};
+
+// What is to be told of each socket beside its addresses.
+struct Question {
+  int storage = -1;     // what it has in this map of socket storage
+  bool counts = false;  // TcpCounts: `storage` is um_fast_sockets
 };
 
 // These give 0, or an errno.
@@ -75,9 +82,13 @@ const rtattr* attribute_in(const rtattr* outer, unsigned short type) {
   return outer ? attribute(RTA_DATA(outer), RTA_PAYLOAD(outer), type) : nullptr;
 }
 
-void add_fast(const rtattr* storages, TcpCounts& counts) {
-  const rtattr* value =
-      attribute_in(attribute_in(storages, SK_DIAG_BPF_STORAGE), SK_DIAG_BPF_STORAGE_MAP_VALUE);
+// What the socket has in the map that was asked for.
+const rtattr* stored(const char* first, std::size_t size) {
+  const rtattr* storages = attribute(first, size, INET_DIAG_SK_BPF_STORAGES);
+  return attribute_in(attribute_in(storages, SK_DIAG_BPF_STORAGE), SK_DIAG_BPF_STORAGE_MAP_VALUE);
+}
+
+void add_fast(const rtattr* value, TcpCounts& counts) {
   um_fast_socket fast{};
   if (!value || RTA_PAYLOAD(value) < sizeof fast) return;
   std::memcpy(&fast, RTA_DATA(value), sizeof fast);
@@ -86,11 +97,8 @@ void add_fast(const rtattr* storages, TcpCounts& counts) {
 }
 
 // A FIN of the other end is counted as a byte.
-TcpCounts counts_of(nlmsghdr* header) {
+TcpCounts counts_of(const inet_diag_msg& message, const char* first, std::size_t size) {
   TcpCounts counts;
-  const auto& message = *static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
-  const char* first = static_cast<const char*>(NLMSG_DATA(header)) + NLMSG_ALIGN(sizeof message);
-  const std::size_t size = header->nlmsg_len - NLMSG_LENGTH(sizeof message);
   if (const rtattr* at = attribute(first, size, INET_DIAG_INFO)) {
     tcp_info info{};  // the kernel's may be longer or shorter
     std::memcpy(&info, RTA_DATA(at), std::min<std::size_t>(RTA_PAYLOAD(at), sizeof info));
@@ -101,8 +109,16 @@ TcpCounts counts_of(nlmsghdr* header) {
         state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSING;
     if (has_ended && counts.received != 0) --counts.received;
   }
-  add_fast(attribute(first, size, INET_DIAG_SK_BPF_STORAGES), counts);
+  add_fast(stored(first, size), counts);
   return counts;
+}
+
+Found found_in(nlmsghdr* header, const Question& asked) {
+  const auto& message = *static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
+  const char* first = static_cast<const char*>(NLMSG_DATA(header)) + NLMSG_ALIGN(sizeof message);
+  const std::size_t size = header->nlmsg_len - NLMSG_LENGTH(sizeof message);
+  return {message.idiag_family, message.idiag_state, message.id, stored(first, size) != nullptr,
+          asked.counts ? counts_of(message, first, size) : TcpCounts{}};
 }
 
 // Calls `see` with each message of the answer, which an error or its end ends.
@@ -119,24 +135,21 @@ int read_answer(int fd, See see) {
       if (at->nlmsg_type == NLMSG_DONE) return 0;
       if (at->nlmsg_type == NLMSG_ERROR)
         return -static_cast<const nlmsgerr*>(NLMSG_DATA(at))->error;
-      if (at->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg)))
-        see(*static_cast<const inet_diag_msg*>(NLMSG_DATA(at)), counts_of(at));
+      if (at->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg))) see(at);
     }
   }
 }
 
-// fast_sockets: of the map; -1: without counts.
-int list(int fd, int family, Transport transport, int fast_sockets, std::vector<Found>& found) {
+int list(int fd, int family, Transport transport, const Question& asked,
+         std::vector<Found>& found) {
   inet_diag_req_v2 body{};
   body.sdiag_family = static_cast<std::uint8_t>(family);
   body.sdiag_protocol = static_cast<std::uint8_t>(transport);
   body.idiag_states = transport == Transport::kTcp ? kTcpStates : state_bit(BPF_TCP_ESTABLISHED);
-  if (fast_sockets >= 0) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
-  const int error = send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body, fast_sockets);
+  if (asked.counts) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
+  const int error = send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body, asked.storage);
   if (error != 0) return error;
-  return read_answer(fd, [&](const inet_diag_msg& message, const TcpCounts& counts) {
-    found.push_back({message.idiag_family, message.idiag_state, message.id, counts});
-  });
+  return read_answer(fd, [&](nlmsghdr* message) { found.push_back(found_in(message, asked)); });
 }
 
 SocketAddress address_of(std::uint8_t family, const std::uint32_t* words, std::uint16_t port) {
@@ -158,7 +171,7 @@ int end(int fd, Transport transport, const Found& found) {
   body.idiag_states = state_bit(found.state);
   body.id = found.id;
   const int error = send_request(fd, SOCK_DESTROY, NLM_F_ACK, body);
-  return error != 0 ? error : read_answer(fd, [](const inet_diag_msg&, const TcpCounts&) {});
+  return error != 0 ? error : read_answer(fd, [](nlmsghdr*) {});
 }
 
 struct All {
@@ -174,14 +187,14 @@ Error failure_of(int error, const char* what) {
   return errno_error(error, what);
 }
 
-Result<All> list_all(SocketWork& work, int netns, Transport transport, int fast_sockets) {
+Result<All> list_all(SocketWork& work, int netns, Transport transport, const Question& asked) {
   auto found = std::make_shared<std::vector<Found>>();
   const auto list_both = [=](int diag, std::size_t) {
-    const int error = list(diag, AF_INET, transport, fast_sockets, *found);
-    return error != 0 ? error : list(diag, AF_INET6, transport, fast_sockets, *found);
+    const int error = list(diag, AF_INET, transport, asked, *found);
+    return error != 0 ? error : list(diag, AF_INET6, transport, asked, *found);
   };
   if (const int error =
-          work.run(netns, {fast_sockets < 0 ? kListing : kCounting}, fast_sockets, list_both)[0];
+          work.run(netns, {asked.counts ? kCounting : kListing}, asked.storage, list_both)[0];
       error != 0)
     return failure_of(error, "look at the connections of a network namespace");
   All all{std::move(*found), {}};
@@ -205,16 +218,21 @@ std::uint64_t cookie_of(const Found& found) {
 
 Connection connection_of(const Found& found, const All& all) {
   const SocketAddress local = address_of(found.family, found.id.idiag_src, found.id.idiag_sport);
-  return {local, address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
-          is_listening(all, local), cookie_of(found), found.state};
+  return {local,
+          address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
+          is_listening(all, local),
+          cookie_of(found),
+          found.state,
+          found.has_storage};
 }
 
 }  // namespace
 
 Ended end_connections(SocketWork& work, int netns, Transport transport,
-                      const std::function<bool(const Connection&)>& is_forbidden) {
+                      const std::function<bool(const Connection&)>& is_forbidden,
+                      int mesh_sockets) {
   Ended out;
-  auto all = list_all(work, netns, transport, -1);
+  auto all = list_all(work, netns, transport, {mesh_sockets, false});
   if (!all) {
     out.failure = all.error();
     return out;
@@ -241,7 +259,8 @@ Ended end_connections(SocketWork& work, int netns, Transport transport,
 
 Result<> for_each_connection(SocketWork& work, int netns, int fast_sockets,
                              const std::function<void(const Connection&, const TcpCounts&)>& see) {
-  MESH_TRY(const auto all, list_all(work, netns, Transport::kTcp, fast_sockets));
+  MESH_TRY(const auto all,
+           list_all(work, netns, Transport::kTcp, {fast_sockets, fast_sockets >= 0}));
   for (const Found& found : all.found) see(connection_of(found, all), found.counts);
   return success();
 }

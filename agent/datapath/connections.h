@@ -22,6 +22,7 @@ struct Connection {
   bool is_to_listener = false;  // TCP: somebody listens at the local address and port now
   std::uint64_t cookie = 0;
   std::uint8_t state = 0;  // TCP's
+  bool is_mesh = false;    // the mesh's own socket, where that was asked for
 };
 
 // What the kernel counts of a TCP connection, and the fast path of what went past TCP.
@@ -37,9 +38,11 @@ struct [[nodiscard]] Ended {
 };
 // Resets every connection (also one that is just being made) of which `is_forbidden` says so.
 // Either end of a TCP connection gets a reset, a connected UDP socket an error, and it is connected
-// no more. Loopback connections are not asked about.
+// no more. Loopback connections are not asked about. `mesh_sockets`: -1, or the map
+// um_mesh_sockets, which says whose a socket is.
 Ended end_connections(SocketWork& work, int netns, Transport transport,
-                      const std::function<bool(const Connection&)>& is_forbidden);
+                      const std::function<bool(const Connection&)>& is_forbidden,
+                      int mesh_sockets = -1);
 
 // Shows every TCP connection, also one that is just being made, loopback among them.
 // `fast_sockets`: the map um_fast_sockets.

@@ -10,7 +10,6 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
-#include <initializer_list>
 #include <optional>
 #include <utility>
 
@@ -20,9 +19,9 @@
 #include "datapath/audit.h"
 #include "datapath/byte_order.h"
 #include "datapath/canary.h"
-#include "datapath/connections.h"
 #include "datapath/counters.h"
 #include "datapath/datapath.h"
+#include "datapath/endings.h"
 #include "datapath/fastpath_here.h"
 #include "datapath/fastpath_probe.h"
 #include "datapath/flows.h"
@@ -30,7 +29,6 @@
 #include "datapath/object.h"
 #include "datapath/policy_maps.h"
 #include "datapath/policy_sets.h"
-#include "datapath/revocation.h"
 #include "datapath/services.h"
 #include "datapath/udp_choices.h"
 
@@ -39,9 +37,6 @@ namespace {
 
 constexpr const char* kMeshLinks = "mesh";
 constexpr const char* kTestGroup = "fastpath-test";
-// Names of counters, and reasons of flows.
-constexpr const char* kEndedByPolicy = "connections_ended_by_policy";
-constexpr const char* kResetOnRemoval = "connections_reset_on_removal";
 
 Logger& log() {
   static Logger instance = logger("datapath");
@@ -228,6 +223,7 @@ class KernelDatapath final : public Datapath {
       : object_(std::move(object)),
         maps_(object_),
         flows_(object_, sockets_),
+        endings_(object_, sockets_, flows_),
         fast_path_(std::move(pin_dir), sockets_) {}
 
   Result<> read() {
@@ -349,34 +345,15 @@ class KernelDatapath final : public Datapath {
     return outcomes;
   }
 
-  Result<> end_forbidden(const State& state) override {
-    const Revocation revocation(object_, flows_, state);
-    return end_where(
-        state, {Transport::kTcp, Transport::kUdp}, kEndedByPolicy, connections_ended_,
-        [&](const EnrolledWorkload& workload, Transport transport, const Connection& connection) {
-          return revocation.is_forbidden(workload, transport, connection);
-        });
-  }
-
-  Result<> end_removed(const State& state) override {
-    const bool is_asked = std::ranges::any_of(
-        state.services, [](const auto& service) { return service.second.resets_on_removal; });
-    if (!is_asked && state.former_services.empty()) return success();
-    const Revocation revocation(object_, flows_, state);
-    return end_where(state, {Transport::kTcp}, kResetOnRemoval, connections_reset_,
-                     [&](const EnrolledWorkload&, Transport, const Connection& connection) {
-                       return revocation.is_removed(connection);
-                     });
-  }
+  Result<> end_forbidden(const State& state) override { return endings_.end_forbidden(state); }
+  Result<> end_removed(const State& state) override { return endings_.end_removed(state); }
 
   Result<std::vector<Flow>> take_flows() override { return flows_.take(); }
   Result<std::vector<Flow>> open_flows(const State& state) override { return flows_.open(state); }
 
   Result<Counters> counters() override {
     MESH_TRY(auto out, read_counters(object_.map("um_counters"), object_.map("um_policy_counts")));
-    out.totals[kEndedByPolicy] = connections_ended_;
-    out.totals[kResetOnRemoval] = connections_reset_;
-    out.totals["connections_not_ended"] = connections_not_ended_;
+    endings_.add_to(out);
     out.totals["map_entries_written"] = maps_.writes();  // or deleted
     return out;
   }
@@ -458,28 +435,6 @@ class KernelDatapath final : public Datapath {
     bool strict;
     friend bool operator==(const Place&, const Place&) = default;
   };
-
-  // What cannot be looked at, or ended, holds up nothing else.
-  template <class Ends>
-  Result<> end_where(const State& state, std::initializer_list<Transport> transports,
-                     const char* counter, std::uint64_t& total, Ends ends) {
-    std::optional<Error> failure;
-    for (const auto& [id, workload] : state.workloads) {
-      if (workload.netns < 0 || workload.cgroup.empty()) continue;
-      for (const Transport transport : transports) {
-        Ended ended = end_connections(sockets_, workload.netns, transport,
-                                      [&, &one = workload](const Connection& connection) {
-                                        return ends(one, transport, connection);
-                                      });
-        total += ended.ended.size();
-        flows_.note_ended(ended.ended, counter);
-        connections_not_ended_ += ended.not_ended;
-        if (!failure) failure = std::move(ended.failure);
-      }
-    }
-    if (failure) return *std::move(failure);
-    return success();
-  }
 
   std::size_t capacity(const char* map) const {
     bpf_map_info info{};
@@ -837,7 +792,7 @@ class KernelDatapath final : public Datapath {
   std::set<SetId> misfit_sets_;
   SocketWork sockets_;
   Flows flows_;
-  std::uint64_t connections_ended_ = 0, connections_reset_ = 0, connections_not_ended_ = 0;
+  Endings endings_;
   FastPathHere fast_path_;
   std::optional<FastPathProbe> fast_path_probe_;
   std::map<WorkloadId, std::string> uncovered_;

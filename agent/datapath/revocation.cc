@@ -68,9 +68,10 @@ bool Revocation::is_removed(const Connection& connection) const {
 
 // TCP: what the programs wrote down as it was made. The proxy's own connections, those of other
 // cgroups, those older than the enrolment, and what found the map full have no record. That
-// somebody listens there a client can arrange, so it proves nothing; where nobody does, it is taken
-// for one that asked: the proxy's are. A UDP socket that connected to who had asked it; without a
-// record it is taken for one that asked: then its own way must be allowed.
+// somebody listens there a client can arrange, so it proves nothing. Where nobody does, it is taken
+// for one that asked: the proxy's are, and of others a listener may have been closed since, which
+// only matters where one can have found the map full. A UDP socket that connected to who had asked
+// it; without a record it is taken for one that asked: then its own way must be allowed.
 Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
                                                Transport transport,
                                                const Connection& connection) const {
@@ -78,7 +79,8 @@ Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
     if (const auto record = flows_.find(connection.cookie))
       return (record->flags & UM_CONNECTION_INBOUND) != 0 ? Direction::kInbound
                                                           : Direction::kOutbound;
-    return connection.is_to_listener ? Direction::kUnknown : Direction::kOutbound;
+    if (connection.is_to_listener) return Direction::kUnknown;
+    return has_unrecorded_ && !connection.is_mesh ? Direction::kUnknown : Direction::kOutbound;
   }
   const um_udp_flow_key key{workload.id, network_order(connection.local.port), 0,
                             kernel_destination(connection.remote, UM_UDP)};

@@ -13,8 +13,9 @@ namespace mesh::datapath {
 
 class Revocation {
  public:
-  Revocation(const Object& object, const Flows& flows, const State& state)
-      : object_(object), flows_(flows), state_(state) {}
+  // has_unrecorded: um_connections was full at some time, so who has no record may be anybody.
+  Revocation(const Object& object, const Flows& flows, const State& state, bool has_unrecorded)
+      : object_(object), flows_(flows), state_(state), has_unrecorded_(has_unrecorded) {}
 
   bool is_forbidden(const EnrolledWorkload& workload, Transport transport,
                     const Connection& connection) const;
@@ -35,6 +36,7 @@ class Revocation {
   const Object& object_;
   const Flows& flows_;
   const State& state_;
+  const bool has_unrecorded_;
 };
 
 }  // namespace mesh::datapath

@@ -312,5 +312,64 @@ TEST_F(BypassTest, AnAddressThatTheNextWorkloadHas) {
   }
 }
 
+// Who has an address before meshd knows of it: taken for the one who had it, until that one's end
+// is acknowledged; then for a stranger, until he is enrolled.
+TEST_F(BypassTest, AnAddressBetweenTwoWorkloads) {
+  constexpr datapath::WorkloadId kServer = 8, kNext = 9;
+  constexpr datapath::ClassId kNextClass = 90, kServerClass = 80;
+  NetNs next = NetNs::create();
+  Cgroup next_group = Cgroup::create("next"), server_group = Cgroup::create("server");
+  state_.workloads[kServer] = workload(kServer, *server_, server_group.path());
+  state_.workloads[kServer].addresses = {ip("10.9.0.2")};
+  state_.workloads[kServer].class4 = kServerClass;
+  state_.workloads[kServer].ingress = 5;
+  verdict(5, 0, false, 53, 0);
+  verdict(5, 0, false, 54, kNextClass);
+  verdict(5, 8081, true, 55, kNextClass);
+  state_.peers[ip("10.9.0.2")] = {kServerClass, 5};
+  state_.peers[ip("10.9.0.1")] = {kAppClass, 7};
+  verdict(7, 0, false, 71, kServerClass);
+  apply_all();
+  host_->command("ip link set to-app down");
+  plug(next, "to-next", "10.9.0.1/24");
+  const UniqueFd heard = next.listen("10.9.0.1:7000");
+  const auto dial_as_it = [&](const char* to) {
+    return in_child(&*elsewhere_, &next, [&] { return try_connect(to, 0, 30000); });
+  };
+  const auto dial_it = [&] {
+    return in_child(&server_group, &*server_,
+                    [] { return try_connect("10.9.0.1:7000", 0, 30000); });
+  };
+  EXPECT_EQ(dial_as_it(kAllowed), 0) << "as the one who had it";
+  EXPECT_TRUE(accept_within(first_.get()));
+  EXPECT_EQ(dial_as_it(kForbidden), kRefused);
+  EXPECT_EQ(dial_it(), kRefused) << "who guards it still";
+  elsewhere_->enter();
+  UniqueFd open = next.run([] { return UniqueFd(test::dial(kAllowed)); });
+  mesh_group_->enter();
+  ASSERT_GE(open.get(), 0);
+
+  state_.workloads.erase(kApp);
+  state_.peers.erase(ip("10.9.0.1"));
+  apply_all();
+  EXPECT_EQ(dial_as_it(kAllowed), kRefused) << "a stranger";
+  EXPECT_EQ(dial_it(), 0) << "nobody guards it";
+  must(datapath_->end_forbidden(state_));
+  EXPECT_EQ(count("connections_ended_by_policy"), 1) << "what it got as the other";
+  pollfd end{open.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&end, 1, 30'000), 1);
+
+  state_.workloads[kNext] = workload(kNext, next, next_group.path());
+  state_.workloads[kNext].addresses = {ip("10.9.0.1")};
+  state_.workloads[kNext].class4 = kNextClass;
+  state_.workloads[kNext].ingress = 6;
+  verdict(6, 0, false, 61, 0);
+  state_.peers[ip("10.9.0.1")] = {kNextClass, 6};
+  apply_all();
+  EXPECT_EQ(dial_as_it(kAllowed), kRefused);
+  EXPECT_EQ(dial_as_it(kForbidden), 0) << "as itself";
+  EXPECT_EQ(dial_it(), kRefused) << "by its own policy";
+}
+
 }  // namespace
 }  // namespace mesh::test

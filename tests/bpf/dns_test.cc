@@ -327,5 +327,21 @@ TEST_F(DnsTest, BeyondItsSlotsAResolverIsAskedDirectly) {
   EXPECT_EQ(count("dns_left_no_slot"), 100 - redirected);
 }
 
+TEST_F(DnsTest, WhereTheMapOfResolversIsFullTheyAreAskedDirectly) {
+  apply_all();
+  fill(map("um_resolvers").get());
+  in_child(&*app_group_, &*app_, [] {
+    UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+    return connect_socket(fd.get(), "10.9.1.1:53");
+  });
+  EXPECT_EQ(count("dns_left_no_slot"), 1);
+  EXPECT_EQ(count("dns_redirected"), 0);
+  // And are judged as anybody.
+  has_set("10.9.1.1", 3);
+  verdict(3, 0, false, 9);
+  apply_all();
+  EXPECT_EQ(connect_from_app("10.9.1.1:53"), kRefused);
+}
+
 }  // namespace
 }  // namespace mesh::test

@@ -53,24 +53,6 @@ TEST_F(FastPathTest, ServesIpv6) {
   EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 5'000U);
 }
 
-// The other leg of a proxied connection: a socket of the mesh's own, from the client's namespace.
-TEST_F(FastPathTest, TheProxysWayToTheServerJoins) {
-  real();
-  mesh_group_->enter();
-  Pair pair{socket_in(*app_), {}};
-  app_group_->enter();
-  ASSERT_TRUE(is_of_the_mesh(pair.client.get()));
-  ASSERT_EQ(connect_socket(pair.client.get(), kListener), 0);
-  pair.server = accept_within(listener_.get());
-  ASSERT_TRUE(pair.server);
-  ASSERT_FALSE(is_of_the_mesh(pair.server.get())) << "the server's";
-  ASSERT_TRUE(settle(pair));
-  ASSERT_TRUE(send_all(pair.client.get(), 0, 50'003) && receives(pair.server.get(), 0, 50'003));
-  ASSERT_TRUE(send_all(pair.server.get(), 7, 1'000) && receives(pair.client.get(), 7, 1'000));
-  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 50'003U);
-  EXPECT_EQ(storage_of(pair.server.get()).sent_bytes, 1'000U);
-}
-
 // In the records of what is open and of what was closed, at both ends.
 TEST_F(FastPathTest, BytesPastTcpAreInTheRecordsOfConnections) {
   const auto is_counted = [this](const datapath::Flow& flow) {
@@ -743,6 +725,44 @@ TEST_F(FastPathTest, IsOffWhereWhoStaysOutDoesNotFit) {
   apply_all();
   real();
   EXPECT_EQ(datapath_->why_fast_path_stopped(), "");
+  joined();
+}
+
+TEST_F(FastPathTest, WhoFindsNoRoomGoesOnByTcp) {
+  real();
+  const Pair full = connected();
+  const UniqueFd peers(::bpf_obj_get((maps_of_fast_path() + "/um_fast_peers").c_str()));
+  bpf_map_info info{};
+  std::uint32_t size = sizeof info;
+  ASSERT_EQ(::bpf_obj_get_info_by_fd(peers.get(), &info, &size), 0);
+  // One socket by as many names as there is room for: the kernel takes it twice where no program
+  // is.
+  std::uint32_t program = 0, programs = 1, flags = 0;
+  ASSERT_EQ(::bpf_prog_query(peers.get(), BPF_SK_MSG_VERDICT, 0, &flags, &program, &programs), 0);
+  const UniqueFd verdict(::bpf_prog_get_fd_by_id(program));
+  ASSERT_EQ(::bpf_prog_detach2(verdict.get(), peers.get(), BPF_SK_MSG_VERDICT), 0);
+  const auto socket = static_cast<std::uint64_t>(full.client.get());
+  um_fast_key key{};
+  for (std::uint32_t i = 0; i < info.max_entries; ++i) {
+    key.netns_cookie = ~std::uint64_t{i};
+    ASSERT_EQ(::bpf_map_update_elem(peers.get(), &key, &socket, BPF_ANY), 0) << errno;
+  }
+  ASSERT_EQ(::bpf_prog_attach(verdict.get(), peers.get(), BPF_SK_MSG_VERDICT, 0), 0);
+  const Pair pair = connected();
+  do_not_block(pair);
+  live(pair);
+  EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_STAYS);
+  EXPECT_EQ(storage_of(pair.server.get()).state, UM_FAST_STAYS);
+  EXPECT_EQ(count("fastpath_joined"), 0);
+  EXPECT_EQ(count("fastpath_not_joined"), 2);
+  std::thread sender([&] { EXPECT_TRUE(send_all(pair.client.get(), 0, 8U << 20)); });
+  EXPECT_TRUE(receives(pair.server.get(), 0, 8U << 20));
+  sender.join();
+  EXPECT_EQ(count("fastpath_redirected"), 0);
+  for (std::uint32_t i = 0; i < info.max_entries; ++i) {  // the kernel takes seconds for so many
+    key.netns_cookie = ~std::uint64_t{i};
+    ASSERT_EQ(::bpf_map_delete_elem(peers.get(), &key), 0);
+  }
   joined();
 }
 

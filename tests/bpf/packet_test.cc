@@ -5,6 +5,7 @@
 
 #include <functional>
 
+#include "datapath/byte_order.h"
 #include "tests/support/datagrams.h"
 #include "tests/support/eventually.h"
 #include "tests/support/packets.h"
@@ -451,6 +452,58 @@ TEST_F(PacketTest, AnswersMakeNoAskerAServer) {
   in_set[{0, datapath::Transport::kUdp, 9000, 9000}] = {false, 72, 0};
   apply_all();
   EXPECT_FALSE(back(4000, 9000)) << "the other one asked";
+}
+
+// What was not used for longest is forgotten: an answer is refused then, until somebody asks again.
+// Who may send of his own accord is one who began.
+TEST_F(PacketTest, MoreDatagramsThanTheMapHoldsLetNobodyIn) {
+  auto& out_set = state_.sets[6];
+  auto& in_set = state_.sets[7];
+  for (auto* set : {&out_set, &in_set})
+    (*set)[{0, datapath::Transport::kAny, 0, 65535}] = {false, 61, 0};
+  out_set[{0, datapath::Transport::kUdp, 53, 53}] = {true, 62, 0};
+  state_.workloads[kApp].egress = 6;
+  state_.workloads[kApp].ingress = 7;
+  is_strict(true);
+  const auto out = [&] { return leaves(from_app(ip_packet(v4(17, udp(4000, 53, "<it>"))))); };
+  const auto back = [&] {
+    Ip ip = v4(17, udp(53, 4000, "<it>"));
+    std::swap(ip.from, ip.to);
+    return arrives(from_server(ip_packet(ip)));
+  };
+  EXPECT_TRUE(out());
+  EXPECT_TRUE(back());
+  const UniqueFd datagrams = map("um_datagrams");
+  const std::uint64_t lost = count("datagram_records_lost");
+  um_datagram_key other{~0U, {}, {}};
+  const um_udp_flow flow{now_ns(), UM_BEGAN_HERE, 0};
+  for (; other.own.address.word[0] < 40'000; ++other.own.address.word[0])
+    ASSERT_EQ(::bpf_map_update_elem(datagrams.get(), &other, &flow, BPF_ANY), 0);
+  EXPECT_TRUE(out()) << "there is room for who comes";
+  EXPECT_TRUE(back());
+  EXPECT_EQ(count("datagram_records_lost"), lost);
+  // As the map does it with what was not used for longest.
+  const auto forget = [&] {
+    const um_datagram_key asked{kApp, datapath::kernel_destination(at("10.9.0.1:4000"), UM_UDP),
+                                datapath::kernel_destination(at("10.9.0.2:53"), UM_UDP)};
+    EXPECT_EQ(::bpf_map_delete_elem(datagrams.get(), &asked), 0);
+  };
+  forget();
+  const std::uint64_t denied = count("arrivals_denied_policy");
+  EXPECT_FALSE(back()) << "what it answers is forgotten";
+  EXPECT_EQ(count("arrivals_denied_policy"), denied + 1);
+  EXPECT_TRUE(out());
+  EXPECT_TRUE(back());
+  // The asker may no more, and the other end may send at any time: its answers begin.
+  in_set[{0, datapath::Transport::kUdp, 4000, 4000}] = {true, 63, 0};
+  out_set.erase({0, datapath::Transport::kUdp, 53, 53});
+  apply_all();
+  EXPECT_TRUE(back());
+  EXPECT_FALSE(out());
+  forget();
+  EXPECT_FALSE(out());
+  EXPECT_TRUE(back());
+  EXPECT_TRUE(out()) << "an answer, to who may ask";
 }
 
 // IPv6 takes a datagram for its own that comes from its own address, wherever it comes from.

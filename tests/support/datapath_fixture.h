@@ -6,12 +6,15 @@
 #pragma once
 
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <time.h>
 
 #include <atomic>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -19,6 +22,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "bpf/shared.h"
 #include "datapath/datapath.h"
@@ -281,6 +285,21 @@ class DatapathTest : public testing::Test {
       ++entries;
     }
     return entries;
+  }
+  // Until there is no room for anybody else's entry, in a hash.
+  static void fill(int map) {
+    bpf_map_info info{};
+    std::uint32_t size = sizeof info;
+    ASSERT_EQ(::bpf_obj_get_info_by_fd(map, &info, &size), 0);
+    std::vector<std::uint8_t> key(info.key_size, 0xff);
+    const std::vector<std::uint64_t> value((info.value_size + 7) / 8 *
+                                           static_cast<std::size_t>(::libbpf_num_possible_cpus()));
+    for (std::uint32_t i = 0;; ++i) {
+      const std::uint32_t last = ~i;
+      std::memcpy(key.data(), &last, sizeof last);
+      if (::bpf_map_update_elem(map, key.data(), value.data(), BPF_NOEXIST) != 0) break;
+    }
+    ASSERT_EQ(errno, E2BIG);
   }
   // As another build would have left it: programs that we do not know.
   void write_meta(std::uint32_t layout) {
