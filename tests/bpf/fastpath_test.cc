@@ -53,6 +53,24 @@ TEST_F(FastPathTest, ServesIpv6) {
   EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 5'000U);
 }
 
+// The other leg of a proxied connection: a socket of the mesh's own, from the client's namespace.
+TEST_F(FastPathTest, TheProxysWayToTheServerJoins) {
+  real();
+  mesh_group_->enter();
+  Pair pair{socket_in(*app_), {}};
+  app_group_->enter();
+  ASSERT_TRUE(is_of_the_mesh(pair.client.get()));
+  ASSERT_EQ(connect_socket(pair.client.get(), kListener), 0);
+  pair.server = accept_within(listener_.get());
+  ASSERT_TRUE(pair.server);
+  ASSERT_FALSE(is_of_the_mesh(pair.server.get())) << "the server's";
+  ASSERT_TRUE(settle(pair));
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 50'003) && receives(pair.server.get(), 0, 50'003));
+  ASSERT_TRUE(send_all(pair.server.get(), 7, 1'000) && receives(pair.client.get(), 7, 1'000));
+  EXPECT_EQ(storage_of(pair.client.get()).sent_bytes, 50'003U);
+  EXPECT_EQ(storage_of(pair.server.get()).sent_bytes, 1'000U);
+}
+
 // In the records of what is open and of what was closed, at both ends.
 TEST_F(FastPathTest, BytesPastTcpAreInTheRecordsOfConnections) {
   const auto is_counted = [this](const datapath::Flow& flow) {

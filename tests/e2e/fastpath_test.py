@@ -171,7 +171,7 @@ class FastPath(unittest.TestCase):
     def test_a_disabled_service_stays_by_tcp(self):
         before = counted("joined")
         with Exact("slow", clients=4) as slow, Exact("exact", clients=1) as other:
-            if CAN:
+            if CAN:  # both ends of its TCP connection, of its way to the proxy, and of the proxy's to the server
                 mesh.eventually("the other's connections have joined", lambda: counted("joined") >= before + 6)
             slow.go_on()
             other.go_on()

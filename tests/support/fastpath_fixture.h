@@ -155,6 +155,10 @@ class FastPathTest : public DatapathTest {
     if (::bpf_map_lookup_elem(storage.get(), &fd, &value) != 0) value.state = kNeverAsked;
     return value;
   }
+  bool is_of_the_mesh(int fd) const {
+    std::uint32_t flag = 0;
+    return ::bpf_map_lookup_elem(map("um_mesh_sockets").get(), &fd, &flag) == 0 && flag == 1;
+  }
   um_fast_config config_now() const {
     const UniqueFd map(::bpf_obj_get((maps_of_fast_path() + "/um_fast_config").c_str()));
     um_fast_config config{};
