@@ -1,5 +1,6 @@
 // Service, EndpointSlice, WorkloadEntry.
 #include <algorithm>
+#include <boost/algorithm/string.hpp>
 
 #include "config/kinds.h"
 
@@ -7,7 +8,9 @@ namespace mesh::config {
 namespace {
 
 constexpr std::string_view kAnnotations = "undermesh.io/";
+constexpr std::string_view kOnRemoval = "undermesh.io/on-endpoint-removal";
 constexpr std::string_view kFastPath = "undermesh.io/fastpath";
+constexpr std::string_view kFastPathPorts = "undermesh.io/fastpath-exclude-ports";
 
 struct ProtocolWord {
   std::string_view word;
@@ -126,6 +129,25 @@ void read_fast_path(Report& report, const std::string& path, const std::string& 
     report.error(path, "must be disabled, not '" + value + "'; without it connections may join");
 }
 
+// "5432, 9000": ports of the service.
+void read_slow_ports(Report& report, const std::string& path, const std::string& value,
+                     Service& service) {
+  std::vector<std::string> texts;
+  boost::split(texts, value, boost::is_any_of(","));
+  for (std::string& text : texts) {
+    boost::trim(text);
+    const auto named = std::ranges::find_if(service.ports, [&](const ServicePort& port) {
+      return port.transport() == Transport::kTcp && std::to_string(port.port) == text;
+    });
+    if (named == service.ports.end())
+      report.error(path, "'" + text +
+                             "' is no TCP port of this service; write port numbers of it, "
+                             "separated by commas");
+    else
+      named->fast_path = false;
+  }
+}
+
 std::uint32_t read_weight(const Fields& spec) {
   auto weight = spec.number("weight", 0, 1'000'000).value_or(0);
   return weight == 0 ? 1 : static_cast<std::uint32_t>(weight);
@@ -230,8 +252,12 @@ void read_service_annotations(Report& report, Service& service) {
   for (const auto& [key, value] : read_metadata(report).annotations) {
     if (!key.starts_with(kAnnotations)) continue;
     std::string path = path_of_key("metadata.annotations", key);
-    if (key == kFastPath)
-      read_fast_path(report, path, value, service.fast_path);
+    if (key == kFastPath) {
+      bool fast_path = true;
+      read_fast_path(report, path, value, fast_path);
+      for (ServicePort& port : service.ports) port.fast_path = port.fast_path && fast_path;
+    } else if (key == kFastPathPorts)
+      read_slow_ports(report, path, value, service);
     else if (key != kOnRemoval)
       report.error(path, "not supported; remove the annotation");
     else if (value != "reset")
@@ -240,6 +266,12 @@ void read_service_annotations(Report& report, Service& service) {
     else
       read_reset(report, path, service);
   }
+}
+
+void warn_of_annotations(Report& report, std::string_view why) {
+  for (const auto& [key, value] : read_metadata(report).annotations)
+    if (key.starts_with(kAnnotations))
+      report.warn(path_of_key("metadata.annotations", key), "has no effect: " + std::string(why));
 }
 
 ServicePart read_service(Report& report) {
@@ -255,9 +287,7 @@ ServicePart read_service(Report& report) {
         (!is_host(part.external_name) || part.external_name[0] == '*'))
       spec.error("externalName", "must be a DNS name");
     read_service_annotations(report, service);
-    if (service.resets_on_removal)
-      report.warn(path_of_key("metadata.annotations", kOnRemoval),
-                  "has no effect: an ExternalName is a name alone");
+    warn_of_annotations(report, "an ExternalName is a name alone");
     return part;
   }
   for (const Fields& port : spec.messages("ports", {})) {

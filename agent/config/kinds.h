@@ -87,9 +87,10 @@ struct ServicePart {
   std::string external_name;        // of an ExternalName service, which has nothing else
   std::vector<Workload> endpoints;  // that a ServiceEntry spells out; they have no name
 };
-inline constexpr std::string_view kOnRemoval = "undermesh.io/on-endpoint-removal";
 // The mesh's own annotations of a Service or a ServiceEntry, whose ports are read.
 void read_service_annotations(Report& report, Service& service);
+// Of each of them, that it has no effect.
+void warn_of_annotations(Report& report, std::string_view why);
 // An L7 protocol that the mesh knows by name alone, as `path` of the port says.
 void warn_of_tcp_only(const Fields& port, std::string_view path, const std::string& protocol);
 ServicePart read_service(Report& report);

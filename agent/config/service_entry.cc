@@ -165,9 +165,7 @@ std::vector<ServicePart> read_service_entry(Report& report) {
                "own, else write an entry for each");
   std::vector<ServicePart> parts;
   if (resolution == Resolution::kNone) {
-    if (part.service.resets_on_removal)
-      report.warn(path_of_key("metadata.annotations", kOnRemoval),
-                  "has no effect: the mesh gives resolution NONE no endpoints");
+    warn_of_annotations(report, "the mesh gives resolution NONE no endpoints");
     return parts;
   }
   for (const std::string& host : hosts) {

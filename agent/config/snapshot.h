@@ -8,6 +8,7 @@
 // policy.h.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -58,7 +59,8 @@ struct ServicePort {
   std::string name;
   std::uint16_t port = 0;
   Protocol protocol = Protocol::kTcp;
-  std::string target;  // targetPort: a number or a name; never empty
+  std::string target;     // targetPort: a number or a name; never empty
+  bool fast_path = true;  // Service annotations fastpath: disabled, fastpath-exclude-ports
 
   Transport transport() const {
     return protocol == Protocol::kUdp ? Transport::kUdp : Transport::kTcp;
@@ -76,13 +78,13 @@ struct Service {
   std::optional<std::chrono::seconds> affinity;  // sessionAffinity ClientIP: for so long
   bool resets_on_removal = false;  // annotation undermesh.io/on-endpoint-removal: reset
   bool is_entry = false;           // a host of the ServiceEntry `name`
-  bool fast_path = true;           // annotation undermesh.io/fastpath: disabled
 
   const std::string& display_name() const { return is_entry ? host : name.name; }  // as in Istio
   std::string object() const {  // "Service default/reviews"
     return (is_entry ? "ServiceEntry " : "Service ") + name.to_string();
   }
   const ServicePort* find_port(std::uint16_t port, Transport transport = Transport::kTcp) const;
+  bool has_slow_port() const { return !std::ranges::all_of(ports, &ServicePort::fast_path); }
   friend bool operator==(const Service&, const Service&) = default;
 };
 using ServicePtr = std::shared_ptr<const Service>;

@@ -148,7 +148,7 @@ bool is_routed(const Snapshot& snapshot, const config::Service& service) {
 void exclude_from_fast_path(const Snapshot& snapshot, const config::Service& service,
                             const std::set<IpAddress>& here, State& state) {
   for (const config::ServicePort& port : service.ports) {
-    if (port.transport() != config::Transport::kTcp) continue;
+    if (port.fast_path || port.transport() != config::Transport::kTcp) continue;
     for (const IpAddress& ip : service.addresses) state.slow_listeners.insert({ip, port.port});
     const auto cluster = snapshot.find_cluster(service.name.ns, service.host, port.port, "");
     if (!cluster) continue;
@@ -298,7 +298,7 @@ State KernelStates::compute(const KernelInput& input) {
   for (const auto& [id, workload] : state.workloads)
     here.insert(workload.addresses.begin(), workload.addresses.end());
   for (const auto& [host, service] : input.snapshot.services)
-    if (!service->fast_path) exclude_from_fast_path(input.snapshot, *service, here, state);
+    if (service->has_slow_port()) exclude_from_fast_path(input.snapshot, *service, here, state);
   return state;
 }
 

@@ -4,10 +4,13 @@
 namespace mesh::config {
 namespace {
 
+using testing::AllOf;
 using testing::Contains;
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::IsEmpty;
 using testing::Pair;
+using testing::StartsWith;
 
 std::string object(std::string_view kind, std::string_view rest) {
   std::string group = kind == "Service"         ? "v1"
@@ -559,14 +562,41 @@ TEST(FastPath, IsDisabledByAnAnnotationOnWorkloadsAndServices) {
   constexpr const char* kService = "v1\nkind: Service";
   const auto entry = compile_text(text(kEntry, "{address: 10.0.0.1}", "disabled"));
   EXPECT_FALSE(entry.snapshot->workloads.at({"default", "o"})->fast_path);
-  const auto service = compile_text(text(kService, "{}", "disabled"));
-  EXPECT_FALSE(service.snapshot->services.at("o.default.svc.cluster.local")->fast_path);
-  const auto plain = compile_text(object("Service", "spec: {}\n"));
-  EXPECT_TRUE(plain.snapshot->services.at("o.default.svc.cluster.local")->fast_path);
+  constexpr const char* kPort = "{ports: [{port: 80}]}";
+  const auto service = compile_text(text(kService, kPort, "disabled"));
+  EXPECT_TRUE(service.snapshot->services.at("o.default.svc.cluster.local")->has_slow_port());
+  const auto plain = compile_text(object("Service", std::string("spec: ") + kPort + "\n"));
+  EXPECT_FALSE(plain.snapshot->services.at("o.default.svc.cluster.local")->has_slow_port());
   EXPECT_THAT(validate_text(text(kService, "{}", "enabled")),
               ElementsAre("error t.yaml:6: Service default/o: "
                           "metadata.annotations[\"undermesh.io/fastpath\"]: must be disabled, not "
                           "'enabled'; without it connections may join"));
+}
+
+TEST(FastPath, PortsOfAServiceAreExcludedByNumber) {
+  const auto text = [](const char* value) {
+    return std::string(
+               "apiVersion: v1\nkind: Service\nmetadata:\n  name: o\n  annotations:\n    "
+               "undermesh.io/fastpath-exclude-ports: ") +
+           value +
+           "\nspec: {ports: [{name: a, port: 80}, {name: b, port: 81}, {name: c, port: 82}, {name: "
+           "d, port: 82, protocol: UDP}, {name: e, port: 53, protocol: UDP}]}\n";
+  };
+  std::map<std::string, bool> may_join;
+  const auto compiled = compile_text(text("\"80, 82\""));
+  for (const auto& port : compiled.snapshot->services.at("o.default.svc.cluster.local")->ports)
+    may_join[port.name] = port.fast_path;
+  EXPECT_THAT(may_join, ElementsAre(Pair("a", false), Pair("b", true), Pair("c", false),
+                                    Pair("d", true), Pair("e", true)));
+  for (const char* wrong : {"\"8080\"", "\"53\"", "a", "\"\"", "\"80,\"", "\"+80\"", "\"080\""})
+    EXPECT_THAT(
+        validate_text(text(wrong)),
+        ElementsAre(
+            AllOf(StartsWith("error t.yaml:6: Service default/o: "
+                             "metadata.annotations[\"undermesh.io/fastpath-exclude-ports\"]: '"),
+                  EndsWith("' is no TCP port of this service; write port numbers of it, separated "
+                           "by commas"))))
+        << wrong;
 }
 
 TEST(WorkloadEntry, RefusesAnnotationsOfOursThatDoNothing) {

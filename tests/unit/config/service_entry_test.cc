@@ -59,21 +59,26 @@ TEST(ServiceEntry, HasTheAnnotationsOfAService) {
   };
   const Compiled compiled = compile_text(
       annotated(kPartner, "on-endpoint-removal: reset, undermesh.io/fastpath: disabled"));
-  const std::string at =
+  const std::string where =
       "warning t.yaml:4: ServiceEntry shop/e: "
-      "metadata.annotations[\"undermesh.io/on-endpoint-removal\"]: has no effect";
+      "metadata.annotations[\"undermesh.io/on-endpoint-removal\"]";
+  const std::string at = where + ": has no effect";
   EXPECT_THAT(texts_of(compiled.problems),
               ElementsAre(at + " on HTTP port 80: a request in flight to an endpoint that is gone "
                                "may end, and no other is sent there",
                           at + " on UDP port 53"));
   const Service& service = *compiled.snapshot->services.at("api.partner.example");
   EXPECT_TRUE(service.resets_on_removal);
-  EXPECT_FALSE(service.fast_path);
+  EXPECT_TRUE(service.has_slow_port());
+  const std::string none = ": has no effect: the mesh gives resolution NONE no endpoints";
   EXPECT_THAT(
       validate_text(annotated("{hosts: [a.example], resolution: NONE, ports: [{number: 443, "
                               "name: tls, protocol: TLS}]}",
-                              "on-endpoint-removal: reset")),
-      testing::Contains(at + ": the mesh gives resolution NONE no endpoints"));
+                              "on-endpoint-removal: reset, undermesh.io/fastpath: disabled")),
+      testing::IsSupersetOf({where + none,
+                             "warning t.yaml:4: ServiceEntry shop/e: "
+                             "metadata.annotations[\"undermesh.io/fastpath\"]" +
+                                 none}));
   EXPECT_THAT(validate_text(annotated(kPartner, "mode: strict")),
               ElementsAre("error t.yaml:4: ServiceEntry shop/e: "
                           "metadata.annotations[\"undermesh.io/mode\"]: not supported; remove the "

@@ -503,6 +503,17 @@ TEST_F(KernelState, ADisabledServiceAndItsEndpointsStayOffTheFastPath) {
   EXPECT_TRUE(build(kTcp).slow_listeners.empty());
 }
 
+TEST_F(KernelState, AnExcludedPortAndItsEndpointsAloneStayOffTheFastPath) {
+  const std::string excluded =
+      "---\napiVersion: v1\nkind: Service\nmetadata: {name: reviews, annotations: "
+      "{undermesh.io/fastpath-exclude-ports: '9081'}}\nspec: {clusterIP: 10.78.0.1, selector: "
+      "{app: "
+      "reviews}, ports: [{name: tcp, port: 9080}, {name: tcp-b, port: 9081, targetPort: 81}]}\n";
+  EXPECT_EQ(
+      build(excluded).slow_listeners,
+      (std::set<SocketAddress>{at("10.78.0.1:9081"), at("10.77.0.2:81"), at("10.77.0.3:81")}));
+}
+
 TEST_F(KernelState, ADisabledServicesEndpointsElsewhereAreNotCountedAmongThem) {
   const std::string disabled =
       "---\napiVersion: v1\nkind: Service\nmetadata: {name: reviews, annotations: "
