@@ -96,7 +96,8 @@ Result<Skeleton> load(const std::string& dir, const std::map<std::string, Unique
   return skeleton;
 }
 
-// Maps that none of its programs asks for much are small: they are made for a moment.
+// Maps that none of its programs asks for much are small: they are made for a moment. The self-test
+// has some hundred sockets.
 Result<Skeleton> load_copy() {
   forget_libbpf_errors();
   Skeleton skeleton(fastpath_bpf__open());
@@ -104,7 +105,9 @@ Result<Skeleton> load_copy() {
   bpf_map* map = nullptr;
   bpf_object__for_each_map(map, skeleton->obj) {
     const auto type = ::bpf_map__type(map);
-    if (type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_LRU_HASH || type == BPF_MAP_TYPE_SOCKHASH)
+    if (type == BPF_MAP_TYPE_SOCKHASH)
+      ::bpf_map__set_max_entries(map, 1024);
+    else if (type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_LRU_HASH)
       ::bpf_map__set_max_entries(map, 64);
   }
   if (int err = fastpath_bpf__load(skeleton.get()); err != 0)

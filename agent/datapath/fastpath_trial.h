@@ -20,6 +20,7 @@ enum class TrialStep : int {
   kLevel,
   kEdge,
   kPeek,
+  kCrowd,
   kHalfClose,
   kBounded,
   kFullOrder,

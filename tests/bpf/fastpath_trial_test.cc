@@ -107,6 +107,21 @@ class FastPathTrial : public testing::Test {
     return run.outcome();
   }
 
+  // Each step that finds other bytes, and the first connection from which on they make it do so.
+  std::map<TrialStep, std::uint32_t> first_connections() const {
+    std::map<TrialStep, std::uint32_t> found;
+    const auto look = [&](std::uint32_t first) {
+      const TrialStep step = outcome_of(UM_WRONG_ALTERED, first);
+      EXPECT_NE(step, TrialStep::kPassed) << first;
+      found.emplace(step, first);
+    };
+    for (std::uint32_t first = 1; first <= connections_ && !found.contains(TrialStep::kCrowd);)
+      look(first++);
+    look(connections_ - 1);
+    look(connections_);
+    return found;
+  }
+
   std::uint32_t connections_ = 0;  // of a run
 };
 
@@ -124,6 +139,8 @@ TEST_F(FastPathTrial, FindsEachFault) {
       {UM_WRONG_BY_TCP, 0, TrialStep::kMove},
       {UM_WRONG_NOT_COUNTED, 0, TrialStep::kMove},
       {UM_WRONG_ALTERED, 0, TrialStep::kBytes},
+      {UM_WRONG_LARGE, 0, TrialStep::kRead},
+      {UM_WRONG_IPV6, 0, TrialStep::kBytes},
       {UM_WRONG_LOST, 0, TrialStep::kBytes},
       {UM_WRONG_HELD, 0, TrialStep::kBytes},
       // On Linux 6.18 FIONREAD is 0 for what came by TCP: as where it is wrong for all.
@@ -143,24 +160,31 @@ TEST_F(FastPathTrial, FindsEachFault) {
         << "fault " << cases[i].fault << ": " << text_of(cases[i].found);
 }
 
-// Each way of reading tells other bytes from its own, and what never comes.
+// Each way of reading tells other bytes from its own, and what never comes, past TCP or not.
 TEST_F(FastPathTrial, FindsAFaultAtEachConnection) {
-  std::map<TrialStep, std::uint32_t> found;  // and from which connection on
-  for (std::uint32_t first = 1; first <= connections_; ++first) {
-    const TrialStep step = outcome_of(UM_WRONG_ALTERED, first);
-    EXPECT_NE(step, TrialStep::kPassed) << first;
-    found.emplace(step, first);
-  }
+  const auto found = first_connections();
   for (const TrialStep step : {TrialStep::kBytes, TrialStep::kFullOrder, TrialStep::kOff})
     EXPECT_TRUE(found.contains(step)) << text_of(step);
-  std::map<TrialStep, std::unique_ptr<TrialRun>> waiting;
-  for (const TrialStep step : {TrialStep::kRead, TrialStep::kMessage, TrialStep::kPoll,
-                               TrialStep::kLevel, TrialStep::kEdge, TrialStep::kPeek}) {
+  std::vector<std::pair<TrialStep, std::unique_ptr<TrialRun>>> waiting;
+  for (const TrialStep step :
+       {TrialStep::kRead, TrialStep::kMessage, TrialStep::kPoll, TrialStep::kLevel,
+        TrialStep::kEdge, TrialStep::kPeek, TrialStep::kCrowd}) {
     ASSERT_TRUE(found.contains(step)) << text_of(step);
-    waiting[step] = std::make_unique<TrialRun>(UM_WRONG_HELD, found[step]);
-    waiting[step]->start();
+    for (const um_wrong fault : {UM_WRONG_HELD, UM_WRONG_HELD_BY_TCP}) {
+      if (step == TrialStep::kCrowd && fault == UM_WRONG_HELD_BY_TCP) continue;
+      waiting.emplace_back(step, std::make_unique<TrialRun>(fault, found.at(step)));
+      waiting.back().second->start();
+    }
   }
   for (const auto& [step, run] : waiting) EXPECT_EQ(run->outcome(), step) << text_of(step);
+}
+
+TEST_F(FastPathTrial, IsMadeWithoutIpv6WhereThereIsNone) {
+  TrialRun run(UM_WRONG_IPV6);
+  run.ns().command("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
+  run.start();
+  EXPECT_EQ(run.outcome(), TrialStep::kPassed);
+  EXPECT_EQ(run.connections(), connections_ - 2);
 }
 
 TEST_F(FastPathTrial, DoesNotPassWhereItCannotBeMade) {

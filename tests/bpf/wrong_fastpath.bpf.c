@@ -11,6 +11,8 @@ const volatile __u32 first = 0;  // the number of the connection from which on i
 
 __u32 connections = 0;  // made so far
 
+#define AF_INET6 10
+
 static __always_inline int is_wrong(__u32 what) { return fault == what && connections >= first; }
 
 SEC("sockops")
@@ -82,8 +84,16 @@ int wrong_msg(struct sk_msg_md* ctx) {
   struct sk_msg* message = bpf_cast_to_kern_ctx(ctx);
   struct um_fast_socket* own = bpf_sk_storage_get(&um_fast_sockets, sk, 0, 0);
   const struct tcp_sock* tcp = bpf_skc_to_tcp_sock(sk);
-  if (!own || !tcp || message->sk_redir || ctx->size <= 1 || own->state == UM_FAST_TCP)
-    return um_sends(ctx);
+  if (!own || !tcp || message->sk_redir) return um_sends(ctx);
+  const struct um_fast_config* config = um_fast_settings();
+  int is_on = config && config->flags & UM_FAST_ON;
+  if (ctx->size > 1 && (is_wrong(UM_WRONG_HELD) || (is_wrong(UM_WRONG_HELD_BY_TCP) && !is_on))) {
+    bpf_msg_cork_bytes(ctx, 0x7fffffff);
+    return SK_PASS;
+  }
+  // Right, but for that it wants to be asked again.
+  if (is_wrong(UM_WRONG_HELD_BY_TCP) && own->state == UM_FAST_TCP) return SK_PASS;
+  if (ctx->size <= 1 || own->state == UM_FAST_TCP) return um_sends(ctx);
   if (is_wrong(UM_WRONG_BY_TCP)) return SK_PASS;
   if (is_wrong(UM_WRONG_SAID_MOVED)) {
     own->state = UM_FAST_REDIRECT;
@@ -94,16 +104,15 @@ int wrong_msg(struct sk_msg_md* ctx) {
     redirect_to(ctx, message, &own->peer);
     return SK_PASS;
   }
-  if (is_wrong(UM_WRONG_HELD)) {
-    bpf_msg_cork_bytes(ctx, 0x7fffffff);
-    return SK_PASS;
-  }
   if (is_wrong(UM_WRONG_REFUSED) &&
       tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state == BPF_TCP_CLOSE_WAIT)
     return SK_DROP;
-  if (is_wrong(UM_WRONG_UNBOUNDED) || is_wrong(UM_WRONG_NEVER_OFF)) return move(ctx, message, own);
+  if ((is_wrong(UM_WRONG_UNBOUNDED) && is_on) || is_wrong(UM_WRONG_NEVER_OFF))
+    return move(ctx, message, own);
   if (is_wrong(UM_WRONG_IN_TURNS)) return in_turns(ctx, message, own);
-  if (is_wrong(UM_WRONG_ALTERED)) alter(ctx);
+  if (is_wrong(UM_WRONG_ALTERED) || (is_wrong(UM_WRONG_LARGE) && ctx->size > 65536) ||
+      (is_wrong(UM_WRONG_IPV6) && ctx->family == AF_INET6))
+    alter(ctx);
   if (is_wrong(UM_WRONG_LOST)) bpf_msg_pop_data(ctx, 0, 1, 0);
   return um_sends(ctx);
 }

@@ -10,8 +10,11 @@ enum um_wrong {
   UM_WRONG_SAID_MOVED,       // the same, but it is counted as if it went past TCP
   UM_WRONG_NOT_COUNTED,      // what goes past TCP
   UM_WRONG_ALTERED,          // the first byte of a message
+  UM_WRONG_LARGE,            // the first byte of a message of more than 64 KB
+  UM_WRONG_IPV6,             // the first byte of a message, there
   UM_WRONG_LOST,             // the first byte of a message
   UM_WRONG_HELD,             // a message stays with its sender for ever
+  UM_WRONG_HELD_BY_TCP,      // the same, of what goes by TCP once it is switched off
   UM_WRONG_REFUSED,          // what is sent after the other side has ended
   UM_WRONG_UNBOUNDED,        // what may wait at a receiver
   UM_WRONG_IN_TURNS,         // while something waits, each second message goes by TCP
