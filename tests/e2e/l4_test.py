@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """What the real meshd makes the kernel do for sandboxes, past the proxy: weights, IPv6, strict workloads, and the audit."""
 
+import http.client
 import json
 import pathlib
 import socket
@@ -95,6 +96,46 @@ spec:
   rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/client]}}]}]
 """
 
+WEB = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
+"""
+
+EDGE = """
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers: [{port: {number: 18080, name: http, protocol: HTTP}, bind: 127.0.0.1, hosts: ["*"]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec: {hosts: ["*"], gateways: [edge], http: [{route: [{destination: {host: web}}]}]}
+"""
+
+NO_EDGE_TO_WEB = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  action: DENY
+  rules: [{from: [{source: {namespaces: [istio-system]}}]}]
+"""
+
 
 def apply(text):
     path = WORK / "apply.yaml"
@@ -109,6 +150,10 @@ def ask(client, host, port, times=1):
 
 def workload(name):
     return next(workload for workload in mesh.status()["workloads"] if workload["name"] == name)
+
+
+def workload_state(name):
+    return {workload["name"]: workload["state"] for workload in mesh.status()["workloads"]}.get(name)
 
 
 def ask_from_another_cgroup(client, host, port):
@@ -176,6 +221,31 @@ class L4(unittest.TestCase):
         self.assertTrue(ask_from_another_cgroup("client", one, 9000).startswith("one"))
         self.assertEqual(ask_from_another_cgroup("vault", one, 9000), "TimeoutError")
         mesh.eventually("it is counted", lambda: mesh.counter("undermesh_kernel_connects_denied_policy_total") > denied)
+
+    def test_what_the_gateway_has_open_to_a_server_that_is_not_enrolled_is_ended_by_a_policy(self):
+        mesh.meshctl("sandbox", "run", "web", "-l", "app=web", "--detach", "--", "/usr/bin/python3", "-c", WEB)
+        apply(EDGE)
+        mesh.meshctl("disable", "web")
+        mesh.eventually("it is not enrolled", lambda: workload_state("web") != "enrolled", 30)
+
+        def status():
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", 18080, timeout=30)
+                connection.request("GET", "/")
+                return connection.getresponse().status
+            except OSError as error:
+                return error
+            finally:
+                connection.close()
+
+        def ended():
+            return mesh.counter("undermesh_kernel_connections_ended_by_policy_total")
+
+        mesh.eventually("the gateway answers", lambda: status() == 200, 30)
+        before = ended()
+        apply(NO_EDGE_TO_WEB)
+        mesh.eventually("its connections are ended", lambda: ended() > before, 30)
+        self.assertEqual(status(), 503)
 
     def test_a_hook_that_is_detached_is_back_after_the_next_audit_which_says_so(self):
         def audited():
