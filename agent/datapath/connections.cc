@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/unique_fd.h"
 #include "bpf/fastpath.h"
 #include "datapath/byte_order.h"
 
@@ -140,12 +141,12 @@ int read_answer(int fd, See see) {
   }
 }
 
-int list(int fd, int family, Transport transport, const Question& asked,
+int list(int fd, int family, Transport transport, std::uint32_t states, const Question& asked,
          std::vector<Found>& found) {
   inet_diag_req_v2 body{};
   body.sdiag_family = static_cast<std::uint8_t>(family);
   body.sdiag_protocol = static_cast<std::uint8_t>(transport);
-  body.idiag_states = transport == Transport::kTcp ? kTcpStates : state_bit(BPF_TCP_ESTABLISHED);
+  body.idiag_states = states;
   if (asked.counts) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
   const int error = send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body, asked.storage);
   if (error != 0) return error;
@@ -190,8 +191,9 @@ Error failure_of(int error, const char* what) {
 Result<All> list_all(SocketWork& work, int netns, Transport transport, const Question& asked) {
   auto found = std::make_shared<std::vector<Found>>();
   const auto list_both = [=](int diag, std::size_t) {
-    const int error = list(diag, AF_INET, transport, asked, *found);
-    return error != 0 ? error : list(diag, AF_INET6, transport, asked, *found);
+    const auto states = transport == Transport::kTcp ? kTcpStates : state_bit(BPF_TCP_ESTABLISHED);
+    const int error = list(diag, AF_INET, transport, states, asked, *found);
+    return error != 0 ? error : list(diag, AF_INET6, transport, states, asked, *found);
   };
   if (const int error =
           work.run(netns, {asked.counts ? kCounting : kListing}, asked.storage, list_both)[0];
@@ -227,6 +229,13 @@ Connection connection_of(const Found& found, const All& all) {
 }
 
 }  // namespace
+
+void load_diag_modules() {
+  const UniqueFd diag(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+  std::vector<Found> none;  // as of no state
+  for (const auto transport : {Transport::kTcp, Transport::kUdp})
+    for (const int family : {AF_INET, AF_INET6}) list(diag.get(), family, transport, 0, {}, none);
+}
 
 Ended end_connections(SocketWork& work, int netns, Transport transport,
                       const std::function<bool(const Connection&)>& is_forbidden,

@@ -17,6 +17,10 @@
 
 namespace mesh::datapath {
 
+// Has the kernel load its modules for that (inet_diag, tcp_diag, udp_diag): else the first look
+// waits for modprobe(8), which SocketWork cannot tell from a lock. What fails fails the looks, too.
+void load_diag_modules();
+
 struct Connection {
   SocketAddress local, remote;
   bool is_to_listener = false;  // TCP: somebody listens at the local address and port now

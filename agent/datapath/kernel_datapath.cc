@@ -19,6 +19,7 @@
 #include "datapath/audit.h"
 #include "datapath/byte_order.h"
 #include "datapath/canary.h"
+#include "datapath/connections.h"
 #include "datapath/counters.h"
 #include "datapath/datapath.h"
 #include "datapath/endings.h"
@@ -811,6 +812,7 @@ class KernelDatapath final : public Datapath {
 }  // namespace
 
 Result<std::unique_ptr<Datapath>> open_kernel_datapath(const Options& options) {
+  load_diag_modules();
   MESH_TRY(auto object, Object::open(options));
   auto datapath = std::make_unique<KernelDatapath>(std::move(object), options.pin_dir);
   MESH_TRY(datapath->read());
