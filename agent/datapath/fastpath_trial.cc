@@ -2,7 +2,6 @@
 
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <net/if.h>
@@ -10,13 +9,11 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +26,7 @@
 #include "base/unique_fd.h"
 #include "bpf/fastpath.h"
 #include "datapath/fastpath.h"
+#include "datapath/fastpath_trial_ends.h"
 
 namespace mesh::datapath {
 
@@ -78,96 +76,12 @@ const char* text_of(TrialStep step) {
 
 namespace {
 
-constexpr int kWaitMs = 5000;  // a loaded machine is no stall
-constexpr std::size_t kLargest = 65536;
-constexpr std::size_t kPieces[] = {1, 63, 1000, 16384, kLargest};
-constexpr std::size_t kHuge = 16U << 20;  // one message
-constexpr int kTrips = 60;
 constexpr int kMostTrips =
-    200;  // until a connection has asked to join: an acknowledgement may wait
-constexpr std::size_t kTail = 777;
-constexpr int kCrowd = 200, kRounds = 12;  // connections at once, and trips of each
+    200;                     // until a connection has asked to join: an acknowledgement may wait
+constexpr int kRounds = 12;  // trips of each of kCrowd
 constexpr std::uint16_t kProxyPort = UM_PROXY_PORT, kOtherPort = 7007;
 constexpr std::uint32_t kOwnAddress = 0xc0000201;  // 192.0.2.1, of documentation
 constexpr in6_addr kOwnAddress6 = {{{0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}}};
-
-constexpr std::size_t size_of_trip(int trip) {
-  return kPieces[static_cast<std::size_t>(trip) % std::size(kPieces)];
-}
-constexpr std::uint64_t kBytesOfTrips = [] {
-  std::uint64_t bytes = 0;
-  for (int trip = 0; trip < kTrips; ++trip) bytes += size_of_trip(trip);
-  return bytes;
-}();
-
-// Bytes that tell their place in a stream; the period is no power of two.
-constexpr std::size_t kPeriod = 65521;
-struct Buffers {
-  char pattern[kPeriod + kLargest];
-  char in[kLargest];
-};
-Buffers buffers;  // no allocation, no stack of that size: the child may have neither
-
-void fill_pattern() {
-  std::uint64_t x = 88172645463325252ULL;
-  for (std::size_t i = 0; i < sizeof buffers.pattern; ++i) {
-    if (i >= kPeriod) {
-      buffers.pattern[i] = buffers.pattern[i - kPeriod];
-      continue;
-    }
-    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-    buffers.pattern[i] = static_cast<char>(x);
-  }
-}
-const char* pattern_at(std::uint64_t place) { return buffers.pattern + place % kPeriod; }
-
-bool is_ready_within(int fd, short what, int ms = kWaitMs) {
-  pollfd waiting{fd, what, 0};
-  return ::poll(&waiting, 1, ms) == 1;
-}
-
-bool send_all(int fd, std::uint64_t from, std::size_t size) {
-  for (std::size_t done = 0; done < size;) {
-    const ssize_t sent =
-        ::send(fd, pattern_at(from + done), std::min(size - done, kLargest), MSG_NOSIGNAL);
-    if (sent < 0 && errno == EAGAIN && is_ready_within(fd, POLLOUT)) continue;
-    if (sent <= 0) return false;
-    done += static_cast<std::size_t>(sent);
-  }
-  return true;
-}
-
-// As much as goes of one message, which is larger than our memory.
-ssize_t send_huge(int fd, std::uint64_t from, std::size_t size) {
-  iovec parts[kHuge / kPeriod + 1];
-  msghdr message{};
-  message.msg_iov = parts;
-  for (std::size_t done = 0; done < size; ++message.msg_iovlen) {
-    const std::size_t part = std::min(size - done, kLargest);
-    parts[message.msg_iovlen] = {const_cast<char*>(pattern_at(from + done)), part};
-    done += part;
-  }
-  return ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
-// Also of a socket that blocks.
-ssize_t read_some(int fd, std::size_t size) {
-  return is_ready_within(fd, POLLIN) ? ::read(fd, buffers.in, size) : -1;
-}
-
-// The next `size` bytes are those from `from` on.
-bool receive(int fd, std::uint64_t from, std::size_t size) {
-  for (std::size_t done = 0; done < size;) {
-    const ssize_t got = read_some(fd, std::min(size - done, sizeof buffers.in));
-    if (got <= 0) return false;
-    if (std::memcmp(buffers.in, pattern_at(from + done), static_cast<std::size_t>(got)) != 0)
-      return false;
-    done += static_cast<std::size_t>(got);
-  }
-  return true;
-}
-
-bool has_ended(int fd) { return read_some(fd, 1) == 0; }
 
 struct Place {
   sockaddr_storage storage{};
@@ -221,11 +135,6 @@ bool add_to_lo(const in6_addr& host) {
   }
   return false;
 }
-
-// Both ends of a connection of ours.
-struct Pair {
-  UniqueFd client, server;
-};
 
 class Trial {
  public:
@@ -381,6 +290,7 @@ class Trial {
   TrialStep talk_to(TrialStep reader) {
     Pair pair;
     if (const TrialStep failed = join(pair); failed != TrialStep::kPassed) return failed;
+    limit_buffers(pair);
     const long child = fork_reader();
     if (child < 0) return TrialStep::kNamespace;
     if (child == 0) {
@@ -389,11 +299,11 @@ class Trial {
     }
     pair.server.reset();
     const int fd = pair.client.get();
-    if (!trips(fd, 0)) return reader;
+    if (!make_trips(fd, 0)) return reader;
     if (!is_at(pair.client, UM_FAST_REDIRECT, kBytesOfTrips)) return TrialStep::kMove;
     if (!exchange_huge(fd, kBytesOfTrips)) return reader;
     if (!switch_on(false)) return TrialStep::kOff;
-    if (!trips(fd, kBytesOfTrips + kHuge)) return reader;
+    if (!make_trips(fd, kBytesOfTrips + kHuge)) return reader;
     um_fast_socket record{};
     if (!look_up(pair.client, record) || record.state != UM_FAST_TCP || !switch_on(true))
       return TrialStep::kOff;
@@ -401,6 +311,13 @@ class Trial {
     if (!receive(fd, 2 * kBytesOfTrips + kHuge, kTail) || !has_ended(fd))
       return TrialStep::kHalfClose;
     return has_succeeded(child) ? TrialStep::kPassed : reader;
+  }
+  // What may wait between them is our memory: they would grow to some MB each.
+  static void limit_buffers(const Pair& pair) {
+    constexpr int kMost = 4 * kLargest;
+    for (const UniqueFd* fd : {&pair.client, &pair.server})
+      for (const int which : {SO_SNDBUF, SO_RCVBUF})
+        ::setsockopt(fd->get(), SOL_SOCKET, which, &kMost, sizeof kMost);
   }
   static long fork_reader() {
     clone_args args{};
@@ -413,116 +330,7 @@ class Trial {
     int status = 0;
     return ::waitpid(static_cast<pid_t>(child), &status, 0) == child && status == 0;
   }
-  static bool trips(int fd, std::uint64_t from) {
-    for (int trip = 0; trip < kTrips; ++trip) {
-      const std::size_t size = size_of_trip(trip);
-      if (!send_all(fd, from, size) || !receive(fd, from, size)) return false;
-      from += size;
-    }
-    return true;
-  }
-  // Its answer begins before all is sent.
-  static bool exchange_huge(int fd, std::uint64_t from) {
-    for (std::size_t sent = 0, got = 0; got < kHuge;) {
-      const short what = sent < kHuge ? POLLIN | POLLOUT : POLLIN;
-      if (!is_ready_within(fd, what)) return false;
-      if (sent < kHuge) {
-        const ssize_t more = send_huge(fd, from + sent, kHuge - sent);
-        if (more < 0 && errno != EAGAIN) return false;
-        sent += more > 0 ? static_cast<std::size_t>(more) : 0;
-      }
-      const ssize_t more = ::recv(fd, buffers.in, sizeof buffers.in, MSG_DONTWAIT);
-      if (more < 0 && errno == EAGAIN) continue;
-      if (more <= 0 ||
-          std::memcmp(buffers.in, pattern_at(from + got), static_cast<std::size_t>(more)) != 0)
-        return false;
-      got += static_cast<std::size_t>(more);
-    }
-    return true;
-  }
-
-  // What it sends back is its own pattern: the same bytes, if it got them.
-  static bool send_back(int fd, std::uint64_t from, ssize_t got) {
-    const auto size = static_cast<std::size_t>(got);
-    return std::memcmp(buffers.in, pattern_at(from), size) == 0 && send_all(fd, from, size);
-  }
-
-  static bool echo(int fd, TrialStep reader) {
-    const UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
-    epoll_event event{};
-    event.events = reader == TrialStep::kEdge ? EPOLLIN | EPOLLET : EPOLLIN;
-    ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
-    std::uint64_t got = 0;
-    bool is_ready = false;
-    for (;;) {
-      const bool tells_all = got < kBytesOfTrips;
-      const ssize_t size = reader == TrialStep::kPoll ? take_counted(fd, tells_all)
-                                                      : take(fd, epoll.get(), reader, is_ready);
-      if (size == 0) break;
-      if (size < 0 || !send_back(fd, got, size)) return false;
-      got += static_cast<std::uint64_t>(size);
-    }
-    return send_all(fd, got, kTail);
-  }
-
-  static ssize_t take(int fd, int epoll, TrialStep reader, bool& is_ready) {
-    switch (reader) {
-      case TrialStep::kMessage:
-        return take_message(fd);
-      case TrialStep::kLevel:
-      case TrialStep::kEdge:
-        return take_ready(fd, epoll, reader == TrialStep::kEdge, is_ready);
-      case TrialStep::kPeek:
-        return take_peeked(fd);
-      default:
-        return read_some(fd, sizeof buffers.in);
-    }
-  }
-
-  static ssize_t take_message(int fd) {
-    iovec parts[] = {{buffers.in, 100}, {buffers.in + 100, sizeof buffers.in - 100}};
-    msghdr message{};
-    message.msg_iov = parts;
-    message.msg_iovlen = std::size(parts);
-    return is_ready_within(fd, POLLIN) ? ::recvmsg(fd, &message, 0) : -1;
-  }
-
-  // What came past TCP FIONREAD tells. What came by TCP it does not on kernels with 929e30f93125,
-  // which is a difference that operations.md names, no fault.
-  static ssize_t take_counted(int fd, bool tells_all) {
-    if (!is_ready_within(fd, POLLIN)) return -1;
-    int there = 0;
-    if (::ioctl(fd, FIONREAD, &there) != 0) return -1;
-    if (there == 0 && tells_all)  // the end, and nothing else
-      return ::recv(fd, buffers.in, 1, MSG_DONTWAIT) == 0 ? 0 : -1;
-    const auto size = std::min(static_cast<std::size_t>(there), sizeof buffers.in);
-    return ::recv(fd, buffers.in, there == 0 ? sizeof buffers.in : size, MSG_DONTWAIT);
-  }
-
-  // By edges it reads until there is nothing.
-  static ssize_t take_ready(int fd, int epoll, bool by_edges, bool& is_ready) {
-    for (;;) {
-      if (!is_ready) {
-        epoll_event event{};
-        if (::epoll_wait(epoll, &event, 1, kWaitMs) != 1) return -1;
-      }
-      is_ready = by_edges;
-      const ssize_t got = ::recv(fd, buffers.in, sizeof buffers.in, MSG_DONTWAIT);
-      if (got >= 0 || errno != EAGAIN || !by_edges) return got;
-      is_ready = false;
-    }
-  }
-
-  static ssize_t take_peeked(int fd) {
-    if (!is_ready_within(fd, POLLIN)) return -1;
-    const ssize_t there = ::recv(fd, buffers.in, sizeof buffers.in, MSG_PEEK);
-    if (there <= 0) return there;
-    std::memset(buffers.in, 0, static_cast<std::size_t>(there));
-    return ::recv(fd, buffers.in, static_cast<std::size_t>(there), MSG_DONTWAIT);
-  }
-
-  // Many connections at once, with one process that waits for all of them. Each begins at another
-  // place of the pattern, so that what is another's is seen.
+  // Many connections at once, with one process that waits for all of them.
   TrialStep talk_to_many() {
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
@@ -556,45 +364,6 @@ class Trial {
     }
     return has_succeeded(child) ? TrialStep::kPassed : TrialStep::kCrowd;
   }
-  static std::uint64_t begin_of(int connection) {
-    return static_cast<std::uint64_t>(connection) * 977;
-  }
-
-  // Every other one by edges.
-  static bool echo_all(const Pair* pairs) {
-    const UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
-    std::uint64_t got[kCrowd] = {};
-    for (int i = 0; i < kCrowd; ++i) {
-      epoll_event event{};
-      event.events = i % 2 == 0 ? EPOLLIN | EPOLLET : EPOLLIN;
-      event.data.u32 = static_cast<std::uint32_t>(i);
-      ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, pairs[i].server.get(), &event);
-    }
-    for (int open = kCrowd; open > 0;) {
-      epoll_event event{};
-      if (::epoll_wait(epoll.get(), &event, 1, kWaitMs) != 1) return false;
-      const auto i = static_cast<int>(event.data.u32);
-      const int fd = pairs[i].server.get();
-      const ssize_t last = echo_what_is_there(fd, begin_of(i), got[i], i % 2 == 0);
-      if (last < 0) return false;
-      if (last > 0) continue;
-      ::epoll_ctl(epoll.get(), EPOLL_CTL_DEL, fd, nullptr);
-      --open;
-    }
-    return true;
-  }
-  // By edges until there is nothing, else once. 0: it has ended. Below: other bytes.
-  static ssize_t echo_what_is_there(int fd, std::uint64_t begin, std::uint64_t& got, bool all) {
-    for (;;) {
-      const ssize_t size = ::recv(fd, buffers.in, sizeof buffers.in, MSG_DONTWAIT);
-      if (size < 0 && errno == EAGAIN) return 1;
-      if (size <= 0) return size;
-      if (!send_back(fd, begin + got, size)) return -1;
-      got += static_cast<std::uint64_t>(size);
-      if (!all) return 1;
-    }
-  }
-
   TrialStep overfill() {
     constexpr int kBuffer = 65536;  // the kernel doubles it
     constexpr std::size_t kMost = 4 * 2 * kBuffer, kPiece = 16384;
