@@ -139,6 +139,7 @@ TEST_F(FastPathTrial, FindsEachFault) {
       {UM_WRONG_BY_TCP, 0, TrialStep::kMove},
       {UM_WRONG_NOT_COUNTED, 0, TrialStep::kMove},
       {UM_WRONG_ALTERED, 0, TrialStep::kBytes},
+      {UM_WRONG_ALTERED_BACK, 0, TrialStep::kBytes},
       {UM_WRONG_LARGE, 0, TrialStep::kRead},
       {UM_WRONG_IPV6, 0, TrialStep::kBytes},
       {UM_WRONG_LOST, 0, TrialStep::kBytes},
@@ -160,7 +161,8 @@ TEST_F(FastPathTrial, FindsEachFault) {
         << "fault " << cases[i].fault << ": " << text_of(cases[i].found);
 }
 
-// Each way of reading tells other bytes from its own, and what never comes, past TCP or not.
+// Each way of reading tells other bytes from its own, who gets its answer does, and both tell what
+// never comes, past TCP or not.
 TEST_F(FastPathTrial, FindsAFaultAtEachConnection) {
   const auto found = first_connections();
   for (const TrialStep step : {TrialStep::kBytes, TrialStep::kFullOrder, TrialStep::kOff})
@@ -170,7 +172,7 @@ TEST_F(FastPathTrial, FindsAFaultAtEachConnection) {
        {TrialStep::kRead, TrialStep::kMessage, TrialStep::kPoll, TrialStep::kLevel,
         TrialStep::kEdge, TrialStep::kPeek, TrialStep::kCrowd}) {
     ASSERT_TRUE(found.contains(step)) << text_of(step);
-    for (const um_wrong fault : {UM_WRONG_HELD, UM_WRONG_HELD_BY_TCP}) {
+    for (const um_wrong fault : {UM_WRONG_ALTERED_BACK, UM_WRONG_HELD, UM_WRONG_HELD_BY_TCP}) {
       if (step == TrialStep::kCrowd && fault == UM_WRONG_HELD_BY_TCP) continue;
       waiting.emplace_back(step, std::make_unique<TrialRun>(fault, found.at(step)));
       waiting.back().second->start();

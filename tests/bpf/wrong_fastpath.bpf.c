@@ -12,6 +12,7 @@ const volatile __u32 first = 0;  // the number of the connection from which on i
 __u32 connections = 0;  // made so far
 
 #define AF_INET6 10
+#define TRIAL_PORT 7007  // where its listener is, if not at the proxy's
 
 static __always_inline int is_wrong(__u32 what) { return fault == what && connections >= first; }
 
@@ -110,7 +111,9 @@ int wrong_msg(struct sk_msg_md* ctx) {
   if ((is_wrong(UM_WRONG_UNBOUNDED) && is_on) || is_wrong(UM_WRONG_NEVER_OFF))
     return move(ctx, message, own);
   if (is_wrong(UM_WRONG_IN_TURNS)) return in_turns(ctx, message, own);
-  if (is_wrong(UM_WRONG_ALTERED) || (is_wrong(UM_WRONG_LARGE) && ctx->size > 65536) ||
+  int is_back = ctx->local_port == UM_PROXY_PORT || ctx->local_port == TRIAL_PORT;
+  if (is_wrong(is_back ? UM_WRONG_ALTERED_BACK : UM_WRONG_ALTERED) ||
+      (is_wrong(UM_WRONG_LARGE) && ctx->size > 65536) ||
       (is_wrong(UM_WRONG_IPV6) && ctx->family == AF_INET6))
     alter(ctx);
   if (is_wrong(UM_WRONG_LOST)) bpf_msg_pop_data(ctx, 0, 1, 0);

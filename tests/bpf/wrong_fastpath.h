@@ -9,7 +9,8 @@ enum um_wrong {
   UM_WRONG_BY_TCP,           // everything
   UM_WRONG_SAID_MOVED,       // the same, but it is counted as if it went past TCP
   UM_WRONG_NOT_COUNTED,      // what goes past TCP
-  UM_WRONG_ALTERED,          // the first byte of a message
+  UM_WRONG_ALTERED,          // the first byte of a message to the listener's side
+  UM_WRONG_ALTERED_BACK,     // the first byte of a message from there
   UM_WRONG_LARGE,            // the first byte of a message of more than 64 KB
   UM_WRONG_IPV6,             // the first byte of a message, there
   UM_WRONG_LOST,             // the first byte of a message
