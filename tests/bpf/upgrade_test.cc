@@ -113,8 +113,9 @@ class UpgradeTest : public DatapathTest {
     {
       Child client(&*app_group_, &*app_, [&] { dial_without_end(); });
       const auto wait_for_more = [&] {
-        const std::uint64_t enough = shared_->refused + 50;
-        while (shared_->refused < enough) std::this_thread::yield();
+        const auto judged = [&] { return shared_->refused + shared_->wrongly_allowed; };
+        const std::uint64_t enough = judged() + 50;
+        while (judged() < enough) std::this_thread::yield();
       };
       wait_for_more();
       work(wait_for_more);
@@ -129,6 +130,74 @@ class UpgradeTest : public DatapathTest {
   Dialled* shared_ = nullptr;
   UniqueFd denied_;
 };
+
+// The agent of another layout, a process of its own: its programs judge by maps of other shapes.
+class OtherAgent {
+ public:
+  OtherAgent(const std::string& pin_dir, const Cgroup& mesh, const NetNs& ns, const Cgroup& app) {
+    int out[2];
+    if (::pipe2(out, O_CLOEXEC) != 0) fixture_failed("pipe");
+    const UniqueFd told(out[0]), its_out(out[1]);
+    const std::string cookie = std::to_string(ns.cookie()), netns = ns.path();  // by our fd
+    process_.emplace(nullptr, nullptr, [&] {
+      ::dup2(out[1], STDOUT_FILENO);
+      ::execl(MESH_OTHER_LAYOUT_AGENT, MESH_OTHER_LAYOUT_AGENT, pin_dir.c_str(),
+              mesh.path().c_str(), cookie.c_str(), netns.c_str(), app.path().c_str(), nullptr);
+    });
+    char said[64] = {};
+    pollfd ready{told.get(), POLLIN, 0};
+    is_ready_ = ::poll(&ready, 1, 60'000) == 1 && ::read(told.get(), said, sizeof said) == 6;
+  }
+  bool is_ready() const { return is_ready_; }
+  void kill() { process_->kill(); }
+
+ private:
+  bool is_ready_ = false;
+  std::optional<Child> process_;
+};
+
+TEST_F(UpgradeTest, ProgramsOverMapsOfOtherShapesAreReplacedAndTheirConnectionsLiveOn) {
+  stop_heart();
+  datapath_.reset();
+  must(datapath::disable_all(options_.pin_dir));
+  OtherAgent other(options_.pin_dir, *mesh_group_, *app_, *app_group_);
+  ASSERT_TRUE(other.is_ready());
+  ASSERT_TRUE(fs::exists(maps_dir(UM_LAYOUT - 1)));
+  EXPECT_FALSE(fs::exists(maps_dir(UM_LAYOUT)));
+  ASSERT_EQ(connect_from_app("10.9.0.2:8082"), kRefused);
+  app_group_->enter();
+  UniqueFd open_one = app_->run([] { return UniqueFd(dial(kBalanced, AF_INET)); });
+  mesh_group_->enter();
+  UniqueFd served = accept_within(first_.get(), 1000);
+  if (!served) served = accept_within(second_.get());
+  ASSERT_TRUE(served);
+  const auto lives = [&] {
+    char byte = 0;
+    return ::send(open_one.get(), "x", 1, MSG_NOSIGNAL) == 1 &&
+           ::read(served.get(), &byte, 1) == 1 && peer_of(open_one.get()).address == at(kBalanced);
+  };
+  under_load([&](auto wait_for_more) {
+    other.kill();
+    wait_for_more();
+    open();
+    const State was = must(datapath_->adopt());
+    EXPECT_EQ(was.workloads.at(kApp).addresses, state_.workloads.at(kApp).addresses);
+    EXPECT_TRUE(was.services.contains(at(kService)));
+    must(datapath_->attach_mesh(mesh_group_->path()));
+    wait_for_more();
+    EXPECT_TRUE(fs::exists(maps_dir(UM_LAYOUT - 1))) << "they decide until the change-over";
+    apply_all();
+  });
+  EXPECT_FALSE(fs::exists(maps_dir(UM_LAYOUT - 1)));
+  EXPECT_GT(count("connects_denied_policy"), 0) << "by the new programs, in the new maps";
+  EXPECT_TRUE(lives());
+  EXPECT_EQ(entries_of("um_connections"), 1) << "what the other's programs wrote down";
+  verdict(3, 8080, false, 23);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  EXPECT_EQ(count("connections_ended_by_policy"), 1);
+  EXPECT_FALSE(lives());
+}
 
 TEST_F(UpgradeTest, AnotherLayoutTakesOverWithoutAGap) {
   under_load([&](auto wait_for_more) {
