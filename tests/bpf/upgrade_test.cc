@@ -8,6 +8,7 @@
 
 #include "datapath/byte_order.h"
 #include "tests/support/datapath_fixture.h"
+#include "tests/support/eventually.h"
 
 namespace mesh::test {
 namespace {
@@ -191,12 +192,15 @@ TEST_F(UpgradeTest, ProgramsOverMapsOfOtherShapesAreReplacedAndTheirConnectionsL
   EXPECT_FALSE(fs::exists(maps_dir(UM_LAYOUT - 1)));
   EXPECT_GT(count("connects_denied_policy"), 0) << "by the new programs, in the new maps";
   EXPECT_TRUE(lives());
-  EXPECT_EQ(entries_of("um_connections"), 1) << "what the other's programs wrote down";
+  // The client's last ones are closed in their own time.
+  EXPECT_TRUE(eventually([&] { return entries_of("um_connections") == 1; }))
+      << "what the other's programs wrote down";
   verdict(3, 8080, false, 23);
   apply_all();
   must(datapath_->end_forbidden(state_));
-  EXPECT_EQ(count("connections_ended_by_policy"), 1);
   EXPECT_FALSE(lives());
+  // And what its last ones left half closed, as nobody accepts any more.
+  EXPECT_GE(count("connections_ended_by_policy"), 1);
 }
 
 TEST_F(UpgradeTest, AnotherLayoutTakesOverWithoutAGap) {
