@@ -32,6 +32,36 @@ void add_part(const std::string& text, std::string& key) {
   key += std::to_string(text.size()) + ":" + text + ",";
 }
 
+// each_server(see): calls it with each one whose port names count; asked for named ports alone.
+template <class EachServer>
+std::vector<PortRange> ports(const Selection& selection, Transport transport,
+                             std::vector<NetworkRule> NetworkPolicy::* rules,
+                             EachServer each_server) {
+  Cuts cuts;
+  if (transport == Transport::kTcp || selection.strict)
+    for (const AuthorizationPolicy* policy : selection.authorization)
+      for (const L4Rule& rule : policy->rules) {
+        cut(cuts, rule.to);
+        cut(cuts, rule.when_port);
+      }
+  const auto cut_named = [&](const NetworkPort& port) {
+    each_server([&](const Workload& server) {
+      if (const auto named = server.ports.find(port.name); named != server.ports.end())
+        cut(cuts, named->second, named->second);
+    });
+  };
+  for (const NetworkPolicy* policy : selection.network)
+    for (const NetworkRule& rule : policy->*rules)
+      for (const NetworkPort& port : rule.ports) {
+        if (port.transport != transport) continue;
+        if (port.name.empty())
+          cut(cuts, port.first, port.last);
+        else
+          cut_named(port);
+      }
+  return ranges_between(std::move(cuts));
+}
+
 }  // namespace
 
 PolicyParts::PolicyParts(const Snapshot& snapshot) {
@@ -85,40 +115,17 @@ std::string PolicyParts::key(const Selection& selection, const Workload& workloa
 
 std::vector<PortRange> PolicyParts::ingress_ports(const Selection& selection, Transport transport,
                                                   const Workload& server) const {
-  return ports(selection, transport, &NetworkPolicy::ingress_rules, {&server});
+  return ports(selection, transport, &NetworkPolicy::ingress_rules,
+               [&](const auto& see) { see(server); });
 }
 
 std::vector<PortRange> PolicyParts::egress_ports(const Snapshot& snapshot,
                                                  const Selection& selection, Transport transport,
                                                  const Workload* server) const {
-  std::vector<const Workload*> servers;
-  if (server)
-    servers.push_back(server);
-  else
-    for (const auto& [name, workload] : snapshot.workloads) servers.push_back(workload.get());
-  return ports(selection, transport, &NetworkPolicy::egress_rules, servers);
-}
-
-std::vector<PortRange> PolicyParts::ports(const Selection& selection, Transport transport,
-                                          std::vector<NetworkRule> NetworkPolicy::* rules,
-                                          const std::vector<const Workload*>& servers) {
-  Cuts cuts;
-  if (transport == Transport::kTcp || selection.strict)
-    for (const AuthorizationPolicy* policy : selection.authorization)
-      for (const L4Rule& rule : policy->rules) {
-        cut(cuts, rule.to);
-        cut(cuts, rule.when_port);
-      }
-  for (const NetworkPolicy* policy : selection.network)
-    for (const NetworkRule& rule : policy->*rules)
-      for (const NetworkPort& port : rule.ports) {
-        if (port.transport != transport) continue;
-        if (port.name.empty()) cut(cuts, port.first, port.last);
-        for (const Workload* server : servers)
-          if (const auto named = server->ports.find(port.name); named != server->ports.end())
-            cut(cuts, named->second, named->second);
-      }
-  return ranges_between(std::move(cuts));
+  return ports(selection, transport, &NetworkPolicy::egress_rules, [&](const auto& see) {
+    if (server) return see(*server);
+    for (const auto& [name, workload] : snapshot.workloads) see(*workload);
+  });
 }
 
 std::vector<std::string> PolicyParts::asked_labels(const Workload& workload) const {

@@ -42,9 +42,6 @@ class PolicyParts {
 
  private:
   void see(const NetworkPeer& peer);
-  static std::vector<PortRange> ports(const Selection& selection, Transport transport,
-                                      std::vector<NetworkRule> NetworkPolicy::* rules,
-                                      const std::vector<const Workload*>& servers);
 
   std::map<const void*, std::string> names_;  // of each policy; two of one name differ
   std::vector<IpBlock> blocks_;
