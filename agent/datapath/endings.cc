@@ -68,7 +68,7 @@ std::optional<Error> Endings::end_where(const State& state,
 }
 
 // In the host's namespace, which is meshd's own: others' connections there are not the gateway's,
-// nor is what the mesh's sockets have accepted.
+// nor is what the mesh's sockets have accepted, which is known by their listener while it is there.
 std::optional<Error> Endings::end_of_the_gateway(const State& state, const IsOver& is_over) {
   for (const auto& [id, gateway] : state.workloads) {
     if (!gateway.cgroup.empty()) continue;

@@ -1,3 +1,7 @@
+// Datapath over the kernel: what a State wants of the maps and links, in the order that keeps every
+// moment safe (rows of policy before what they judge is found, removals after the kernel's grace
+// period), and what did not fit. The maps, sets, links and looks themselves are in files of their
+// own beside this one.
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>

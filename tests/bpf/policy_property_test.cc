@@ -16,7 +16,7 @@
 #include "config/yaml.h"
 #include "control/authz.h"
 #include "tests/support/datapath_fixture.h"
-#include "tests/support/decide_cases.h"
+#include "tests/support/decide_world.h"
 #include "tests/support/memory_files.h"
 #include "tests/support/policy_cases.h"
 // clang-format off: each uses the structs of the one before

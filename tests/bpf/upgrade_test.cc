@@ -116,7 +116,7 @@ class UpgradeTest : public DatapathTest {
       const auto wait_for_more = [&] {
         const auto judged = [&] { return shared_->refused + shared_->wrongly_allowed; };
         const std::uint64_t enough = judged() + 50;
-        while (judged() < enough) std::this_thread::yield();
+        EXPECT_TRUE(eventually([&] { return judged() >= enough; }));
       };
       wait_for_more();
       work(wait_for_more);
