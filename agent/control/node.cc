@@ -66,6 +66,23 @@ std::uint64_t since_clock_began_ms() {
       std::chrono::duration_cast<std::chrono::milliseconds>(since).count());
 }
 
+// Of an earlier meshd, and from a configuration: the gateway is there without one.
+bool has_workloads_or_services(const datapath::State& kernel) {
+  return !kernel.services.empty() || !kernel.udp_services.empty() || !kernel.sets.empty() ||
+         std::ranges::any_of(kernel.workloads,
+                             [](const auto& one) { return one.first != feed::kGatewayWorkload; });
+}
+
+// To go on would take the hooks off every workload, and its policies out of the kernel.
+Error lost_directory(const std::string& directory) {
+  return {Errc::refused,
+          "the kernel has workloads or services of an earlier meshd, but the state directory " +
+              directory +
+              " knows of none (it has no 'accepted'): nothing was changed, and what is enrolled is "
+              "policed as before. Mount it, or restore it, and start again; to begin anew without "
+              "what was: `meshctl disable --all`, then start again"};
+}
+
 }  // namespace
 
 Node::Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_options)
@@ -81,8 +98,10 @@ Node::Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_
 Result<> Node::start(Clock::time_point now) {
   started_ = now_ = now;
   MESH_TRY(parts_.numbers.load());
-  MESH_TRY(parts_.store.open());
   MESH_TRY(auto kernel, parts_.datapath.adopt());
+  if (parts_.store.is_new() && has_workloads_or_services(kernel))
+    return lost_directory(parts_.store.directory());
+  MESH_TRY(parts_.store.open());
   for (const auto& [id, workload] : kernel.workloads)
     parts_.numbers.reserve_up_to(Space::kWorkload, id);
   for (const auto* services : {&kernel.services, &kernel.udp_services})

@@ -58,7 +58,8 @@ class Node {
   Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_options);
 
   // Reads what the kernel has and what is stored, and writes the first state: the one that was,
-  // until the peers are heard. Before it nothing else is called.
+  // until the peers are heard. Before it nothing else is called. Errc::refused: the kernel has
+  // workloads, but the store is new; then nothing was changed.
   Result<> start(Clock::time_point now);
 
   PeerEvents& hold_events() { return hold_events_; }

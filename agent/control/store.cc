@@ -115,6 +115,11 @@ json::object without_server_fields(json::object tree) {
 Store::Store(Files& files, std::string directory, Random random, std::function<std::string()> now)
     : files_(files), directory_(std::move(directory)), random_(random), now_(std::move(now)) {}
 
+bool Store::is_new() const {
+  const auto accepted = files_.list(directory_ + "/accepted");
+  return !accepted && accepted.error().code == Errc::not_found;
+}
+
 Result<> Store::open() {
   MESH_TRY(make_directories(files_, directory_ + "/accepted"));
   MESH_TRY(make_directories(files_, directory_ + "/parsed"));

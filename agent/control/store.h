@@ -41,6 +41,9 @@ class Store {
   // now: RFC 3339 in UTC, asked when something is seen for the first time.
   Store(Files& files, std::string directory, Random random, std::function<std::string()> now);
 
+  // Nothing was ever kept here: a first start, or another directory than the one that was (a disk
+  // that is not mounted). open() ends that.
+  bool is_new() const;
   // Makes the directories (see above), reads what was accepted, and all objects.
   Result<> open();
   // Reads what changed on disk; true when the objects or problems are others than before.
@@ -51,6 +54,7 @@ class Store {
   const std::vector<config::Problem>& problems() const { return problems_; }
   bool is_source_read() const { return source_error_.empty(); }  // when it was looked at last
   config::ObjectPtr find(const config::ObjectKey& key) const;
+  const std::string& directory() const { return directory_; }
   std::string objects_directory() const { return directory_ + "/objects"; }
   std::string object_path(const config::ObjectKey& key) const;  // where put() writes it
 

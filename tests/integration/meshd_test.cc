@@ -234,12 +234,39 @@ class Meshd : public testing::Test {
     hold_ = spawn(
         {MESH_BIN_DIR "/meshhold", "--run-dir", dir_, "--proxy-uid", "0", "--log-level", "error"});
   }
+  pid_t spawn_meshd() {
+    return spawn({MESH_BIN_DIR "/meshd", "--run-dir", dir_, "--state-dir", dir_ + "/state",
+                  "--cgroup", root_, "--proxy-uid", "0", "--pin-dir", dir_ + "/bpf/undermesh",
+                  "--access-log", dir_ + "/access.log", "--log-level",
+                  ::getenv("MESHD_TEST_LOG") ? ::getenv("MESHD_TEST_LOG") : "error"});
+  }
   void start_meshd() {
-    meshd_ = spawn({MESH_BIN_DIR "/meshd", "--run-dir", dir_, "--state-dir", dir_ + "/state",
-                    "--cgroup", root_, "--proxy-uid", "0", "--pin-dir", dir_ + "/bpf/undermesh",
-                    "--access-log", dir_ + "/access.log", "--log-level",
-                    ::getenv("MESHD_TEST_LOG") ? ::getenv("MESHD_TEST_LOG") : "error"});
+    meshd_ = spawn_meshd();
     ASSERT_TRUE(proxy_->serve_until([&] { return ask("GET", "/v1/version").status == 200; }));
+  }
+  // One that ends by itself: how, and what it said.
+  std::pair<int, std::string> run_meshd() {
+    int said[2];
+    if (::pipe2(said, O_CLOEXEC) != 0) return {};
+    const int own = ::dup(STDERR_FILENO);
+    ::dup2(said[1], STDERR_FILENO);
+    const pid_t pid = spawn_meshd();
+    ::dup2(own, STDERR_FILENO);
+    ::close(own);
+    ::close(said[1]);
+    std::string text;
+    char chunk[4096];
+    constexpr int kMilliseconds = std::chrono::milliseconds(kPatience).count();
+    for (pollfd readable{said[0], POLLIN, 0}; ::poll(&readable, 1, kMilliseconds) == 1;) {
+      const ssize_t got = ::read(said[0], chunk, sizeof chunk);
+      if (got <= 0) break;
+      text.append(chunk, static_cast<std::size_t>(got));
+    }
+    ::close(said[0]);
+    ::kill(pid, SIGKILL);  // one that runs after all
+    int status = -1;
+    ::waitpid(pid, &status, 0);
+    return {status, text};
   }
   static void stop(pid_t& pid) {
     if (pid <= 0) return;
@@ -488,6 +515,33 @@ TEST_F(Meshd, ARestartAdoptsAndPolicyNeverLapses) {
   EXPECT_EQ(proxy_->revoked.size(), 0U);
   EXPECT_TRUE(more_probes());
   EXPECT_EQ(probes.other, 0) << "connects that were not refused";
+}
+
+TEST_F(Meshd, WithoutItsStateDirectoryItDoesNotStartAndPolicyHolds) {
+  const Sandbox client(root_, "client", "10.9.0.1");
+  const Sandbox server(root_, "server", "10.9.0.2");
+  apply({client.entry(), server.entry(), service("server"), allow_nobody("deny", "server")});
+  ASSERT_TRUE(proxy_->serve_until([&] { return state_of("client") == "enrolled"; }));
+  EXPECT_EQ(client.connect("10.9.0.2:9080"), ECONNREFUSED);
+  const auto enrolled = proxy_->enrolled;
+  stop(meshd_);
+  fs::rename(dir_ + "/state", dir_ + "/unmounted");
+  for (const bool is_mount_point_there : {false, true}) {
+    if (is_mount_point_there) fs::create_directory(dir_ + "/state");
+    const auto [status, said] = run_meshd();
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1) << status;
+    EXPECT_THAT(said, testing::HasSubstr("the state directory " + dir_ + "/state"));
+    EXPECT_FALSE(fs::exists(dir_ + "/state/accepted"));
+    EXPECT_EQ(client.connect("10.9.0.2:9080"), ECONNREFUSED);
+  }
+  fs::remove(dir_ + "/state");
+  fs::rename(dir_ + "/unmounted", dir_ + "/state");
+  start_meshd();
+  ASSERT_TRUE(proxy_->serve_until([&] { return state_of("client") == "enrolled"; }));
+  EXPECT_EQ(proxy_->enrolled, enrolled);
+  EXPECT_EQ(proxy_->revoked.size(), 0U);
+  EXPECT_EQ(client.connect("10.9.0.2:9080"), ECONNREFUSED);
+  EXPECT_EQ(status().state, "ready") << testing::PrintToString(status().reasons);
 }
 
 TEST_F(Meshd, AKilledMeshholdGetsEverythingBack) {

@@ -302,5 +302,72 @@ TEST_F(NodeTest, WhoWaitsIsToldOfEveryStepOfAnEnrolment) {
   EXPECT_EQ(states.size(), 4U);
 }
 
+// --- a state directory that is missing
+
+TEST_F(NodeTest, WithoutItsStateDirectoryWhatIsEnrolledStaysAsItIs) {
+  connect();
+  const std::uint32_t id = enrol("client", "10.77.0.1");
+  outcome(service("reviews"));
+  outcome(deny("client"));
+  acknowledge();
+  const datapath::State before = datapath_.state;
+  const int applies = datapath_.applies;
+  ASSERT_TRUE(before.workloads.contains(id));
+  files_.move_away("/s");
+  const auto started = start_anew();
+  ASSERT_FALSE(started) << "the kernel's workloads would have no hooks any more";
+  EXPECT_EQ(started.error().code, Errc::refused);
+  for (const char* words : {"state directory /s ", "Mount it", "meshctl disable --all"})
+    EXPECT_THAT(started.error().message, HasSubstr(words));
+  EXPECT_EQ(datapath_.applies, applies);
+  EXPECT_THAT(files_.texts, testing::IsEmpty()) << "a first start would have written there";
+  EXPECT_FALSE(files_.list("/s")) << "what is mounted later lies over nothing";
+  files_.put_back();
+  restart();
+  EXPECT_EQ(datapath_.state.workloads, before.workloads);
+  EXPECT_EQ(datapath_.state.sets, before.sets);
+  EXPECT_EQ(id_of("client"), id);
+}
+
+TEST_F(NodeTest, WithoutItsStateDirectoryServicesOrPoliciesAloneStayAsTheyAre) {
+  const datapath::State nothing = datapath_.state;
+  const auto is_refused_with = [&](auto add) {
+    datapath_.state = nothing;
+    add(datapath_.state);
+    files_.move_away("/s");
+    return !start_anew();
+  };
+  EXPECT_TRUE(is_refused_with([](datapath::State& state) { state.services[kVip].id = 7; }));
+  EXPECT_TRUE(is_refused_with([](datapath::State& state) { state.udp_services[kVip].id = 7; }));
+  EXPECT_TRUE(is_refused_with([](datapath::State& state) { state.sets[7]; }));
+  EXPECT_FALSE(is_refused_with([](datapath::State&) {}));
+}
+
+TEST_F(NodeTest, AStateDirectoryMayBeNewWhereTheKernelHasNoWorkloads) {
+  connect();
+  answer_enrol(feed::kGatewayWorkload);
+  acknowledge();
+  ASSERT_TRUE(datapath_.state.workloads.contains(feed::kGatewayWorkload));
+  files_.move_away("/s");
+  restart();  // the gateway alone is of no configuration
+  enrol("client", "10.77.0.1");
+  acknowledge();
+  files_.move_away("/s");
+  datapath_.state = {};  // `meshctl disable --all`, `down`
+  restart();
+  EXPECT_EQ(state_of("client"), "absent");
+}
+
+TEST_F(NodeTest, AStateDirectoryWithoutObjectsEndsWhatIsEnrolled) {
+  connect();
+  const std::uint32_t id = enrol("client", "10.77.0.1");
+  acknowledge();
+  // As a meshd leaves it that was killed when the last object was gone, and the kernel not told.
+  std::erase_if(files_.texts, [](const auto& file) { return file.first != "/s/ids.json"; });
+  restart();
+  connect();
+  EXPECT_FALSE(datapath_.state.workloads.contains(id));
+}
+
 }  // namespace
 }  // namespace mesh::control

@@ -109,6 +109,10 @@ class NodeTest : public testing::Test {
   NodeTest() { restart(); }
 
   void restart() {
+    const auto started = start_anew();
+    ASSERT_TRUE(started) << started.error().message;
+  }
+  Result<> start_anew() {
     config::Workload gateway;
     gateway.name = {"istio-system", "undermesh-gateway"};
     config::CompileOptions options;
@@ -122,8 +126,7 @@ class NodeTest : public testing::Test {
     node_ = std::make_unique<Node>(
         NodeOptions{"1.2.3", "node", "/cg", access_log_},
         NodeParts{*store_, *numbers_, datapath_, machine_, hold_, proxy_, *fast_path_}, options);
-    const auto started = node_->start(now_);
-    ASSERT_TRUE(started) << started.error().message;
+    return node_->start(now_);
   }
   void connect_hold() {
     hold_.connected = true;
