@@ -260,7 +260,7 @@ class TimedDatapath final : public datapath::Datapath {
     ++applies;
     return result;
   }
-  const std::set<datapath::SetId>& misfit_sets() const override { return inner_.misfit_sets(); }
+  const datapath::Misfits& misfits() const override { return inner_.misfits(); }
   const std::map<datapath::WorkloadId, std::string>& uncovered() const override {
     return inner_.uncovered();
   }

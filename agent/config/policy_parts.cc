@@ -64,26 +64,44 @@ std::vector<PortRange> ports(const Selection& selection, Transport transport,
 
 }  // namespace
 
+std::vector<IpBlock> address_blocks(const AuthorizationPolicy& policy) {
+  std::vector<IpBlock> blocks;
+  for (const L4Rule& rule : policy.rules)
+    for (const auto* matches : {&rule.from, &rule.when})
+      for (const SourceMatch& match : *matches)
+        for (const auto* list : {&match.ip_blocks, &match.not_ip_blocks})
+          blocks.insert(blocks.end(), list->begin(), list->end());
+  return blocks;
+}
+
+std::vector<IpBlock> address_blocks(const NetworkPolicy& policy) {
+  std::vector<IpBlock> blocks;
+  for (const auto* rules : {&policy.ingress_rules, &policy.egress_rules})
+    for (const NetworkRule& rule : *rules)
+      for (const NetworkPeer& peer : rule.peers) {
+        if (peer.block) blocks.push_back(*peer.block);
+        blocks.insert(blocks.end(), peer.except.begin(), peer.except.end());
+      }
+  return blocks;
+}
+
 PolicyParts::PolicyParts(const Snapshot& snapshot) {
   std::map<std::string, int> versions;  // of a policy that is in several files
   const auto name = [&](const void* policy, const std::string& text) {
     const int version = versions[text]++;
     names_[policy] = text + (version ? "#" + std::to_string(version) : "") + ",";
   };
-  const auto add = [&](const std::vector<SourceMatch>& matches) {
-    for (const SourceMatch& match : matches)
-      for (const auto* list : {&match.ip_blocks, &match.not_ip_blocks})
-        blocks_.insert(blocks_.end(), list->begin(), list->end());
+  const auto add_blocks = [&](const auto& policy) {
+    const std::vector<IpBlock> blocks = config::address_blocks(policy);
+    blocks_.insert(blocks_.end(), blocks.begin(), blocks.end());
   };
   for (const AuthorizationPolicyPtr& policy : snapshot.policies) {
     name(policy.get(), display_name(*policy));
-    for (const L4Rule& rule : policy->rules) {
-      add(rule.from);
-      add(rule.when);
-    }
+    add_blocks(*policy);
   }
   for (const NetworkPolicyPtr& policy : snapshot.network_policies) {
     name(policy.get(), display_name(*policy));
+    add_blocks(*policy);
     for (const auto* rules : {&policy->ingress_rules, &policy->egress_rules})
       for (const NetworkRule& rule : *rules) {
         for (const NetworkPeer& peer : rule.peers) see(peer);
@@ -94,8 +112,6 @@ PolicyParts::PolicyParts(const Snapshot& snapshot) {
 }
 
 void PolicyParts::see(const NetworkPeer& peer) {
-  if (peer.block) blocks_.push_back(*peer.block);
-  blocks_.insert(blocks_.end(), peer.except.begin(), peer.except.end());
   if (!peer.pods) return;
   for (const auto& [label, value] : peer.pods->labels) labels_.insert(label);
   for (const LabelRequirement& requirement : peer.pods->requirements)

@@ -20,6 +20,10 @@ struct PortRange {
 bool selects_namespace(const Snapshot& snapshot, const LabelSelector& selector,
                        const std::string& ns);
 
+// The blocks that a policy names, as often as it does.
+std::vector<IpBlock> address_blocks(const AuthorizationPolicy& policy);
+std::vector<IpBlock> address_blocks(const NetworkPolicy& policy);
+
 class PolicyParts {
  public:
   explicit PolicyParts(const Snapshot& snapshot);

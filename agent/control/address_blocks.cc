@@ -33,11 +33,13 @@ IpBlock only(const IpAddress& address) { return {address, address.is_v4() ? 32 :
 
 }  // namespace
 
+IpBlock plain_block(const IpBlock& block) { return {first_address(block), block.prefix_length}; }
+
 AddressBlocks::AddressBlocks(const std::vector<IpBlock>& named,
                              const std::vector<IpAddress>& node_addresses)
     : node_(node_addresses.begin(), node_addresses.end()) {
   std::set<IpBlock> once;
-  for (const IpBlock& block : named) once.insert({first_address(block), block.prefix_length});
+  for (const IpBlock& block : named) once.insert(plain_block(block));
   all_.assign(once.begin(), once.end());
   v4_ = stretches_of(true);
   v6_ = stretches_of(false);

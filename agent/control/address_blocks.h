@@ -13,6 +13,9 @@
 
 namespace mesh::control {
 
+// However it is written: with no bit set behind its prefix.
+IpBlock plain_block(const IpBlock& block);
+
 class AddressBlocks {
  public:
   AddressBlocks(const std::vector<IpBlock>& named, const std::vector<IpAddress>& node_addresses);

@@ -276,21 +276,6 @@ api::Dump dump_policies(const Snapshot& snapshot,
   return dump;
 }
 
-std::set<std::string> policies_of_sets(const datapath::State& state,
-                                       const std::set<datapath::SetId>& sets,
-                                       const std::map<std::uint32_t, PolicyRule>& rules) {
-  std::set<std::string> policies;
-  for (const datapath::SetId id : sets) {
-    const auto set = state.sets.find(id);
-    if (set == state.sets.end()) continue;
-    for (const auto& [key, verdict] : set->second)
-      for (const std::uint32_t number : {verdict.policy, verdict.audit})
-        if (const auto rule = rules.find(number); rule != rules.end())
-          policies.insert(rule->second.policy);
-  }
-  return policies;
-}
-
 namespace {
 
 std::string text_of(const dns::Record& record) {

@@ -12,8 +12,6 @@
 #include "base/result.h"
 #include "config/object.h"
 #include "config/snapshot.h"
-#include "control/kernel_state.h"
-#include "datapath/datapath.h"
 
 namespace mesh::control {
 
@@ -25,10 +23,6 @@ api::Dump dump_policies(const config::Snapshot& snapshot,
                         const std::vector<api::Status::PolicyCount>& counts,
                         const std::set<config::ObjectName>& enrolled,
                         const std::vector<config::Problem>& problems);
-// The policies, by name, that have a say in these sets of `state`.
-std::set<std::string> policies_of_sets(const datapath::State& state,
-                                       const std::set<datapath::SetId>& sets,
-                                       const std::map<std::uint32_t, PolicyRule>& rules);
 // Who asks for a name, and whom.
 struct DnsClient {
   enum class Resolver : std::uint8_t {

@@ -25,6 +25,7 @@ using config::ObjectPtr;
 constexpr int kRetryTicks = 3;
 constexpr int kOrphanTicks = 5;
 constexpr std::size_t kMaxQuestions = 64;
+constexpr std::size_t kMaxLogged = 100;  // names at once
 
 Logger log() {
   static const Logger made = logger("control");
@@ -149,8 +150,29 @@ void Node::publish(Clock::time_point now) {
   // The proxy knows a workload's connections by its number, as long as it is told of it.
   if (is_any_ending() && take_ended_flows()) send_flows();
   publisher_.publish({compilation_.snapshot, compilation_.for_proxy, workloads_.clients()}, now);
-  workloads_.set_kernel_errors(publisher_.kernel_errors());
+  note_kernel_errors();
   tell_change();
+}
+
+// Of the last apply(): workloads, and what else did not fit, in the log once each.
+void Node::note_kernel_errors() {
+  workloads_.set_kernel_errors(publisher_.kernel_errors());
+  NamedMisfits now;
+  if (const datapath::Misfits& misfits = parts_.datapath.misfits(); misfits != datapath::Misfits{})
+    now = name_misfits(misfits, publisher_.kernel(), *compilation_.snapshot,
+                       policy_rules(parts_.numbers));
+  std::size_t left = kMaxLogged;
+  const auto log_new = [&left](const auto& before, const auto& names) {
+    for (const auto& [name, what] : names)
+      if (const auto known = before.find(name);
+          (known == before.end() || known->second != what) && left != 0 && --left != 0)
+        log()->warn("no room in the kernel object={} what={}", name, what);
+  };
+  log_new(misfits_.policies, now.policies);
+  log_new(misfits_.others, now.others);
+  if (left == 0) log()->warn("no room in the kernel for more; see `meshctl status`");
+  if (now == NamedMisfits{} && misfits_ != now) log()->info("all fits into the kernel again");
+  misfits_ = std::move(now);
 }
 
 bool Node::is_any_ending() const {
@@ -272,7 +294,7 @@ void Node::reconcile_host_listeners() {
 // A proxy that just came has not stamped yet; and it may be we who were stopped: so a second look.
 void Node::watch_proxy(Clock::time_point now) {
   if (publisher_.write_responders()) {
-    workloads_.set_kernel_errors(publisher_.kernel_errors());
+    note_kernel_errors();
     tell_change();
   }
   if (!heartbeat_.is_open() || !parts_.proxy.is_connected()) return;
@@ -406,7 +428,7 @@ Result<> Node::on_proxy_frame(std::string_view payload) {
 
 void Node::on_ack(std::uint64_t version) {
   publisher_.on_ack(version, Clock::now());
-  workloads_.set_kernel_errors(publisher_.kernel_errors());
+  note_kernel_errors();
   reconcile_host_listeners();
   sync_hold();
   tell_change();
@@ -423,7 +445,7 @@ Result<> Node::on_dns(const json::object& message) {
     workloads.insert(number);
   }
   publisher_.set_responders(std::move(workloads));
-  workloads_.set_kernel_errors(publisher_.kernel_errors());
+  note_kernel_errors();
   tell_change();
   return success();
 }
@@ -447,7 +469,7 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
   remove_orphans();
   if (!publisher_.kernel_error().empty() || !publisher_.kernel_errors().empty()) {
     publisher_.refresh_kernel();
-    workloads_.set_kernel_errors(publisher_.kernel_errors());
+    note_kernel_errors();
   }
   publisher_.end_forbidden();
   if (++ticks_ % kRetryTicks == 0) {

@@ -11,7 +11,6 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -22,6 +21,7 @@
 #include "control/flow_book.h"
 #include "control/heartbeat.h"
 #include "control/host_listeners.h"
+#include "control/misfits.h"
 #include "control/numbers.h"
 #include "control/peer.h"
 #include "control/publisher.h"
@@ -150,6 +150,7 @@ class Node {
   void tell_change() const;
   void recompile(Clock::time_point now);
   void publish(Clock::time_point now);
+  void note_kernel_errors();
   void reconcile_host_listeners();
   void sync_hold();
   void end_workloads(Clock::time_point now);
@@ -170,7 +171,6 @@ class Node {
                       const std::vector<config::ObjectPtr>& objects);
   api::WorkloadStatus status_of(const config::ObjectName& name, const Enrolment& enrolment) const;
   void add_reasons(api::Status& status, Clock::time_point now) const;
-  std::set<std::string> policies_without_room() const;
 
   NodeOptions options_;
   NodeParts parts_;
@@ -200,6 +200,7 @@ class Node {
   std::map<std::uint64_t, std::function<void()>> change_sinks_;
   std::uint64_t next_tap_ = 1, next_question_ = 1, next_change_sink_ = 1;
   datapath::Counters counters_;
+  NamedMisfits misfits_;  // of the last apply()
   FlowBook flow_book_;
   int flow_reports_ = 0;
   std::string flow_error_;

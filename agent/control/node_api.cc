@@ -341,16 +341,11 @@ api::Dump Node::policies() {
   for (const Client& client : workloads_.clients()) enrolled.insert(client.workload->name);
   auto dump =
       dump_policies(*compilation_.snapshot, policy_counts(), enrolled, compilation_.problems);
-  const auto without_room = policies_without_room();
   for (json::object& row : dump.rows)
-    if (without_room.contains(std::string(row["policy"].as_string())))
-      row["state"] = "does not fit into the kernel: denies all";
+    if (const auto misfit = misfits_.policies.find(std::string(row["policy"].as_string()));
+        misfit != misfits_.policies.end())
+      row["state"] = misfit->second;
   return dump;
-}
-
-std::set<std::string> Node::policies_without_room() const {
-  return policies_of_sets(publisher_.kernel(), parts_.datapath.misfit_sets(),
-                          policy_rules(parts_.numbers));
 }
 
 Result<api::Dump> Node::look_up(const std::string& name, const std::string& from) const {
@@ -415,11 +410,13 @@ void Node::add_reasons(api::Status& status, Clock::time_point now) const {
   if (const auto errors = publisher_.kernel_errors().find(0);
       errors != publisher_.kernel_errors().end())
     reasons.push_back("the kernel: " + errors->second.message);
-  for (const std::string& policy : policies_without_room())
-    if (reasons.size() < kMaxProblems)
-      reasons.push_back(policy +
-                        ": does not fit into the kernel with the others, so what it selects is "
-                        "refused everything; have fewer policies, or fewer peers and ports in it");
+  for (const auto* names : {&misfits_.policies, &misfits_.others})
+    for (const auto& [name, what] : *names)
+      if (reasons.size() < kMaxProblems) reasons.push_back(name + ": " + what);
+  if (!misfits_.policies.empty())
+    reasons.push_back(
+        "policies fit where there are fewer of them, or fewer peers, ports and address blocks in "
+        "them; `meshctl bpf maps` says what is full");
   for (const std::string& problem : audit_.mesh_problems())
     reasons.push_back("the mesh's own programs and maps: " + problem +
                       "; see `meshctl check`, and end what attached or changed it");

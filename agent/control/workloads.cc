@@ -244,7 +244,10 @@ void Workloads::retry_failed() {
 void Workloads::set_kernel_errors(const std::map<datapath::WorkloadId, Error>& errors) {
   for (auto& [name, enrolment] : enrolments_) {
     const auto error = errors.find(enrolment.id);
-    enrolment.kernel_error = error == errors.end() ? std::string() : error->second.message;
+    std::string now = error == errors.end() ? std::string() : error->second.message;
+    if (!now.empty() && now != enrolment.kernel_error)
+      log()->warn("the kernel does not take a workload name={} error={}", name.to_string(), now);
+    enrolment.kernel_error = std::move(now);
   }
 }
 

@@ -131,6 +131,17 @@ struct State {
   std::set<SocketAddress> slow_listeners;
 };
 
+// What of a State has no room in the kernel, but for what is of one workload alone.
+struct Misfits {
+  std::set<SetId> sets;  // whom they judge is refused
+  // Where one of these is missing every address that is not found is refused, in both directions.
+  std::set<IpAddress> peers;
+  std::set<IpBlock> blocks;
+  std::set<SocketAddress> services, udp_services;       // refused
+  std::set<std::pair<WorkloadId, ServiceId>> refusals;  // all proxied services refuse the client
+  friend bool operator==(const Misfits&, const Misfits&) = default;
+};
+
 // A TCP connection of an enrolled workload that goes past no proxy, or the refusal of one.
 struct Flow {
   enum class Kind : std::uint8_t { kOpen, kClosed, kDenied };
@@ -175,11 +186,11 @@ class Datapath {
   // Returns the workloads that could not be enrolled or kept, with the reason; all else is applied.
   // Such a workload is not captured at all where it was not before; a strict one is refused
   // everything that its hooks see. The next apply() tries again.
-  // Under id 0: what is of no one workload and did not fit; then the kernel refuses every TCP
-  // destination that it does not find, until it fits. What did not fit of a workload refuses too.
+  // Under id 0: what is of no one workload and did not fit (misfits()), each map once; it refuses
+  // until it fits. What did not fit of a workload refuses too.
   virtual Result<std::map<WorkloadId, Error>> apply(const State& wanted) = 0;
-  // The sets that did not fit at the last apply(): whom they judge is refused.
-  virtual const std::set<SetId>& misfit_sets() const = 0;
+  // Of the last apply().
+  virtual const Misfits& misfits() const = 0;
   // The strict workloads that are enrolled although packets can go round the hooks of their
   // sockets, with the reason.
   virtual const std::map<WorkloadId, std::string>& uncovered() const = 0;

@@ -275,21 +275,21 @@ class KernelDatapath final : public Datapath {
     }
     MESH_TRY(detach_unwanted(wanted));
     const std::set<std::uint64_t> ended = cookies_but(wanted);
-    Problems misfits;
-    MESH_TRY(change(wanted, misfits));
+    Problems no_room;
+    MESH_TRY(change(wanted, no_room));
     MESH_TRY(remove_unwanted(wanted, ended));
-    if (!misfits.empty()) {  // there may be room now
-      misfits.clear();
+    if (!no_room.empty()) {  // there may be by now
+      no_room.clear();
       MESH_TRY(forget_what_was());
-      MESH_TRY(change(wanted, misfits));
+      MESH_TRY(change(wanted, no_room));
     }
-    is_complete_ = refuse_misfit_services(wanted, misfits);
+    is_complete_ = refuse_misfit_services(wanted, no_room);
     MESH_TRY(write_config(wanted_flags(generation())));
     attach_wanted(state, problems);
     MESH_TRY(settle_rows(state, withheld, wanted, problems));
     MESH_TRY(forget_what_was());
     MESH_TRY(udp_.forget_choices(object_.map("um_udp_choices"), state));
-    problems.merge(misfits);
+    for (const auto& [id, error] : no_room) add_problem(id, error, problems);
     if (object_.must_change_over()) {
       MESH_TRY(change_over(problems));
     }
@@ -297,7 +297,7 @@ class KernelDatapath final : public Datapath {
     return problems;
   }
 
-  const std::set<SetId>& misfit_sets() const override { return misfit_sets_; }
+  const Misfits& misfits() const override { return misfits_; }
   const std::map<WorkloadId, std::string>& uncovered() const override { return uncovered_; }
 
   Result<std::vector<Difference>> audit(const EnrolledWorkload& workload) override {
@@ -448,10 +448,9 @@ class KernelDatapath final : public Datapath {
   }
 
   // False where one cannot even be marked so, and an unknown destination must be refused.
-  bool refuse_misfit_services(const Wanted& wanted, Problems& misfits) {
-    const auto lost = maps_.services.refuse(std::exchange(misfit_services_, {}), wanted.services);
-    for (const auto& [key, err] : lost)
-      misfits.emplace(0, errno_error(err, "does not fit into the kernel's map of services"));
+  bool refuse_misfit_services(const Wanted& wanted, Problems& no_room) {
+    const auto lost = maps_.services.refuse(std::exchange(services_left_out_, {}), wanted.services);
+    for (const auto& [key, err] : lost) add_misfit(0, err, "services", no_room);
     return lost.empty();
   }
 
@@ -495,60 +494,82 @@ class KernelDatapath final : public Datapath {
            (is_complete_ && has_addresses_ ? 0U : UM_CONFIG_STATE_INCOMPLETE);
   }
 
-  static void add_misfit(WorkloadId id, int err, const char* what, Problems& misfits) {
-    misfits.emplace(id, errno_error(err, std::string("does not fit into the kernel's map of ") +
-                                             what + ", so it is refused"));
+  // Each map is said once of each.
+  static void add_misfit(WorkloadId id, int err, const char* what, Problems& no_room) {
+    add_problem(id,
+                errno_error(err, std::string("does not fit into the kernel's map of ") + what +
+                                     ", so it is refused"),
+                no_room);
+  }
+  static void add_problem(WorkloadId id, const Error& error, Problems& problems) {
+    const auto [known, is_first] = problems.emplace(id, error);
+    std::string& said = known->second.message;
+    if (!is_first && said.find(error.message) == std::string::npos) said += "; " + error.message;
   }
 
   // Policy first: the addresses of a service are judged as soon as it is there.
-  Result<> change(Wanted& wanted, Problems& misfits) {
-    MESH_TRY(change_policy(wanted, misfits));
-    misfit_services_ = maps_.services.put(wanted.services);
-    for (const auto& [key, err] : misfit_services_)
-      add_misfit(0, err, "services and endpoints", misfits);
+  Result<> change(Wanted& wanted, Problems& no_room) {
+    misfits_ = {};
+    MESH_TRY(change_policy(wanted, no_room));
+    services_left_out_ = maps_.services.put(wanted.services);
+    for (const auto& [key, err] : services_left_out_) {
+      (key.protocol == UM_UDP ? misfits_.udp_services : misfits_.services)
+          .insert(user_destination(key));
+      add_misfit(0, err, "services and endpoints", no_room);
+    }
     return success();
   }
 
   // What is written before is of use to nobody who is not in the new state.
-  Result<> change_policy(Wanted& wanted, Problems& misfits) {
+  Result<> change_policy(Wanted& wanted, Problems& no_room) {
     std::set<WorkloadId> incomplete;
     for (const auto& [key, err] : maps_.refusals.put(wanted.refusals)) {
-      add_misfit(key.client, err, "refusals", misfits);
+      misfits_.refusals.emplace(key.client, key.service);
+      add_misfit(key.client, err, "refusals", no_room);
       incomplete.insert(key.client);
     }
     for (const auto& [id, err] : maps_.records.put(wanted.records))
-      add_misfit(id, err, "workloads", misfits);
+      add_misfit(id, err, "workloads", no_room);
     for (const auto& [key, err] : maps_.own_addresses.put(wanted.own_addresses))
-      add_misfit(key.workload, err, "own addresses", misfits);
+      add_misfit(key.workload, err, "own addresses", no_room);
     constexpr std::uint32_t kIncomplete = UM_WORKLOAD_REFUSALS_INCOMPLETE;
     for (auto& [key, workload] : wanted.policy.workloads)
       workload.flags =
           (workload.flags & ~kIncomplete) | (incomplete.contains(workload.id) ? kIncomplete : 0U);
-    misfit_sets_.clear();
     if (has_addresses_ && maps_.policy.holds(wanted.policy)) return success();
-    return change_generation(wanted.policy, misfits);
+    return change_generation(wanted.policy, no_room);
   }
 
-  Result<> change_generation(const PolicyMaps::Entries& wanted, Problems& misfits) {
+  Result<> change_generation(const PolicyMaps::Entries& wanted, Problems& no_room) {
     if (is_other_remembered_) {
       MESH_TRY(wait_for_programs());
       is_other_remembered_ = false;
     }
     MESH_TRY(const auto left_out, maps_.policy.prepare(wanted));
-    for (const auto& [set, err] : left_out.sets) {
-      misfit_sets_.insert(set);
-      add_misfit(0, err, "policy sets", misfits);
-    }
-    if (left_out.blocks != 0) add_misfit(0, left_out.blocks, "address blocks", misfits);
-    if (left_out.peers != 0) add_misfit(0, left_out.peers, "peers", misfits);
-    for (const auto& [cookie, err] : left_out.workloads)
-      add_misfit(wanted.workloads.at({cookie, 0, 0}).id, err, "workloads", misfits);
+    note_left_out(left_out, no_room);
+    for (const auto& [key, err] : left_out.workloads)
+      add_misfit(wanted.workloads.at(key).id, err, "workloads", no_room);
     has_blocks_ = !wanted.blocks.empty();
     has_addresses_ = !left_out.lost_addresses();
     is_other_remembered_ = true;
     MESH_TRY(write_config(wanted_flags(maps_.policy.other())));
     maps_.policy.set_active(generation());
     return success();
+  }
+
+  void note_left_out(const PolicyMaps::LeftOut& left_out, Problems& no_room) {
+    for (const auto& [set, err] : left_out.sets) {
+      misfits_.sets.insert(set);
+      add_misfit(0, err, "policy sets", no_room);
+    }
+    for (const auto& [key, err] : left_out.peers) {
+      misfits_.peers.insert(user_address(key.address));
+      add_misfit(0, err, "peers", no_room);
+    }
+    for (const auto& [key, err] : left_out.blocks) {
+      misfits_.blocks.insert(user_block(key));
+      add_misfit(0, err, "address blocks", no_room);
+    }
   }
 
   // No program has anything in hand afterwards that is no more wanted.
@@ -793,8 +814,8 @@ class KernelDatapath final : public Datapath {
   Maps maps_;
   UdpChoices udp_;
   std::string mesh_cgroup_;  // "": not told yet
-  Services::Failures misfit_services_;
-  std::set<SetId> misfit_sets_;
+  Services::Failures services_left_out_;
+  Misfits misfits_;
   SocketWork sockets_;
   Flows flows_;
   Endings endings_;

@@ -45,6 +45,7 @@ template <class Key, class Value>
 class Map {
  public:
   using Entries = std::map<Key, Value, ByteOrder>;
+  using Failures = std::map<Key, int, ByteOrder>;  // errno
 
   // limit: of its share, where it shares the kernel's map.
   Map(int fd, const char* name, std::uint32_t generation = 0, std::size_t limit = SIZE_MAX)
@@ -70,10 +71,10 @@ class Map {
     return success();
   }
 
-  // Writes what is missing or different; returns the entries that did not go in (with errno). Such
+  // Writes what is missing or different; returns the entries that did not go in. Such
   // an entry is not in the map at all afterwards: never an old value in place of a new one.
-  std::map<Key, int, ByteOrder> put(const Entries& wanted) {
-    std::map<Key, int, ByteOrder> failed;
+  Failures put(const Entries& wanted) {
+    Failures failed;
     for (const auto& [key, value] : wanted) {
       auto known = entries_.find(key);
       if (known != entries_.end() && std::memcmp(&known->second, &value, sizeof value) == 0)

@@ -23,11 +23,6 @@ bool is_same(const PolicySets::Entries& a, const PolicySets::Entries& b) {
   });
 }
 
-template <class Key>
-int any_error(const std::map<Key, int, ByteOrder>& failed) {
-  return failed.empty() ? 0 : failed.begin()->second;
-}
-
 }  // namespace
 
 PolicyMaps::Generation::Generation(const Object& object, std::uint32_t number)
@@ -71,19 +66,18 @@ PolicyMaps::Entries PolicyMaps::entries() const {
 }
 
 // What goes makes room first: nobody misses it.
-Result<PolicyMaps::Misfits> PolicyMaps::prepare(const Entries& wanted) {
+Result<PolicyMaps::LeftOut> PolicyMaps::prepare(const Entries& wanted) {
   Generation& next = generations_[other()];
   MESH_TRY(next.workloads.keep_only(wanted.workloads));
   MESH_TRY(next.sets.keep_only(wanted.sets));
   MESH_TRY(next.peers.keep_only(wanted.peers));
   MESH_TRY(next.blocks.keep_only(wanted.blocks));
-  Misfits misfits;
-  misfits.sets = next.sets.put(wanted.sets, generations_[active_].sets);
-  misfits.peers = any_error(next.peers.put(wanted.peers));
-  misfits.blocks = any_error(next.blocks.put(wanted.blocks));
-  for (const auto& [key, error] : next.workloads.put(wanted.workloads))
-    misfits.workloads.emplace(key.netns_cookie, error);
-  return misfits;
+  LeftOut left_out;
+  left_out.sets = next.sets.put(wanted.sets, generations_[active_].sets);
+  left_out.peers = next.peers.put(wanted.peers);
+  left_out.blocks = next.blocks.put(wanted.blocks);
+  left_out.workloads = next.workloads.put(wanted.workloads);
+  return left_out;
 }
 
 Result<> PolicyMaps::sweep() {

@@ -28,13 +28,14 @@ class PolicyMaps {
     Map<um_peer_key, um_peer>::Entries peers;
     Map<um_block_key, std::uint32_t>::Entries blocks;
   };
-  struct Misfits {
-    std::map<std::uint64_t, int> workloads;  // by netns cookie -> errno
+  struct LeftOut {  // -> errno
+    Map<um_workload_key, um_workload>::Failures workloads;
     std::map<SetId, int> sets;
-    int peers = 0, blocks = 0;  // errno of one of them
+    Map<um_peer_key, um_peer>::Failures peers;
+    Map<um_block_key, std::uint32_t>::Failures blocks;
 
     // Whether an address that is not found may be one that did not fit.
-    bool lost_addresses() const { return peers != 0 || blocks != 0; }
+    bool lost_addresses() const { return !peers.empty() || !blocks.empty(); }
   };
 
   explicit PolicyMaps(const Object& object);
@@ -51,7 +52,7 @@ class PolicyMaps {
   std::uint64_t writes() const;  // entries written or deleted so far
 
   // What does not fit is not in the map afterwards; all else is as wanted.
-  Result<Misfits> prepare(const Entries& wanted);
+  Result<LeftOut> prepare(const Entries& wanted);
   void set_active(std::uint32_t generation) { active_ = generation; }
   // Entries of the active generation, as Map's.
   Result<bool> restore_workload(std::uint64_t netns_cookie) {

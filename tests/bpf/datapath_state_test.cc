@@ -206,14 +206,14 @@ TEST_F(DatapathTest, AFullMapOfSetsDenies) {
   has_set("10.9.0.3", 300);
   for (datapath::SetId set = 100; set < 201; ++set) verdict(set, 0, true, 1);
   EXPECT_TRUE(apply().contains(0));
-  EXPECT_TRUE(datapath_->misfit_sets().contains(200)) << "by name";
+  EXPECT_TRUE(datapath_->misfits().sets.contains(200)) << "by name";
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   EXPECT_EQ(count("connects_denied_no_verdict"), 1);
   // Room again: everything that is wanted gets in, in one call.
   state_.sets.clear();
   for (datapath::SetId set = 200; set < 250; ++set) verdict(set, 0, true, 1);
   apply_all();
-  EXPECT_TRUE(datapath_->misfit_sets().empty());
+  EXPECT_EQ(datapath_->misfits(), datapath::Misfits{});
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), 0);
 }
 
@@ -222,6 +222,7 @@ TEST_F(DatapathTest, ARefusalOfAServiceThatDoesNotFitRefuses) {
   for (datapath::ServiceId service = 800; service < 901; ++service)
     state_.refusals[{kApp, service}] = 1;
   EXPECT_TRUE(apply().contains(kApp));
+  EXPECT_TRUE(datapath_->misfits().refusals.contains({kApp, 900}));
   proxy_lives();
   EXPECT_EQ(connect_from_app("10.78.0.1:9080"), kRefused);
   EXPECT_EQ(count("connects_denied_map_full"), 1);
@@ -236,6 +237,7 @@ TEST_F(DatapathTest, AFullMapOfDestinationsRefusesWhatItDoesNotHold) {
     state_.peers[IpAddress::v4(10, 200, 0, static_cast<std::uint8_t>(i))] = {1, 3};
   has_set("10.250.0.1", 3);
   EXPECT_TRUE(apply().contains(0));
+  EXPECT_TRUE(datapath_->misfits().peers.contains(ip("10.250.0.1")));
   EXPECT_EQ(connect_from_app("10.9.0.2:8080"), kRefused);
   EXPECT_EQ(connect_from_mesh("10.9.0.2:8080"), kDenied);
   EXPECT_EQ(count("connects_denied_map_full"), 1);

@@ -5,9 +5,12 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include "config/object.h"
+#include "control/misfits.h"
 #include "tests/support/datagrams.h"
 #include "tests/support/datapath_fixture.h"
 #include "tests/support/eventually.h"
+#include "tests/support/memory_files.h"
 
 namespace mesh::test {
 namespace {
@@ -186,7 +189,7 @@ TEST_F(FullMapsTest, WithoutRoomForAnEventAllIsDecidedAsEver) {
   EXPECT_EQ(entries_of("um_connections"), 0) << "closed, whoever was told";
 }
 
-// --- um_client_services, um_members, um_blocks, um_own_addresses
+// --- um_client_services, um_members, um_blocks
 
 TEST_F(FullMapsTest, AServiceWhoseClientsDoNotFitIsRefused) {
   state_.services[at("10.78.0.2:70")] = balanced(2, {kSecond});
@@ -233,6 +236,7 @@ TEST_F(FullMapsTest, WhereBlocksDoNotFitStrangersAreRefusedBothWays) {
         IpAddress::v4(172, 16, static_cast<std::uint8_t>(i >> 8), static_cast<std::uint8_t>(i)),
         32}] = 9;
   EXPECT_TRUE(apply().contains(0));
+  EXPECT_EQ(datapath_->misfits().blocks.size(), 1);
   EXPECT_EQ(connect_from_app(kSecond), kRefused) << "a stranger's address";
   EXPECT_EQ(count("connects_denied_map_full"), 1);
   EXPECT_EQ(in_child(&*elsewhere_, &*app_, [] { return try_connect(kFirst); }), kRefused);
@@ -244,6 +248,93 @@ TEST_F(FullMapsTest, WhereBlocksDoNotFitStrangersAreRefusedBothWays) {
   apply_all();
   EXPECT_EQ(connect_from_app(kSecond), 0);
 }
+
+TEST_F(FullMapsTest, EveryMapThatIsFullIsSaid) {
+  for (datapath::SetId set = 100; set < 201; ++set) verdict(set, 0, true, 1);
+  for (int i = 0; i < 80; ++i) has_set("10.200.0." + std::to_string(i), 100);
+  for (std::uint16_t port = 1; port < 200; ++port)
+    state_.udp_services[{ip("10.78.0.1"), port}] = balanced(port, {kFirst});
+  const auto problems = apply();
+  ASSERT_TRUE(problems.contains(0));
+  for (const char* map : {"policy sets", "peers", "services and endpoints"})
+    EXPECT_THAT(problems.at(0).message, testing::HasSubstr(map));
+  const datapath::Misfits& misfits = datapath_->misfits();
+  EXPECT_FALSE(misfits.sets.empty() || misfits.peers.empty() || misfits.udp_services.empty());
+  EXPECT_TRUE(misfits.services.empty());
+}
+
+// --- by what names meshd says so
+
+// A configuration as meshd compiles it: the server, and policies.
+struct Configured {
+  config::Compiled compiled;
+  test::MemoryFiles files;
+  control::Numbers numbers{files, "/ids.json", IpBlock::parse("10.78.0.0/16").value()};
+  State state;
+
+  Configured(const std::string& policies, const State& workloads)
+      : compiled(config::compile(objects(policies), 1, {})) {
+    std::vector<control::Client> clients;
+    for (const auto& [id, kernel] : workloads.workloads)
+      clients.push_back({kernel, compiled.snapshot->workload_by_address.at(kernel.addresses[0])});
+    state = control::kernel_state({*compiled.snapshot, nullptr, {}, clients}, numbers);
+  }
+  static std::vector<config::ObjectPtr> objects(const std::string& policies) {
+    std::vector<config::ObjectPtr> all;
+    for (auto& object : must(config::parse_objects(R"(
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: server}
+spec: {address: 10.9.0.2, labels: {app: server}}
+)" + policies,
+                                                   "test.yaml")))
+      all.push_back(std::make_shared<config::Object>(std::move(object)));
+    return all;
+  }
+  control::NamedMisfits names(const datapath::Misfits& misfits) const {
+    return control::name_misfits(misfits, state, *compiled.snapshot,
+                                 control::policy_rules(numbers));
+  }
+};
+
+std::string allow_from(const std::string& name, const std::string& blocks) {
+  return "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " +
+         name +
+         "}\nspec:\n  selector: {matchLabels: {app: server}}\n  rules: [{from: [{source: "
+         "{ipBlocks: [" +
+         blocks + "]}}]}]\n";
+}
+
+TEST_F(FullMapsTest, APolicyWhoseBlocksDoNotFitIsNamedAndDeniesWhatItSelects) {
+  server_is_judged_by(0);
+  std::string many;
+  for (int i = 0; i < 16384; ++i)  // with the block of the other policy one too many
+    many += "172.16." + std::to_string(i >> 8) + "." + std::to_string(i & 255) + ", ";
+  const auto stranger_connects = [&] {
+    return in_child(&*elsewhere_, &*app_, [] { return try_connect(kFirst); });
+  };
+  const auto applied = [&](const Configured& configured) {
+    state_ = configured.state;
+    return apply();
+  };
+  state_.workloads.erase(kApp);  // a stranger: by 10.9.0.0/24
+  const State workloads = state_;
+  const Configured wide(
+      allow_from("wide", many + "172.16.255.0/24") + allow_from("narrow", "10.9.0.0/24"),
+      workloads);
+  EXPECT_TRUE(applied(wide).contains(0));
+  const auto named = wide.names(datapath_->misfits());
+  ASSERT_EQ(named.policies.size(), 1);
+  EXPECT_EQ(named.policies.begin()->first, "AuthorizationPolicy default/wide");
+  EXPECT_EQ(stranger_connects(), kRefused);
+  EXPECT_EQ(count("arrivals_denied_map_full"), 1);
+  const Configured narrow(allow_from("narrow", "10.9.0.0/24"), workloads);
+  EXPECT_TRUE(applied(narrow).empty());
+  EXPECT_EQ(narrow.names(datapath_->misfits()), control::NamedMisfits{});
+  EXPECT_EQ(stranger_connects(), 0);
+}
+
+// --- um_own_addresses
 
 TEST_F(FullMapsTest, AnAddressThatIsNotKnownAsItsOwnIsJudged) {
   const UniqueFd own = app_->listen("10.9.0.1:7000");

@@ -25,11 +25,11 @@ class FakeDatapath final : public datapath::Datapath {
   datapath::Counters counts;
   std::vector<datapath::Flow> flows;  // the next take_flows() has them
   std::vector<datapath::Flow> open;
-  std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled
+  std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled; 0: what did not fit
   std::map<datapath::WorkloadId, std::string> not_covered;
   std::map<datapath::WorkloadId, std::vector<datapath::Difference>> differences;
   std::vector<datapath::Difference> mesh_differences;
-  std::set<datapath::SetId> sets_left_out;
+  datapath::Misfits left_out;
   std::map<datapath::WorkloadId, Error> lost_canaries;
   int fail_at = 0;  // the n-th call fails (1: the next); 0: none
   bool cannot_end = false;
@@ -60,10 +60,10 @@ class FakeDatapath final : public datapath::Datapath {
     history.push_back(wanted);
     std::map<datapath::WorkloadId, Error> problems;
     for (const auto& [id, error] : refuse)
-      if (wanted.workloads.contains(id)) problems.emplace(id, error);
+      if (id == 0 || wanted.workloads.contains(id)) problems.emplace(id, error);
     return problems;
   }
-  const std::set<datapath::SetId>& misfit_sets() const override { return sets_left_out; }
+  const datapath::Misfits& misfits() const override { return left_out; }
   const std::map<datapath::WorkloadId, std::string>& uncovered() const override {
     return not_covered;
   }
