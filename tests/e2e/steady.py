@@ -5,10 +5,11 @@ steady.py load URL CLIENTS
                                 keep-alive GETs, one after the other, in each of CLIENTS threads
 steady.py connect HOST:PORT     one TCP connect after the other, each closed at once
 steady.py long CONNECTIONS RATE HOST:PORT...
-                                CONNECTIONS to each, opened once: on all of them together RATE GETs a second, as long as the
-                                machine keeps up; a connection that ends, or does not answer, is an error
+                                CONNECTIONS to each, opened once: on all of them together RATE GETs a second, those that were
+                                held up as soon as they can be asked; a connection that ends, or does not answer, is an error
 
-A line with a number on stdin: waits until so many more answers came, and prints how many did. The result: {"ok", "errors": {what: count}, "first_errors": [..]}.
+A line with a number on stdin: waits until so many more answers came, and prints how many did. The result: {"ok", "errors": {what: count}, "first_errors": [..]};
+of long connections "seconds" that they were asked in, and "each" (how many answers each had), too.
 """
 
 import collections
@@ -30,6 +31,7 @@ class Tally:
         self.changed = threading.Condition()
         self.results = collections.Counter()
         self.first_errors = []
+        self.of_long = {}
 
     def add(self, result):
         with self.changed:
@@ -84,8 +86,9 @@ def long_connections(count, rate, targets, tally, stop):
             sock = socket.create_connection((host, int(port)), TIMEOUT_SECONDS)
             connections.append((sock, request % target.encode()))
             selector.register(sock, selectors.EVENT_READ, len(connections) - 1)
-    due = [time.monotonic() + n / rate for n in range(len(connections))]
-    asked_at, received = {}, [b""] * len(connections)
+    began = time.monotonic()
+    due = [began + n / rate for n in range(len(connections))]
+    asked_at, received, answers = {}, [b""] * len(connections), [0] * len(connections)
 
     def end(n, why):
         tally.add(why)
@@ -108,15 +111,18 @@ def long_connections(count, rate, targets, tally, stop):
             return None
         received[n] = b""
         asked_at.pop(n, None)
+        answers[n] += 1
         return tally.add("ok" if head.startswith(b"HTTP/1.1 200") else head.split(b"\r\n")[0].decode())
 
     while not stop.is_set() or asked_at:
         now = time.monotonic()
+        if not stop.is_set():
+            tally.of_long = {"seconds": now - began, "each": answers}
         for n, connection in enumerate(connections):
             if connection and n in asked_at and now - asked_at[n] > TIMEOUT_SECONDS:
                 end(n, "no answer")
             elif connection and n not in asked_at and now >= due[n] and not stop.is_set():
-                asked_at[n], due[n] = now, max(due[n] + len(connections) / rate, now)
+                asked_at[n], due[n] = now, due[n] + len(connections) / rate
                 try:
                     connection[0].sendall(connection[1])
                 except OSError as error:
@@ -143,7 +149,7 @@ def main():
     for thread in threads:
         thread.join()
     ok = tally.results.pop("ok", 0)
-    print(json.dumps({"ok": ok, "errors": dict(tally.results), "first_errors": tally.first_errors}), flush=True)
+    print(json.dumps({"ok": ok, "errors": dict(tally.results), "first_errors": tally.first_errors, **tally.of_long}), flush=True)
 
 
 main()
