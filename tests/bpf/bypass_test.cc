@@ -30,8 +30,11 @@ class BypassTest : public BridgedTest {
     has_set("10.9.0.2", 5);
     verdict(5, 0, true, 51);
     verdict(5, 8081, false, 52);
+    state_.workloads[kApp].strict = is_strict();
     proxy_serves(kService);
+    if (is_strict()) EXPECT_THAT(datapath_->uncovered(), testing::IsEmpty());
   }
+  virtual bool is_strict() const { return false; }
   template <class Work>
   auto in_app(Work work) {
     proxy_lives();
@@ -49,6 +52,21 @@ class BypassTest : public BridgedTest {
   UniqueFd forbidden_;
 };
 
+// Each way for a workload of the default mode and for a strict one, whose packets are judged too:
+// what its sockets may do passes there, and nothing that they may not comes that far.
+class BypassOfBothModes : public BypassTest, public testing::WithParamInterface<bool> {
+ protected:
+  bool is_strict() const override { return GetParam(); }
+  void TearDown() override {
+    if (datapath_)
+      for (const auto& [name, total] : must(datapath_->counters()).totals)
+        if (name.starts_with("packets_dropped")) EXPECT_EQ(total, 0) << name;
+    BypassTest::TearDown();
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Modes, BypassOfBothModes, testing::Bool(),
+                         [](const auto& mode) { return mode.param ? "Strict" : "Permissive"; });
+
 int send_fast_open(const std::string& to) {
   UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const auto raw = raw_address(at(to), AF_INET);
@@ -63,7 +81,7 @@ int connect_fast_open(const std::string& to) {
   return ::send(fd.get(), "early", 5, MSG_NOSIGNAL) < 0 ? errno : 0;
 }
 
-TEST_F(BypassTest, FastOpen) {
+TEST_P(BypassOfBothModes, FastOpen) {
   for (const auto open : {send_fast_open, connect_fast_open}) {
     EXPECT_EQ(in_app([&] { return open(kForbidden); }), kRefused);
     EXPECT_EQ(in_app([&] { return open(kService); }), 0);
@@ -71,7 +89,7 @@ TEST_F(BypassTest, FastOpen) {
   }
 }
 
-TEST_F(BypassTest, MultipathTcp) {
+TEST_P(BypassOfBothModes, MultipathTcp) {
   const auto connect = [](const std::string& to) {
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_MPTCP));
     return fd ? connect_socket(fd.get(), to) : errno;
@@ -112,7 +130,7 @@ int connect_by_ring(const std::string& to) {
   return -reinterpret_cast<io_uring_cqe*>(cq + params.cq_off.cqes)[0].res;
 }
 
-TEST_F(BypassTest, IoUring) {
+TEST_P(BypassOfBothModes, IoUring) {
   const int refused = in_app([] { return connect_by_ring(kForbidden); });
   if (refused < 0) GTEST_SKIP() << "io_uring is not to be had here: " << std::strerror(-refused);
   EXPECT_EQ(refused, kRefused);
@@ -120,7 +138,7 @@ TEST_F(BypassTest, IoUring) {
   expect_captured();
 }
 
-TEST_F(BypassTest, ConnectTwice) {
+TEST_P(BypassOfBothModes, ConnectTwice) {
   struct Tries {
     int first, second, after;
   };
@@ -140,7 +158,7 @@ TEST_F(BypassTest, ConnectTwice) {
   EXPECT_FALSE(accept_within(forbidden_.get(), 0));
 }
 
-TEST_F(BypassTest, DisconnectAndConnectElsewhere) {
+TEST_P(BypassOfBothModes, DisconnectAndConnectElsewhere) {
   struct Tries {
     int allowed, forbidden, service;
   };
@@ -165,7 +183,7 @@ TEST_F(BypassTest, DisconnectAndConnectElsewhere) {
   expect_captured();
 }
 
-TEST_F(BypassTest, MarksAndDevices) {
+TEST_P(BypassOfBothModes, MarksAndDevices) {
   const auto marked = [](const std::string& to) {
     UniqueFd fd = tcp_socket_for(to);
     const int mark = 0x539;
@@ -198,7 +216,7 @@ int bind_and_listen(const std::string& to, bool reuses_port, const char* device 
 }
 
 // What is captured goes to 127.0.0.1 and ::1 alone.
-TEST_F(BypassTest, NobodyListensInThePlaceOfTheProxy) {
+TEST_P(BypassOfBothModes, NobodyListensInThePlaceOfTheProxy) {
   for (const bool reuses_port : {false, true})
     for (const char* where : {kProxy4, "0.0.0.0:15001", kProxy6, "[::]:15001"})
       EXPECT_EQ(in_app([&] { return bind_and_listen(where, reuses_port); }), EADDRINUSE)
@@ -207,7 +225,7 @@ TEST_F(BypassTest, NobodyListensInThePlaceOfTheProxy) {
       << "its own address: nothing is sent there";
 }
 
-TEST_F(BypassTest, WhoDialsTheProxyHasNoDestination) {
+TEST_P(BypassOfBothModes, WhoDialsTheProxyHasNoDestination) {
   EXPECT_EQ(in_app([] { return try_connect(kProxy4); }), 0);
   EXPECT_NE(next_destination(proxy4_, SOL_IP).err, 0) << "the proxy resets it";
   EXPECT_EQ(count("accepted_without_destination"), 1);
@@ -249,7 +267,7 @@ TEST_F(BypassTest, LoopbackAddressesFromOutside) {
 
 // Protocols that no hook of a socket sees: where the kernel has them, a default workload may use
 // them; of a strict one every packet is dropped (packet_test.cc).
-TEST_F(BypassTest, OtherTransports) {
+TEST_P(BypassOfBothModes, OtherTransports) {
   const auto has = [&](int type, int protocol) {
     return in_app([&] {
       UniqueFd fd(::socket(AF_INET, type | SOCK_CLOEXEC, protocol));
