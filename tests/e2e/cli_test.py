@@ -26,31 +26,17 @@ spec:
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: 8080}]
 """
-# At the address that only an EndpointSlice can name: a WorkloadEntry has one, of IPv4.
-SERVICE_OF_IPV6 = """apiVersion: v1
-kind: Service
-metadata: {{name: web6}}
-spec:
-  clusterIP: "fd78::6"
-  ports: [{{name: http, port: 80, targetPort: 8080}}]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: web6, labels: {{kubernetes.io/service-name: web6}}}}
-addressType: IPv6
-ports: [{{name: http, port: 8080}}]
-endpoints: [{{addresses: ["{address}"]}}]
----
+ROUTES_OF_IPV6 = """---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
-metadata: {{name: web6}}
+metadata: {name: web6}
 spec:
   hosts: [web6]
   http:
-    - match: [{{uri: {{prefix: /teapot}}}}]
-      fault: {{abort: {{percentage: {{value: 100}}, httpStatus: 418}}}}
-      route: [{{destination: {{host: web6}}}}]
-    - route: [{{destination: {{host: web6}}}}]
+    - match: [{uri: {prefix: /teapot}}]
+      fault: {abort: {percentage: {value: 100}, httpStatus: 418}}
+      route: [{destination: {host: web6}}]
+    - route: [{destination: {host: web6}}]
 """
 SERVICE_OF_TCP = """apiVersion: v1
 kind: Service
@@ -182,7 +168,7 @@ class Cli(MeshOfItsOwn):
         self.start_pair()
         address = next(a for a in mesh.workload_addresses("web") if ":" in a)
         path = pathlib.Path(self._directory.name, "web6.yaml")
-        path.write_text(SERVICE_OF_IPV6.format(address=address))
+        path.write_text(mesh.service_of_ipv6("web6", "http", 80, f"[{address}]:8080") + ROUTES_OF_IPV6)
         mesh.meshctl("apply", "-f", path)
         mesh.wait_published()
 

@@ -60,22 +60,6 @@ spec:
   rules: [{backendRefs: [{name: one, port: 9000, weight: 1}, {name: two, port: 9000, weight: 3}]}]
 """
 
-SERVICE_OF_IPV6 = """
-apiVersion: v1
-kind: Service
-metadata: {{name: six}}
-spec:
-  clusterIP: "fd78::6"
-  ports: [{{name: tcp, port: 5432, targetPort: 9000}}]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: six, labels: {{kubernetes.io/service-name: six}}}}
-addressType: IPv6
-ports: [{{name: tcp, port: 9000}}]
-endpoints: [{{addresses: ["{address}"]}}]
-"""
-
 # Of both, so that nothing but the mode makes the difference.
 NOWHERE = """
 apiVersion: networking.k8s.io/v1
@@ -190,7 +174,7 @@ class L4(unittest.TestCase):
 
     def test_an_ipv6_service_is_balanced_to_an_ipv6_endpoint(self):
         address = next(a for a in self.addresses["two"] if ":" in a)
-        apply(SERVICE_OF_IPV6.format(address=address))
+        apply(mesh.service_of_ipv6("six", "tcp", 5432, f"[{address}]:9000"))
         self.assertEqual(ask("client", "fd78::6", 5432), [{"said": f"two {address}", "peer": "fd78::6"}])
         self.assertEqual(ask("client", "six", 5432)[0]["said"], f"two {address}", "by name")
 

@@ -140,6 +140,27 @@ def connect_from(name, *targets):
     return json.loads(inside(name, *CLIENT, "connect", *targets))
 
 
+def service_of_ipv6(name, protocol, port, endpoint):
+    """YAML of a Service at an IPv6 address. Its endpoint, "[ADDRESS]:PORT", only an EndpointSlice can name: the address of a
+    WorkloadEntry is one of IPv4."""
+    address, _, target = endpoint.rpartition(":")
+    return f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  clusterIP: "fd78::6"
+  ports: [{{name: {protocol}, port: {port}, targetPort: {target}}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}
+addressType: IPv6
+ports: [{{name: {protocol}, port: {target}}}]
+endpoints: [{{addresses: ["{address.strip('[]')}"]}}]
+"""
+
+
 # --- the services' logs --------------------------------------------------------------------------
 
 def access_log(name):
