@@ -384,12 +384,26 @@ static __always_inline void um_forget_client(struct bpf_sock_ops* ops) {
   bpf_map_delete_elem(&um_clients, &key);
 }
 
+// Which end of a connection one of the mesh's own sockets is. Both ends may connect at once: this
+// one is the client that it was.
+static __always_inline void um_note_mesh_end(struct bpf_sock_ops* ops) {
+  struct bpf_sock* sk = ops->sk;
+  if (!sk) return;
+  __u32* end = bpf_sk_storage_get(&um_mesh_sockets, sk, 0, 0);
+  if (!end) return;
+  if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+    *end = UM_MESH_CONNECTED;
+  else if (*end == UM_MESH_MADE)
+    *end = UM_MESH_ACCEPTED;
+}
+
 // sock_ops at the mesh's cgroup: the proxy's end of a redirected connection is established; the
-// record moves into its storage. And who the gateway is, for the servers that it connects to. Agent
-// gone: the same.
+// record moves into its storage. And which end each is, and who the gateway is, for the servers
+// that it connects to. Agent gone: the same.
 SEC("sockops")
 int um_mesh_sock_ops(struct bpf_sock_ops* ops) {
   if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+    um_note_mesh_end(ops);
     um_record_client(ops);
     return 1;
   }
@@ -397,7 +411,9 @@ int um_mesh_sock_ops(struct bpf_sock_ops* ops) {
     if (ops->args[1] == BPF_TCP_CLOSE) um_forget_client(ops);
     return 1;
   }
-  if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || ops->local_port != UM_PROXY_PORT) return 1;
+  if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) return 1;
+  um_note_mesh_end(ops);
+  if (ops->local_port != UM_PROXY_PORT) return 1;
   struct bpf_sock* sk = ops->sk;
   if (!sk) return 1;
   struct um_record_key key = {};
@@ -497,7 +513,7 @@ SEC("cgroup/sock_create")
 int um_mesh_sock_create(struct bpf_sock* sk) {
   __u32* flag = bpf_sk_storage_get(&um_mesh_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!flag) return 0;
-  *flag = 1;
+  *flag = UM_MESH_MADE;
   return 1;
 }
 

@@ -24,6 +24,7 @@
   X(um_fast_sockets)       \
   X(um_mesh_sockets)       \
   X(um_connections)        \
+  X(um_unrecorded)         \
   X(um_records)            \
   X(um_clients)            \
   X(um_resolvers)          \
@@ -291,6 +292,7 @@ struct um_connection {
   __u32 flags;                    // um_connection_flags
 };
 UM_ASSERT(sizeof(struct um_connection) == 48);
+// um_unrecorded: one entry (__u32), 1 once um_connections had no room for somebody.
 
 enum um_event_kind {
   UM_EVENT_CLOSED = 1,
@@ -322,7 +324,12 @@ struct um_denials {
 };
 UM_ASSERT(sizeof(struct um_denials) == 16);
 
-// um_mesh_sockets: socket storage (__u32, 1) of the mesh's own sockets, inherited.
+// um_mesh_sockets: socket storage (__u32) of the mesh's own sockets, inherited by what they accept.
+enum um_mesh_socket {
+  UM_MESH_MADE = 1,
+  UM_MESH_CONNECTED = 2,  // TCP: it sent a SYN
+  UM_MESH_ACCEPTED = 3,   // TCP
+};
 
 // um_records: the original destination of a redirected connection, from its SYN until the proxy's
 // end is established (or the client is closed), by the client's end.

@@ -46,7 +46,7 @@ struct Found {
   std::uint8_t family;
   std::uint8_t state;
   inet_diag_sockid id;
-  bool has_storage;  // of the map that was asked for
+  std::uint32_t stored;  // the first word of what it has in the map that was asked for; 0: nothing
   TcpCounts counts;
 };
 
@@ -89,6 +89,12 @@ const rtattr* stored(const char* first, std::size_t size) {
   return attribute_in(attribute_in(storages, SK_DIAG_BPF_STORAGE), SK_DIAG_BPF_STORAGE_MAP_VALUE);
 }
 
+std::uint32_t first_word(const rtattr* value) {
+  std::uint32_t word = 0;
+  if (value && RTA_PAYLOAD(value) >= sizeof word) std::memcpy(&word, RTA_DATA(value), sizeof word);
+  return word;
+}
+
 void add_fast(const rtattr* value, TcpCounts& counts) {
   um_fast_socket fast{};
   if (!value || RTA_PAYLOAD(value) < sizeof fast) return;
@@ -118,7 +124,7 @@ Found found_in(nlmsghdr* header, const Question& asked) {
   const auto& message = *static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
   const char* first = static_cast<const char*>(NLMSG_DATA(header)) + NLMSG_ALIGN(sizeof message);
   const std::size_t size = header->nlmsg_len - NLMSG_LENGTH(sizeof message);
-  return {message.idiag_family, message.idiag_state, message.id, stored(first, size) != nullptr,
+  return {message.idiag_family, message.idiag_state, message.id, first_word(stored(first, size)),
           asked.counts ? counts_of(message, first, size) : TcpCounts{}};
 }
 
@@ -225,7 +231,7 @@ Connection connection_of(const Found& found, const All& all) {
           is_listening(all, local),
           cookie_of(found),
           found.state,
-          found.has_storage};
+          found.stored};
 }
 
 }  // namespace

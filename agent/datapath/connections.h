@@ -26,7 +26,7 @@ struct Connection {
   bool is_to_listener = false;  // TCP: somebody listens at the local address and port now
   std::uint64_t cookie = 0;
   std::uint8_t state = 0;  // TCP's
-  bool is_mesh = false;    // the mesh's own socket, where that was asked for
+  std::uint32_t mesh = 0;  // um_mesh_socket, where that was asked for; 0: it is not the mesh's own
 };
 
 // What the kernel counts of a TCP connection, and the fast path of what went past TCP.

@@ -5,7 +5,6 @@
 
 #include <cerrno>
 #include <iterator>
-#include <numeric>
 #include <vector>
 
 #include "bpf/shared.h"
@@ -24,13 +23,6 @@ static_assert(std::size(kCounterNames) == UM_COUNTER_COUNT);
 
 const char* counter_name(std::uint32_t number) {
   return number < std::size(kCounterNames) ? kCounterNames[number] : "";
-}
-
-Result<std::uint64_t> read_counter(int counters, std::uint32_t number) {
-  std::vector<std::uint64_t> values(static_cast<std::size_t>(::libbpf_num_possible_cpus()));
-  if (::bpf_map_lookup_elem(counters, &number, values.data()) != 0)
-    return errno_error(errno, "read a counter");
-  return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
 
 Result<Counters> read_counters(int counters, int policy_counts) {

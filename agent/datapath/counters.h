@@ -13,6 +13,5 @@ namespace mesh::datapath {
 const char* counter_name(std::uint32_t number);  // um_counter
 
 Result<Counters> read_counters(int counters, int policy_counts);
-Result<std::uint64_t> read_counter(int counters, std::uint32_t number);
 
 }  // namespace mesh::datapath

@@ -1,13 +1,14 @@
 #include "datapath/endings.h"
 
+#include <bpf/bpf.h>
 #include <fcntl.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "base/unique_fd.h"
 #include "bpf/shared.h"
-#include "datapath/counters.h"
 #include "datapath/revocation.h"
 
 namespace mesh::datapath {
@@ -21,8 +22,10 @@ Result<> outcome_of(std::optional<Error> failure) {
 }  // namespace
 
 Result<> Endings::end_forbidden(const State& state) {
-  MESH_TRY(const auto unrecorded,
-           read_counter(object_.map("um_counters"), UM_CONNECTIONS_UNRECORDED));
+  const std::uint32_t zero = 0;
+  std::uint32_t unrecorded = 0;
+  if (::bpf_map_lookup_elem(object_.map("um_unrecorded"), &zero, &unrecorded) != 0)
+    return errno_error(errno, "read map um_unrecorded");
   const Revocation revocation(object_, flows_, state, unrecorded != 0);
   const IsOver is_over = [&](const EnrolledWorkload& workload, Transport transport,
                              const Connection& connection) {
@@ -68,14 +71,14 @@ std::optional<Error> Endings::end_where(const State& state,
 }
 
 // In the host's namespace, which is meshd's own: others' connections there are not the gateway's,
-// nor is what the mesh's sockets have accepted, which is known by their listener while it is there.
+// and who has come to it no policy judges.
 std::optional<Error> Endings::end_of_the_gateway(const State& state, const IsOver& is_over) {
   for (const auto& [id, gateway] : state.workloads) {
     if (!gateway.cgroup.empty()) continue;
     const UniqueFd own(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
     return end_in(gateway.netns < 0 ? own.get() : gateway.netns, Transport::kTcp, by_policy_,
                   [&, &one = gateway](const Connection& connection) {
-                    return connection.is_mesh && !connection.is_to_listener &&
+                    return connection.mesh != 0 && connection.mesh != UM_MESH_ACCEPTED &&
                            is_over(one, Transport::kTcp, connection);
                   });
   }

@@ -24,6 +24,10 @@ bool is_believed(const um_udp_flow& flow) {
   return flow.connected != 0 || now < flow.used || now - flow.used < UM_UDP_LASTS_NS;
 }
 
+// By Linux, unless a namespace says otherwise (ip_local_port_range): whoever can set that cannot
+// make servers of its ports clients.
+bool is_given_to_clients(std::uint16_t port) { return port >= 32768 && port <= 60999; }
+
 }  // namespace
 
 bool Revocation::is_forbidden(const EnrolledWorkload& workload, Transport transport,
@@ -66,12 +70,16 @@ bool Revocation::is_removed(const Connection& connection) const {
   });
 }
 
-// TCP: what the programs wrote down as it was made. The proxy's own connections, those of other
-// cgroups, those older than the enrolment, and what found the map full have no record. That
-// somebody listens there a client can arrange, so it proves nothing. Where nobody does, it is taken
-// for one that asked: the proxy's are, and of others a listener may have been closed since, which
-// only matters where one can have found the map full. A UDP socket that connected to who had asked
-// it; without a record it is taken for one that asked: then its own way must be allowed.
+// TCP: what the programs wrote down as it was made; of the mesh's own sockets, in their storage.
+// What is older than the enrolment, of another cgroup, or found the map full has no record, and may
+// be either end. That somebody listens at its port a client can arrange, so it proves nothing; but
+// where nobody does, and the port is one that the kernel gives to who connects, it is taken for one
+// that asked. Else an enrolment, or any change of policy, would end what a workload has open to its
+// database, as no ingress policy names that. A server is taken for a client so only at such a port
+// where it listens no more (docs/security.md). Not in a strict workload, whose older connections
+// were ended: what has no record there is a stranger's.
+// UDP: a socket that connected to who had asked it. Without a record it is taken for one that
+// asked: then its own way must be allowed.
 Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
                                                Transport transport,
                                                const Connection& connection) const {
@@ -79,8 +87,11 @@ Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
     if (const auto record = flows_.find(connection.cookie))
       return (record->flags & UM_CONNECTION_INBOUND) != 0 ? Direction::kInbound
                                                           : Direction::kOutbound;
-    if (connection.is_to_listener) return Direction::kUnknown;
-    return has_unrecorded_ && !connection.is_mesh ? Direction::kUnknown : Direction::kOutbound;
+    if (connection.mesh == UM_MESH_ACCEPTED) return Direction::kInbound;
+    if (connection.mesh != 0) return Direction::kOutbound;
+    const bool may_be_inbound = workload.strict || has_unrecorded_ || connection.is_to_listener ||
+                                !is_given_to_clients(connection.local.port);
+    return may_be_inbound ? Direction::kUnknown : Direction::kOutbound;
   }
   const um_udp_flow_key key{workload.id, network_order(connection.local.port), 0,
                             kernel_destination(connection.remote, UM_UDP)};

@@ -13,7 +13,7 @@ namespace mesh::datapath {
 
 class Revocation {
  public:
-  // has_unrecorded: um_connections was full at some time, so who has no record may be anybody.
+  // has_unrecorded: um_connections was ever full, so who has no record may be anybody.
   Revocation(const Object& object, const Flows& flows, const State& state, bool has_unrecorded)
       : object_(object), flows_(flows), state_(state), has_unrecorded_(has_unrecorded) {}
 

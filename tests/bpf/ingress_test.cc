@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "tests/support/accepts_once.h"
 #include "tests/support/datagrams.h"
 #include "tests/support/datapath_fixture.h"
 
@@ -317,20 +318,10 @@ TEST_F(IngressTest, WhoAcceptedAndListensNoMoreIsAServer) {
   state_.workloads[kServer].egress = 6;
   verdict(6, 0, false, 61, 0);
   apply_all();
-  Shared<std::atomic<int>> step;
-  Child server(&*server_group_, &*server_, [&] {
-    UniqueFd listener = bound("10.9.0.2:8090");
-    if (::listen(listener.get(), 1) != 0) return;
-    *step = 1;
-    UniqueFd accepted = accept_within(listener.get(), 60'000);
-    listener.reset();
-    *step = 2;
-    ::pause();
-  });
-  ASSERT_TRUE(eventually([&] { return *step == 1; }));
+  const AcceptsOnce server(*server_group_, *server_, "10.9.0.2:8090");
   elsewhere_->enter();
   Open client(*app_, "10.9.0.2:8090");
-  ASSERT_TRUE(eventually([&] { return *step == 2; }));
+  ASSERT_TRUE(server.listens_no_more());
   must(datapath_->end_forbidden(state_));
   EXPECT_EQ(count("connections_ended_by_policy"), 0);
   verdict(5, 0, false, 52, 0);
@@ -338,6 +329,70 @@ TEST_F(IngressTest, WhoAcceptedAndListensNoMoreIsAServer) {
   must(datapath_->end_forbidden(state_));
   EXPECT_EQ(count("connections_ended_by_policy"), 1);
   EXPECT_EQ(client.error(30'000), ECONNRESET);
+}
+
+// Nothing was written down of any of these.
+class UnrecordedTest : public IngressTest {
+ protected:
+  // What it has open to its database, from a port that the kernel chose, no such policy speaks of.
+  void from_now_on_nobody_may_come() {
+    serves_by(5);
+    state_.sets.clear();
+    verdict(5, 0, false, 52, 0);
+    apply_all();
+    must(datapath_->end_forbidden(state_));
+  }
+};
+
+TEST_F(UnrecordedTest, WhoAcceptedBeforeItsEnrolmentAndListensNoMoreIsAServer) {
+  const datapath::EnrolledWorkload enrolled = state_.workloads.at(kServer);
+  state_.workloads.erase(kServer);
+  apply_all();
+  elsewhere_->enter();
+  const UniqueFd database = app_->listen("10.9.0.1:5432");
+  const Open of_database(*server_, "10.9.0.1:5432");
+  const AcceptsOnce server(*server_group_, *server_, "10.9.0.2:8090");
+  Open client(*app_, "10.9.0.2:8090");
+  ASSERT_TRUE(server.listens_no_more());
+  state_.workloads[kServer] = enrolled;
+  serves_by(5);
+  verdict(5, 0, true, 51, 0);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  EXPECT_EQ(count("connections_ended_by_policy"), 0);
+  from_now_on_nobody_may_come();
+  EXPECT_EQ(client.error(30'000), ECONNRESET);
+  EXPECT_EQ(count("connections_ended_by_policy"), 1);
+  EXPECT_EQ(of_database.error(0), 0);
+}
+
+TEST_F(UnrecordedTest, WhoAcceptedInAnotherGroupAndListensNoMoreIsAServer) {
+  apply_all();
+  const AcceptsOnce server(*elsewhere_, *server_, "10.9.0.2:8090");
+  elsewhere_->enter();
+  const UniqueFd database = app_->listen("10.9.0.1:5432");
+  const Open of_database(*server_, "10.9.0.1:5432");
+  Open client(*app_, "10.9.0.2:8090");
+  ASSERT_TRUE(server.listens_no_more());
+  ASSERT_EQ(entries_of("um_connections"), 0);
+  from_now_on_nobody_may_come();
+  EXPECT_EQ(client.error(30'000), ECONNRESET);
+  EXPECT_EQ(count("connections_ended_by_policy"), 1);
+  EXPECT_EQ(of_database.error(0), 0);
+}
+
+TEST_F(UnrecordedTest, InAStrictWorkloadItMayGoOnIfBothWaysAreAllowed) {
+  state_.workloads[kServer].strict = true;
+  apply_all();
+  const AcceptsOnce server(*elsewhere_, *server_, "10.9.0.2:40010");
+  elsewhere_->enter();
+  Open client(*app_, "10.9.0.2:40010");
+  ASSERT_TRUE(server.listens_no_more());
+  must(datapath_->end_forbidden(state_));
+  EXPECT_EQ(client.error(0), 0);
+  from_now_on_nobody_may_come();
+  EXPECT_EQ(client.error(30'000), ECONNRESET) << "at a port that the kernel gives to clients, too";
+  EXPECT_EQ(count("connections_ended_by_policy"), 1);
 }
 
 TEST_F(IngressTest, AWorkloadThatCannotBeLookedAtHoldsUpNoOther) {
