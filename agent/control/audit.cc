@@ -1,8 +1,10 @@
 #include "control/audit.h"
 
+#include <net/if.h>
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <string_view>
 #include <utility>
 
 #include "base/log.h"
@@ -21,11 +23,27 @@ int option(const UniqueFd& socket, int name) {
   return ::getsockopt(socket.get(), SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
 }
 
-// One that was closed under its owners (ss -K, for one) is still bound: it can listen again.
+bool is_bound_to_lo(const UniqueFd& socket) {
+  char device[IFNAMSIZ] = {};
+  socklen_t size = sizeof device;
+  return ::getsockopt(socket.get(), SOL_SOCKET, SO_BINDTODEVICE, device, &size) == 0 &&
+         std::string_view(device) == "lo";
+}
+
+bool bind_to_lo(const UniqueFd& socket) {
+  return ::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTODEVICE, "lo", sizeof "lo") == 0;
+}
+
+// One that was closed under its owners (ss -K, for one) is still bound to its port: it can listen
+// again. One of UDP receives on, but from every device, neighbours' too.
 void look_at_listeners(const Enrolment& enrolment, std::vector<datapath::Difference>& out) {
   for (const UniqueFd& listener : enrolment.listeners) {
-    if (option(listener, SO_TYPE) == SOCK_DGRAM || option(listener, SO_ACCEPTCONN) == 1) continue;
-    out.push_back({"a listener of the mesh in it", ::listen(listener.get(), SOMAXCONN) == 0});
+    if (option(listener, SO_TYPE) == SOCK_DGRAM) {
+      if (!is_bound_to_lo(listener))
+        out.push_back({"the mesh's UDP socket for DNS in it", bind_to_lo(listener)});
+    } else if (option(listener, SO_ACCEPTCONN) != 1) {
+      out.push_back({"a listener of the mesh in it", ::listen(listener.get(), SOMAXCONN) == 0});
+    }
   }
 }
 

@@ -199,8 +199,9 @@ class Datapath {
   // could not enrol.
   virtual Result<std::vector<Difference>> audit(const EnrolledWorkload& workload) = 0;
   // The same for what is of no one workload: the mesh's own hooks, which of its two states the
-  // programs decide by (um_config), and the rows of services, refusals, peers and blocks: so many
-  // of each at a time (kAuditedRows), the next ones next time.
+  // programs decide by (um_config), the block of services' addresses, the switch of the fast path
+  // where it is on, and the rows of services, refusals, peers, blocks and the fast path: so many of
+  // each at a time (kAuditedRows), the next ones next time.
   static constexpr std::size_t kAuditedRows = 2000;
   virtual Result<std::vector<Difference>> audit_mesh() = 0;
   // Proves that its connects are captured, by one from inside. The outcomes of those that are back,

@@ -123,8 +123,8 @@ Result<UniqueFd> duplicate(int fd) {
 
 // Few entries, and other processes' are none: the map is read each time.
 template <class Key, class Value>
-Result<> write_all(int fd, const char* name, const typename Map<Key, Value>::Entries& wanted) {
-  Map<Key, Value> map(fd, name);
+Result<> write_all(Map<Key, Value>& map, const char* name,
+                   const typename Map<Key, Value>::Entries& wanted) {
   MESH_TRY(map.read());
   MESH_TRY(map.keep_only(wanted));
   const auto failed = map.put(wanted);
@@ -241,6 +241,8 @@ Result<FastPath> FastPath::open(const std::string& pin_dir,
     MESH_TRY(auto fd, duplicate(::bpf_object__find_map_fd_by_name(skeleton->obj, name.c_str())));
     made.maps_.emplace(name, std::move(fd));
   }
+  made.excluded_ = Excluded(made.map("um_fast_excluded"), "um_fast_excluded");
+  made.addresses_ = Addresses(made.map("um_fast_addresses"), "um_fast_addresses");
   MESH_TRY(made.sock_ops_, duplicate(::bpf_program__fd(skeleton->progs.um_fast_sock_ops)));
   MESH_TRY(made.iterator_, make_iterator(*skeleton));
   // Sockets keep the program that was there when they joined.
@@ -260,17 +262,15 @@ Result<> FastPath::remove(const std::string& pin_dir, std::vector<std::string>* 
 }
 
 Result<> FastPath::keep(const FastPathNode& node) {
-  Map<um_destination, std::uint32_t>::Entries listeners;
+  Excluded::Entries listeners;
   for (const SocketAddress& listener : node.excluded) listeners[kernel_destination(listener)] = 1;
-  Map<um_address, std::uint64_t>::Entries owners;
+  Addresses::Entries owners;
   for (const auto& [ip, cookie] : node.addresses) owners[kernel_address(ip)] = cookie;
-  Result<> written = write_all<um_destination, std::uint32_t>(map("um_fast_excluded"),
-                                                              "um_fast_excluded", listeners);
-  if (written)
-    written =
-        write_all<um_address, std::uint64_t>(map("um_fast_addresses"), "um_fast_addresses", owners);
+  Result<> written = write_all(excluded_, "um_fast_excluded", listeners);
+  if (written) written = write_all(addresses_, "um_fast_addresses", owners);
   const std::uint32_t excluded = listeners.empty() ? 0U : UM_FAST_HAS_EXCLUDED;
-  MESH_TRY(write_config(written ? UM_FAST_ON | excluded : 0U));
+  config_ = {written ? UM_FAST_ON | excluded : 0U, kMinTrips};
+  MESH_TRY(write_config());
   return written;
 }
 
@@ -301,10 +301,25 @@ Result<bool> FastPath::restore_link(const std::string& name, const std::string& 
   return true;
 }
 
-Result<> FastPath::write_config(std::uint32_t flags) {
+Result<bool> FastPath::restore_config() {
   const std::uint32_t zero = 0;
-  const um_fast_config config{flags, kMinTrips};
-  if (::bpf_map_update_elem(map("um_fast_config"), &zero, &config, BPF_ANY) != 0)
+  um_fast_config config{};
+  if (::bpf_map_lookup_elem(map("um_fast_config"), &zero, &config) != 0)
+    return errno_error(errno, "read map um_fast_config");
+  if (config.flags == config_.flags && config.min_trips == config_.min_trips) return false;
+  MESH_TRY(write_config());
+  return true;
+}
+
+Result<std::size_t> FastPath::restore_some(std::size_t rows) {
+  MESH_TRY(const std::size_t excluded, excluded_.restore_some(rows));
+  MESH_TRY(const std::size_t addresses, addresses_.restore_some(rows));
+  return excluded + addresses;
+}
+
+Result<> FastPath::write_config() {
+  const std::uint32_t zero = 0;
+  if (::bpf_map_update_elem(map("um_fast_config"), &zero, &config_, BPF_ANY) != 0)
     return errno_error(errno, "write map um_fast_config");
   return success();
 }

@@ -6,6 +6,7 @@
 // thread at a time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -15,7 +16,10 @@
 #include "base/address.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "bpf/fastpath.h"
+#include "bpf/shared.h"
 #include "datapath/datapath.h"
+#include "datapath/map.h"
 #include "datapath/socket_work.h"
 
 namespace mesh::datapath {
@@ -63,6 +67,11 @@ class FastPath {
   Result<> link(const std::map<std::string, std::string>& cgroups);
   // Its link at the cgroup of that name, where that is not as link() left it. True: it was not.
   Result<bool> restore_link(const std::string& name, const std::string& cgroup);
+  // Its switch, where that is not as keep() left it. True: it was not.
+  Result<bool> restore_config();
+  // So many rows at most of each map that keep() writes, from where the last call ended; how many
+  // were not as keep() left them.
+  Result<std::size_t> restore_some(std::size_t rows);
   // Where sockets have asked to join since this was asked last: cookies of network namespaces.
   Result<std::vector<std::uint64_t>> take_settled();
   void ask_again(std::uint64_t netns_cookie);  // the next take_settled() has it
@@ -70,12 +79,17 @@ class FastPath {
   Result<> let_join(SocketWork& work, int netns) const;
 
  private:
+  using Excluded = Map<um_destination, std::uint32_t>;
+  using Addresses = Map<um_address, std::uint64_t>;
   int map(const char* name) const { return maps_.at(name).get(); }
-  Result<> write_config(std::uint32_t flags);
+  Result<> write_config();
 
   std::string dir_;
   UniqueFd sock_ops_, iterator_;
   std::map<std::string, UniqueFd> maps_;
+  Excluded excluded_{-1, "um_fast_excluded"};
+  Addresses addresses_{-1, "um_fast_addresses"};
+  um_fast_config config_{};
 };
 
 }  // namespace mesh::datapath

@@ -54,6 +54,16 @@ Result<bool> FastPathHere::restore_link(const std::string& name) {
   return on_->restore_link(name, cgroup->second);
 }
 
+Result<> FastPathHere::restore(std::size_t rows, std::vector<Difference>& differences) {
+  if (!on_ || !node_ || is_due_) return success();
+  MESH_TRY(const bool config, on_->restore_config());
+  if (config) differences.push_back({"the switch of the fast path (um_fast_config)", true, true});
+  MESH_TRY(const std::size_t restored, on_->restore_some(rows));
+  if (restored != 0)
+    differences.push_back({std::to_string(restored) + " of the fast path's rows", true, true});
+  return success();
+}
+
 Result<> FastPathHere::let_settled_join(const State& state) {
   if (!on_) return success();
   MESH_TRY(const auto settled, on_->take_settled());

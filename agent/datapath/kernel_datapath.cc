@@ -250,11 +250,8 @@ class KernelDatapath final : public Datapath {
   }
 
   Result<> write_service_range(const IpBlock& block) {
-    const std::uint32_t zero = 0;
-    const um_service_range range = kernel_range(block);
-    if (::bpf_map_update_elem(object_.map("um_service_ranges"), &zero, &range, BPF_ANY) != 0)
-      return errno_error(errno, "write map um_service_ranges");
-    return success();
+    service_range_ = kernel_range(block);
+    return put_service_range();
   }
 
   // Maps that are to be filled first: the programs that are there go on until then.
@@ -323,7 +320,9 @@ class KernelDatapath final : public Datapath {
   Result<std::vector<Difference>> audit_mesh() override {
     std::vector<Difference> differences;
     for (const auto& looked :
-         {restore_config(differences), restore_some_rows(differences), restore_mesh(differences)})
+         {restore_config(differences), restore_service_range(differences),
+          restore_some_rows(differences), fast_path_.restore(kAuditedRows, differences),
+          restore_mesh(differences)})
       if (!looked) differences.push_back({looked.error().message, false});
     return differences;
   }
@@ -760,6 +759,27 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
+  Result<> put_service_range() {
+    const std::uint32_t zero = 0;
+    if (::bpf_map_update_elem(object_.map("um_service_ranges"), &zero, &*service_range_, BPF_ANY) !=
+        0)
+      return errno_error(errno, "write map um_service_ranges");
+    return success();
+  }
+
+  // Without it the address of a removed service is anybody's.
+  Result<> restore_service_range(std::vector<Difference>& differences) {
+    if (!service_range_) return success();
+    const std::uint32_t zero = 0;
+    um_service_range range{};
+    if (::bpf_map_lookup_elem(object_.map("um_service_ranges"), &zero, &range) != 0)
+      return errno_error(errno, "read map um_service_ranges");
+    if (std::memcmp(&range, &*service_range_, sizeof range) == 0) return success();
+    MESH_TRY(put_service_range());
+    differences.push_back({"the block of services' addresses (um_service_ranges)", true});
+    return success();
+  }
+
   Result<> restore_some_rows(std::vector<Difference>& differences) {
     const auto note = [&](std::size_t restored, const char* what) {
       if (restored != 0) differences.push_back({std::to_string(restored) + what, true});
@@ -826,6 +846,7 @@ class KernelDatapath final : public Datapath {
   std::set<std::uint64_t> previous_rows_;  // by cookie: enrolled in the layout that was
   std::set<std::string> link_sets_;        // pinned, as far as we know
   std::map<std::string, Place> ensured_;   // by this process
+  std::optional<um_service_range> service_range_;
   std::uint32_t config_flags_ = 0;
   bool has_blocks_ = false;    // of the active generation
   bool has_addresses_ = true;  // all of its peers and blocks fitted

@@ -195,6 +195,22 @@ TEST_F(AuditTest, ThePolicyEpochIsWrittenAgain) {
   EXPECT_THAT(audit_mesh(), IsEmpty());
 }
 
+TEST_F(AuditTest, TheBlockOfServicesAddressesIsWrittenAgain) {
+  datapath_.reset();
+  options_.service_range = IpBlock::parse("10.78.0.0/16").value();
+  open();
+  must(datapath_->attach_mesh(mesh_group_->path()));
+  apply_all();
+  EXPECT_THAT(audit_mesh(), IsEmpty());
+  EXPECT_EQ(connect_from_app("10.78.0.1:80"), kRefused) << "of no service";
+  const std::uint32_t zero = 0;
+  const um_service_range none{};
+  ASSERT_EQ(::bpf_map_update_elem(map("um_service_ranges").get(), &zero, &none, BPF_ANY), 0);
+  EXPECT_NE(connect_from_app("10.78.0.1:80"), kRefused);
+  repairs_of_the_mesh("the block of services' addresses (um_service_ranges)");
+  EXPECT_EQ(connect_from_app("10.78.0.1:80"), kRefused);
+}
+
 // The keys of a map, as bytes.
 std::vector<std::vector<char>> keys_of(int fd, std::size_t size) {
   std::vector<std::vector<char>> keys;

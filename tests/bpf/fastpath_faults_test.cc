@@ -38,11 +38,57 @@ TEST_F(FastPathTest, AnAuditPutsItsLinksBack) {
   joined();
 }
 
+TEST_F(FastPathTest, AnAuditPutsItsSwitchAndItsRowsBack) {
+  state_.slow_listeners = {at("10.9.0.2:9999")};
+  apply_all();
+  real();
+  const auto audit = [&] { return must(datapath_->audit_mesh()); };
+  const auto map_of = [&](const char* name) {
+    const std::string maps = options_.pin_dir + "/fastpath/maps_" + std::to_string(UM_LAYOUT);
+    return UniqueFd(::bpf_obj_get((maps + "/" + name).c_str()));
+  };
+  EXPECT_THAT(audit(), IsEmpty());
+  const std::uint32_t zero = 0;
+  um_fast_config ours{};
+  const UniqueFd config = map_of("um_fast_config");
+  ASSERT_EQ(::bpf_map_lookup_elem(config.get(), &zero, &ours), 0);
+  for (const um_fast_config& other :
+       {um_fast_config{0, ours.min_trips}, um_fast_config{UM_FAST_ON, ours.min_trips},
+        um_fast_config{ours.flags, 1}}) {
+    ASSERT_EQ(::bpf_map_update_elem(config.get(), &zero, &other, BPF_ANY), 0);
+    EXPECT_THAT(audit(), ElementsAre(Difference{"the switch of the fast path (um_fast_config)",
+                                                true, true}));
+    EXPECT_THAT(audit(), IsEmpty());
+  }
+  const auto loses_a_row = [&](const char* name, auto key, auto value) {
+    const UniqueFd rows = map_of(name);
+    const void* first = nullptr;
+    ASSERT_EQ(::bpf_map_get_next_key(rows.get(), first, &key), 0) << name;
+    ASSERT_EQ(::bpf_map_lookup_elem(rows.get(), &key, &value), 0);
+    const auto wanted = value;
+    ++value;
+    ASSERT_EQ(::bpf_map_update_elem(rows.get(), &key, &value, BPF_ANY), 0);
+    EXPECT_THAT(audit(), ElementsAre(Difference{"1 of the fast path's rows", true, true})) << name;
+    ASSERT_EQ(::bpf_map_delete_elem(rows.get(), &key), 0);
+    EXPECT_THAT(audit(), ElementsAre(Difference{"1 of the fast path's rows", true, true})) << name;
+    ASSERT_EQ(::bpf_map_lookup_elem(rows.get(), &key, &value), 0) << name;
+    EXPECT_EQ(value, wanted) << name;
+    EXPECT_THAT(audit(), IsEmpty()) << name;
+  };
+  loses_a_row("um_fast_excluded", um_destination{}, std::uint32_t{});
+  loses_a_row("um_fast_addresses", um_address{}, std::uint64_t{});
+  joined();
+}
+
 TEST_F(FastPathTest, AnAuditMissesNothingOfItWhereItIsOff) {
-  EXPECT_THAT(must(datapath_->audit(state_.workloads[kServer])), IsEmpty());
+  const auto audit = [&] {
+    EXPECT_THAT(must(datapath_->audit(state_.workloads[kServer])), IsEmpty());
+    EXPECT_THAT(must(datapath_->audit_mesh()), IsEmpty());
+  };
+  audit();
   real();
   must(datapath_->switch_fast_path(false));
-  EXPECT_THAT(must(datapath_->audit(state_.workloads[kServer])), IsEmpty());
+  audit();
 }
 
 // A pin that can be neither removed nor replaced.

@@ -266,7 +266,6 @@ TEST_F(NodeTest, AListenerThatWasClosedListensAgainWhileTheProxyIsThere) {
   held.families = feed::kHasFamily4;
   feed::Fds fds;
   fds.emplace_back(::fcntl(listener.get(), F_DUPFD_CLOEXEC, 3));
-  fds.emplace_back(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));  // for DNS: does not listen
   ASSERT_TRUE(node_->hold_events().on_frame(feed::as_bytes(held), std::move(fds)));
   node_->hold_events().on_drained();
   acknowledge();
@@ -277,6 +276,45 @@ TEST_F(NodeTest, AListenerThatWasClosedListensAgainWhileTheProxyIsThere) {
   node_->audit(now_ += Audit::kRound);
   EXPECT_TRUE(listens());
   node_->audit(now_ += Audit::kRound);
+  EXPECT_EQ(node_->workload({"default", "a"})->captured, "yes");
+}
+
+// As `ss -K` does, disconnecting takes it off its device: neighbours could ask it, too.
+TEST_F(NodeTest, AUdpSocketForDnsIsBoundToLoAgain) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  outcome(workload("a", "10.77.0.1"));
+  UniqueFd responder(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const auto device = [&] {
+    char name[16] = {};
+    socklen_t size = sizeof name;
+    ::getsockopt(responder.get(), SOL_SOCKET, SO_BINDTODEVICE, name, &size);
+    return std::string(name);
+  };
+  ASSERT_EQ(::setsockopt(responder.get(), SOL_SOCKET, SO_BINDTODEVICE, "lo", sizeof "lo"), 0);
+  feed::HoldMessage held;
+  held.type = feed::HoldType::kEnrolled;
+  held.workload = id_of("a");
+  held.netns_cookie = 1000;
+  held.families = feed::kHasFamily4 | feed::kHasDns;
+  feed::Fds fds;
+  fds.emplace_back(::fcntl(responder.get(), F_DUPFD_CLOEXEC, 3));
+  ASSERT_TRUE(node_->hold_events().on_frame(feed::as_bytes(held), std::move(fds)));
+  node_->hold_events().on_drained();
+  acknowledge();
+  const auto repairs = [&] {
+    node_->audit(now_ += Audit::kRound);
+    node_->tick(now_, 0);
+    const json::object counters = messages(feed::kKernelCounters).back().at("audit").as_object();
+    return counters.at("repairs").to_number<int>();
+  };
+  EXPECT_EQ(repairs(), 0);
+  const sockaddr nobody{.sa_family = AF_UNSPEC, .sa_data = {}};
+  ASSERT_EQ(::connect(responder.get(), &nobody, sizeof nobody), 0);
+  ASSERT_EQ(device(), "");
+  EXPECT_EQ(repairs(), 1);
+  EXPECT_EQ(device(), "lo");
+  EXPECT_EQ(repairs(), 1) << "there is nothing left to do";
   EXPECT_EQ(node_->workload({"default", "a"})->captured, "yes");
 }
 
