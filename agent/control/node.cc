@@ -471,7 +471,7 @@ void Node::tick(Clock::time_point now, std::uint64_t unix_ms) {
     publisher_.refresh_kernel();
     note_kernel_errors();
   }
-  publisher_.end_forbidden();
+  publisher_.finish();
   if (++ticks_ % kRetryTicks == 0) {
     workloads_.retry_failed();
     tell_change();

@@ -126,6 +126,11 @@ void Publisher::apply_kernel() {
   end_forbidden();
 }
 
+void Publisher::finish() {
+  end_forbidden();
+  if (are_counters_due_) forget_counters();
+}
+
 // What was connecting when the policy changed may be open only now: so it is looked at twice, and
 // what failed again.
 void Publisher::end_forbidden() {
@@ -169,11 +174,23 @@ void Publisher::forget_unused_numbers() {
     const auto size = rule == rules.end() ? sizes.end() : sizes.find(rule->second.policy);
     return size != sizes.end() && rule->second.rule < size->second;
   });
+  forget_counters();
+}
+
+void Publisher::forget_counters() {
   std::set<std::uint32_t> counted = {0};
   for (const auto& [name, number] : numbers_.names(Space::kPolicy)) counted.insert(number);
-  if (counted == counted_policies_) return;
-  if (auto forgotten = datapath_.forget_policies_but(counted); !forgotten)
-    return log()->warn("counters of former policies stay error={}", forgotten.error().message);
+  are_counters_due_ = counted != counted_policies_;
+  if (!are_counters_due_) return;
+  if (auto forgotten = datapath_.forget_policies_but(counted); !forgotten) {
+    if (forgotten.error() != forget_error_)
+      log()->warn("counters of former policies stay, which is tried again error={}",
+                  forgotten.error().message);
+    forget_error_ = forgotten.error();
+    return;
+  }
+  are_counters_due_ = false;
+  forget_error_ = {};
   counted_policies_ = std::move(counted);
 }
 

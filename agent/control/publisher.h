@@ -45,8 +45,9 @@ class Publisher {
   // Writes the kernel's state again, and what a failed write left out.
   void refresh_kernel();
   // Every 2 s: looks once more for connections that a change of policy forbids, or that go to what
-  // is no endpoint any more.
-  void end_forbidden();
+  // is no endpoint any more; and has the kernel forget what it counted for former policies, where
+  // that failed.
+  void finish();
 
   void on_proxy_connected(Clock::time_point now);
   void on_proxy_lost();
@@ -80,8 +81,10 @@ class Publisher {
 
  private:
   void apply_kernel();
+  void end_forbidden();
   void end_removed();
   void forget_unused_numbers();
+  void forget_counters();
   void send_update(Clock::time_point now);
   void send_frames(std::vector<boost::json::value> put, boost::json::array gone, bool reset);
 
@@ -101,6 +104,8 @@ class Publisher {
   Clock::time_point sent_at_{};
   datapath::State current_;
   std::set<std::uint32_t> counted_policies_;  // by number: those that the kernel may count
+  bool are_counters_due_ = false;             // it may count others, too
+  Error forget_error_;
   std::string kernel_error_;
   std::map<datapath::WorkloadId, Error> kernel_errors_;
   int looks_due_ = 0;          // for connections that are forbidden now

@@ -105,6 +105,20 @@ TEST_F(NodeTest, APolicyInTwoFilesDeniesWhatBothSelect) {
   EXPECT_TRUE(may_reach("a", "c"));
 }
 
+TEST_F(NodeTest, CountersOfAFormerPolicyThatCannotBeForgottenAreTriedAgain) {
+  connect();
+  outcome(deny("b"));
+  constexpr std::uint32_t kOfNobody = 4242;
+  outcome(workload("b", "10.77.0.2"));
+  acknowledge();
+  datapath_.counts.denied_by_policy[kOfNobody] = 1;
+  datapath_.fail_at = 2;  // after the state is applied
+  remove("AuthorizationPolicy", "deny-b");
+  EXPECT_TRUE(datapath_.counts.denied_by_policy.contains(kOfNobody));
+  node_->tick(now_, 0);
+  EXPECT_FALSE(datapath_.counts.denied_by_policy.contains(kOfNobody));
+}
+
 TEST_F(NodeTest, APolicyInTwoFilesIsNamedWithBoth) {
   const std::string both = "/s/objects/1.yaml and /s/objects/2.yaml";
   add_file("1.yaml", policy_text("b", ""));
