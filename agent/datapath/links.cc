@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 
 #include "datapath/object.h"
 
@@ -34,6 +35,15 @@ Result<> pin_over(int fd, const std::string& path) {
   MESH_TRY(unpin(path));
   if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(errno, "rename to " + path);
   return success();
+}
+
+// As its id's name in /proc/self/fdinfo says: the kernel itself takes one for another.
+std::string kind_of(int fd) {
+  std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
+  for (std::string line; std::getline(info, line);)
+    for (const char* kind : {"map", "prog", "link"})
+      if (line.starts_with(std::string(kind) + "_id:")) return kind;
+  return {};
 }
 
 Result<bpf_link_info> info_of_link(int fd, const std::string& path) {

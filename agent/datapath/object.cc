@@ -14,7 +14,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <memory>
 #include <set>
@@ -63,15 +62,6 @@ struct Meta {
   std::uint32_t is_damaged = 0;  // 1: maps were made again, and have not been filled since
   std::uint64_t object = 0;      // 0: programs are not completely pinned
 };
-
-// What a descriptor is of, as its id's name in /proc/self/fdinfo says: "map", "prog", "link", "".
-std::string kind_of(int fd) {
-  std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
-  for (std::string line; std::getline(info, line);)
-    for (const char* kind : {"map", "prog", "link"})
-      if (line.starts_with(std::string(kind) + "_id:")) return kind;
-  return {};
-}
 
 // Empty where there is none, or something else is in its place.
 UniqueFd pinned(const std::string& path, std::string_view kind) {

@@ -11,6 +11,7 @@
 
 #include "bpf/shared.h"
 #include "datapath/counters.h"
+#include "datapath/links.h"
 #include "datapath/object.h"
 
 namespace mesh::datapath {
@@ -61,13 +62,16 @@ class Programs {
     use.runs += info.run_cnt;
     use.run_nanoseconds += info.run_time_ns;
   }
-  void add_link(const std::string& name, int fd) {
+  // A link, or the program of a filter, which has none (clsact).
+  void add_attached(const std::string& name, int fd) {
+    if (kind_of(fd) == "prog") {
+      if (const auto id = program_id(fd)) add_attached(name, fd, id.value());
+      return;
+    }
     bpf_link_info info{};
     if (!read_info(fd, info)) return;
     const UniqueFd program(::bpf_prog_get_fd_by_id(info.prog_id));
-    if (program) add(program.get());
-    if (const auto known = known_.find(info.prog_id); known != known_.end())
-      uses_[known->second].links.push_back(name);
+    add_attached(name, program.get(), info.prog_id);
   }
   std::vector<ProgramUse> all() {
     std::vector<ProgramUse> list;
@@ -76,6 +80,12 @@ class Programs {
   }
 
  private:
+  void add_attached(const std::string& name, int program, std::uint32_t id) {
+    add(program);
+    if (const auto known = known_.find(id); known != known_.end())
+      uses_[known->second].links.push_back(name);
+  }
+
   std::map<std::uint32_t, std::string> known_;  // names by id
   std::map<std::string, ProgramUse> uses_;
 };
@@ -141,7 +151,7 @@ Result<std::vector<ProgramUse>> pinned_programs(const std::string& pin_dir) {
   const std::string links = pin_dir + "/links/";
   for (const std::string& pin : pins_below(links))
     if (const UniqueFd fd(::bpf_obj_get(pin.c_str())); fd)
-      programs.add_link(pin.substr(links.size()), fd.get());
+      programs.add_attached(pin.substr(links.size()), fd.get());
   return programs.all();
 }
 

@@ -33,6 +33,18 @@ TEST_F(DatapathTest, ShowsProgramsAndWhereTheyAreAttached) {
   EXPECT_EQ(named(programs, "um_sk_lookup").instances, 2);
 }
 
+// Of a filter for packets, where the kernel has no tcx, the program itself is pinned.
+TEST_F(DatapathTest, ShowsProgramsThatAreAttachedWithoutALink) {
+  apply_all();
+  const UniqueFd program(::bpf_obj_get((options_.pin_dir + "/programs/um_connect6").c_str()));
+  ASSERT_TRUE(program);
+  const std::string pin = options_.pin_dir + "/links/7/filter_from_1";
+  ASSERT_EQ(::bpf_obj_pin(program.get(), pin.c_str()), 0);
+  const auto programs = must(datapath::pinned_programs(options_.pin_dir));
+  EXPECT_THAT(named(programs, "um_connect6").links, ElementsAre("7/connect6", "7/filter_from_1"));
+  EXPECT_EQ(named(programs, "um_connect6").instances, 1);
+}
+
 TEST_F(DatapathTest, ShowsHowFullMapsAreWithTheMemoryOfSets) {
   apply_all();
   const auto before = must(datapath::pinned_maps(options_.pin_dir));
