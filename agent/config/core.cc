@@ -286,8 +286,9 @@ ServicePart read_service(Report& report) {
     if (!part.external_name.empty() &&
         (!is_host(part.external_name) || part.external_name[0] == '*'))
       spec.error("externalName", "must be a DNS name");
+    const std::size_t errors = report.errors();
     read_service_annotations(report, service);
-    warn_of_annotations(report, "an ExternalName is a name alone");
+    if (report.errors() == errors) warn_of_annotations(report, "an ExternalName is a name alone");
     return part;
   }
   for (const Fields& port : spec.messages("ports", {})) {

@@ -599,6 +599,16 @@ TEST(FastPath, PortsOfAServiceAreExcludedByNumber) {
         << wrong;
 }
 
+TEST(FastPath, AnExternalNameWithPortsToExcludeIsToldOnce) {
+  EXPECT_THAT(validate_text("apiVersion: v1\nkind: Service\nmetadata:\n  name: o\n  annotations:\n"
+                            "    undermesh.io/fastpath-exclude-ports: '80'\n"
+                            "spec: {type: ExternalName, externalName: a.example}\n"),
+              ElementsAre("error t.yaml:6: Service default/o: "
+                          "metadata.annotations[\"undermesh.io/fastpath-exclude-ports\"]: '80' is "
+                          "no TCP port of this service; write port numbers of it, separated by "
+                          "commas"));
+}
+
 TEST(WorkloadEntry, RefusesAnnotationsOfOursThatDoNothing) {
   EXPECT_THAT(validate_text("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  "
                             "name: o\n  annotations:\n    undermesh.io/bypass: "
