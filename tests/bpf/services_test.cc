@@ -198,6 +198,21 @@ TEST_F(AffinityTest, AClientStaysWithItsEndpointAlsoWithoutMeshd) {
   EXPECT_EQ(to_first(20), 20 * first);
 }
 
+// Whoever fills the map gains nothing: a client is given an endpoint of the service, and keeps
+// that.
+TEST_F(AffinityTest, WhoIsForgottenAsTheMapIsFullIsRememberedAgain) {
+  to_first(1);
+  const UniqueFd affinities = map("um_affinities");
+  const um_affinity_key key{kApp, 2, 1, UM_TCP, 0};
+  um_affinity last{};
+  ASSERT_EQ(::bpf_map_lookup_elem(affinities.get(), &key, &last), 0);
+  crowd(affinities.get());
+  ASSERT_NE(::bpf_map_lookup_elem(affinities.get(), &key, &last), 0);
+  const int first = to_first(1);
+  EXPECT_EQ(::bpf_map_lookup_elem(affinities.get(), &key, &last), 0);
+  EXPECT_EQ(to_first(40), 40 * first);
+}
+
 TEST_F(AffinityTest, EndsWithTheTimeSinceTheLastConnection) {
   const int first = to_first(1);
   last_used(std::chrono::seconds(2));  // a machine may have started a few seconds ago

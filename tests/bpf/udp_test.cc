@@ -314,6 +314,31 @@ TEST_F(UdpTest, ASocketWhoseNextConnectIsRefusedStaysWhereItIs) {
   EXPECT_TRUE(is_right);
 }
 
+// What comes after that goes to any of the service's backends, and is answered by the service.
+TEST_F(UdpTest, ASocketWhoseChoiceIsForgottenAsTheMapIsFullChoosesAgain) {
+  const auto server = echo({"10.9.0.2:7000", "10.9.0.3:7000"});
+  udp_service(kVip, {"10.9.0.2:7000", "10.9.0.3:7000"});
+  apply_all();
+  const UniqueFd choices = map("um_udp_choices");
+  struct Answers {
+    Answer before, after, again;
+  };
+  const Answers answers = in_app([&] {
+    const UniqueFd fd = udp_socket(AF_INET);
+    Answers got;
+    got.before = ask(fd.get(), kVip, AF_INET);
+    crowd(choices.get());
+    got.after = ask(fd.get(), kVip, AF_INET);
+    got.again = ask(fd.get(), kVip, AF_INET);
+    return got;
+  });
+  for (const Answer& answer : {answers.before, answers.after, answers.again})
+    EXPECT_EQ(answer.from, at(kVip)) << answer.err;
+  EXPECT_THAT(answers.after.text, testing::StartsWith("10.9.0."));
+  EXPECT_STREQ(answers.again.text, answers.after.text) << "and stays with it";
+  EXPECT_EQ(count("datagram_records_lost"), 0);
+}
+
 TEST_F(UdpTest, ATcpServiceOfTheSameAddressIsAnother) {
   const auto server = echo({"10.9.0.2:7000"});
   accept_on_both_servers();

@@ -301,6 +301,19 @@ class DatapathTest : public testing::Test {
     }
     ASSERT_EQ(errno, E2BIG);
   }
+  // Until nothing is left of what was there, in a hash that forgets what was not used for longest.
+  static void crowd(int map) {
+    bpf_map_info info{};
+    std::uint32_t size = sizeof info;
+    ASSERT_EQ(::bpf_obj_get_info_by_fd(map, &info, &size), 0);
+    std::vector<std::uint8_t> key(info.key_size, 0xff);
+    const std::vector<std::uint64_t> value((info.value_size + 7) / 8);
+    for (std::uint32_t i = 0; i < 3 * info.max_entries; ++i) {
+      const std::uint32_t last = ~i;
+      std::memcpy(key.data(), &last, sizeof last);
+      ASSERT_EQ(::bpf_map_update_elem(map, key.data(), value.data(), BPF_ANY), 0);
+    }
+  }
   // As another build would have left it: programs that we do not know.
   void write_meta(std::uint32_t layout) {
     UniqueFd meta(::bpf_obj_get((options_.pin_dir + "/meta").c_str()));
