@@ -283,6 +283,7 @@ class TimedDatapath final : public datapath::Datapath {
   Result<std::vector<datapath::Flow>> open_flows(const datapath::State& state) override {
     return inner_.open_flows(state);
   }
+  Result<std::vector<datapath::UdpFlow>> udp_flows() override { return inner_.udp_flows(); }
   Result<datapath::Counters> counters() override { return inner_.counters(); }
   Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) override {
     return inner_.forget_policies_but(numbers);

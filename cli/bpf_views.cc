@@ -4,6 +4,9 @@
 #include <cstdio>
 #include <thread>
 
+#include "api/messages.h"
+#include "client.h"
+#include "config/policy.h"
 #include "datapath/pins.h"
 #include "output.h"
 
@@ -111,6 +114,34 @@ json::object stats_json(const Watched& watched, std::chrono::seconds span) {
   return all;
 }
 
+std::string age_in(const json::object& row, std::string_view member) {
+  const json::value* value = row.if_contains(member);
+  return value ? age(std::chrono::seconds(value->to_number<std::int64_t>())) : "";
+}
+
+// "AuthorizationPolicy ns/name[0]".
+std::string rule_in(const json::object& row) {
+  const json::value* rule = row.if_contains("rule");
+  const std::string policy = text_in(row, "policy");
+  return policy.empty() || !rule ? policy : config::rule_name(policy, rule->to_number<int>());
+}
+
+// Of UDP it is told for how long it has been quiet, not since when it is there.
+std::vector<std::string> flow_cells(const json::object& row, bool wide) {
+  std::string state = text_in(row, "state");
+  if (const std::string quiet = age_in(row, "quiet_seconds"); !quiet.empty())
+    state += " (quiet for " + quiet + ")";
+  std::vector<std::string> cells;
+  for (const char* member : {"workload", "protocol", "direction", "destination", "peer"})
+    cells.push_back(text_in(row, member));
+  cells.insert(cells.end(), {std::move(state), age_in(row, "seconds")});
+  for (const char* member : {"sent", "received", "retransmits", "verdict"})
+    cells.push_back(text_in(row, member));
+  if (wide)
+    cells.insert(cells.end(), {rule_in(row), text_in(row, "local"), text_in(row, "cookie")});
+  return cells;
+}
+
 }  // namespace
 
 Result<int> bpf_programs(const Environment& environment, Format format) {
@@ -171,6 +202,23 @@ Result<int> bpf_stats(const Environment& environment, std::chrono::seconds span,
   if (format != Format::kTable) return print(format, stats_json(watched, span), Table({}));
   if (span.count() > 0) print_runs(watched.runs, static_cast<double>(span.count()));
   print_counters(watched.counters);
+  return kOk;
+}
+
+Result<int> bpf_flows(const Environment& environment, bool wide, Format format) {
+  MESH_TRY(auto reply, Client(environment.run_dir).get<api::Dump>("/v1/dump/flows"));
+  if (format != Format::kTable) return print(format, api::to_json(reply), Table({}));
+  if (reply.rows.empty()) {
+    std::puts("No L4 connections are open.");
+    return kOk;
+  }
+  std::vector<std::string> titles = {"WORKLOAD", "PROTOCOL",    "DIRECTION", "DESTINATION",
+                                     "PEER",     "STATE",       "AGE",       "SENT",
+                                     "RECEIVED", "RETRANSMITS", "VERDICT"};
+  if (wide) titles.insert(titles.end(), {"POLICY", "LOCAL", "COOKIE"});
+  Table table(std::move(titles));
+  for (const json::object& row : reply.rows) table.row(flow_cells(row, wide));
+  std::fputs(table.to_string().c_str(), stdout);
   return kOk;
 }
 

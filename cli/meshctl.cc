@@ -173,6 +173,18 @@ class CommandLine {
         ->type_name("FORMAT");
   }
 
+  void add_wide_format(CLI::App* sub) {
+    sub->add_option_function<std::string>(
+           "-o,--output",
+           [this](const std::string& name) {
+             is_wide_ = name == "wide";
+             if (!is_wide_) format_ = parse_format(name).value();
+           },
+           "table, wide, json or yaml")
+        ->check(CLI::IsMember({"table", "wide", "json", "yaml"}).description(""))
+        ->type_name("FORMAT");
+  }
+
   void add_state_dir(CLI::App* sub) {
     sub->add_option("--state-dir", environment_.state_dir, "Where the configuration is stored")
         ->type_name("DIR")
@@ -236,6 +248,7 @@ class CommandLine {
   Environment environment_;
   ProgramOptions programs_;
   Format format_ = Format::kTable;
+  bool is_wide_ = false;  // of a table
   Selection selection_;
   SandboxSpec sandbox_;
   TapOptions tap_;
@@ -535,6 +548,7 @@ void CommandLine::add_policy_list() {
                        "Commands", [this] {
                          policies_.ns = selection_.ns;
                          policies_.all_namespaces = selection_.all_namespaces;
+                         policies_.wide = is_wide_;
                          return policy_list(environment_, policies_, format_);
                        });
   list->footer(R"(
@@ -548,15 +562,7 @@ Examples:
   meshctl policy list -n shop -o wide)");
   add_namespace(list);
   list->add_flag("-A,--all-namespaces", selection_.all_namespaces, "Of every namespace");
-  list->add_option_function<std::string>(
-          "-o,--output",
-          [this](const std::string& name) {
-            policies_.wide = name == "wide";
-            if (!policies_.wide) format_ = parse_format(name).value();
-          },
-          "table, wide, json or yaml")
-      ->check(CLI::IsMember({"table", "wide", "json", "yaml"}).description(""))
-      ->type_name("FORMAT");
+  add_wide_format(list);
 }
 
 void CommandLine::add_bpf_commands() {
@@ -578,8 +584,12 @@ void CommandLine::add_bpf_commands() {
       ->check(CLI::Range(1u, 3600u));
   add_format(stats);
   auto* flows = command(*bpf, "flows", "Open L4 connections of enrolled workloads, by their bytes",
-                        "Commands", [this] { return dump(environment_, "flows", format_); });
-  add_format(flows);
+                        "Commands", [this] { return bpf_flows(environment_, is_wide_, format_); });
+  flows->footer(R"(
+TCP that goes past the proxy, both ends of it on this node; and UDP of the last minute, where a
+policy may have to tell an answer from a question: of the rest the kernel remembers nothing.
+AGE is that of the connection. -o wide adds the policy that allowed it and the own end.)");
+  add_wide_format(flows);
 }
 
 void CommandLine::add_datapath_commands() {

@@ -120,6 +120,11 @@ std::string cell(const json::value& value) {
   return json::serialize(value);
 }
 
+std::string text_in(const json::object& row, std::string_view member) {
+  const json::value* value = row.if_contains(member);
+  return value ? cell(*value) : std::string();
+}
+
 std::int64_t parse_time(std::string_view rfc3339) {
   std::tm t{};
   std::string text(rfc3339.substr(0, 19));

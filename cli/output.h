@@ -33,6 +33,8 @@ std::string render(Format format, const boost::json::value& value);
 std::string age(std::chrono::seconds span);  // "12s", "3m20s", "5h", "2d", as kubectl
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 std::string cell(const boost::json::value& value);  // a JSON value in one table cell
+// The cell of a member; empty where there is none.
+std::string text_in(const boost::json::object& row, std::string_view member);
 
 // Seconds since the epoch of "2026-01-02T03:04:05Z" (fractions are dropped); 0 when it is none.
 std::int64_t parse_time(std::string_view rfc3339);

@@ -13,11 +13,6 @@ namespace {
 namespace json = boost::json;
 using api::AuthzReply;
 
-std::string text_in(const json::object& row, std::string_view member) {
-  const json::value* value = row.if_contains(member);
-  return value ? cell(*value) : std::string();
-}
-
 std::string ports_of(const AuthzReply::Path& path) {
   if (path.first_port <= 1 && path.last_port == 65535) return "any";
   const std::string first = std::to_string(path.first_port);

@@ -56,9 +56,10 @@ class FlowBook {
   bool has_seen_open_ = false;
 };
 
-// At most `most` rows, those with the most bytes.
-api::Dump dump_flows(std::vector<datapath::Flow> flows, const config::Snapshot& snapshot,
-                     const std::vector<Client>& clients, const FlowBook::Rules& rules,
-                     std::size_t most = 5000);
+// TCP before UDP; at most `most` rows of each, those with the most bytes and those that were quiet
+// for the shortest time.
+api::Dump dump_flows(std::vector<datapath::Flow> tcp, std::vector<datapath::UdpFlow> udp,
+                     const config::Snapshot& snapshot, const std::vector<Client>& clients,
+                     const FlowBook::Rules& rules, std::size_t most = 5000);
 
 }  // namespace mesh::control

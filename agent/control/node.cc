@@ -555,7 +555,8 @@ void Node::send_flows() {
 
 Result<api::Dump> Node::open_flows() {
   MESH_TRY(auto open, parts_.datapath.open_flows(publisher_.kernel()));
-  return dump_flows(std::move(open), *compilation_.snapshot, workloads_.clients(),
+  MESH_TRY(auto udp, parts_.datapath.udp_flows());
+  return dump_flows(std::move(open), std::move(udp), *compilation_.snapshot, workloads_.clients(),
                     policy_rules(parts_.numbers));
 }
 

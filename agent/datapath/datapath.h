@@ -162,6 +162,20 @@ struct Flow {
   std::string reason;
 };
 
+// Who talks by UDP with a port of an enrolled workload, as far as the kernel remembers it: where an
+// answer may have to be told from a question. Without a datagram for 60 s it is over.
+struct UdpFlow {
+  WorkloadId workload = 0;
+  std::uint16_t port = 0;     // the workload's
+  bool is_inbound = false;    // the other end began
+  bool is_connected = false;  // it answers by a connected socket: what that sends is not seen
+  SocketAddress remote;
+  // Outbound: the service that `remote` is a backend of to whoever asks it here; none, or several:
+  // not known.
+  std::optional<SocketAddress> service;
+  std::chrono::nanoseconds quiet{0};  // since the last datagram, to within a second
+};
+
 // Sums over CPUs since the maps were made, by name ("connects_redirected",
 // "connects_denied_policy", ...).
 struct Counters {
@@ -224,6 +238,7 @@ class Datapath {
   // What is open, of workloads whose namespace is known. Takes as long as the kernel needs to list
   // the sockets of each.
   virtual Result<std::vector<Flow>> open_flows(const State& state) = 0;
+  virtual Result<std::vector<UdpFlow>> udp_flows() = 0;
   virtual Result<Counters> counters() = 0;
   // What was counted for policies of other numbers is counted no more.
   virtual Result<> forget_policies_but(const std::set<std::uint32_t>& numbers) = 0;

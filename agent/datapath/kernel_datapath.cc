@@ -36,6 +36,7 @@
 #include "datapath/policy_sets.h"
 #include "datapath/services.h"
 #include "datapath/udp_choices.h"
+#include "datapath/udp_flows.h"
 
 namespace mesh::datapath {
 namespace {
@@ -354,6 +355,10 @@ class KernelDatapath final : public Datapath {
 
   Result<std::vector<Flow>> take_flows() override { return flows_.take(); }
   Result<std::vector<Flow>> open_flows(const State& state) override { return flows_.open(state); }
+
+  Result<std::vector<UdpFlow>> udp_flows() override {
+    return read_udp_flows(object_.map("um_udp_flows"), object_.map("um_udp_choices"));
+  }
 
   Result<Counters> counters() override {
     MESH_TRY(auto out, read_counters(object_.map("um_counters"), object_.map("um_policy_counts")));

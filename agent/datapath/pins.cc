@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <set>
+#include <string_view>
 
 #include "bpf/shared.h"
 #include "datapath/counters.h"
@@ -65,13 +67,20 @@ class Programs {
   // A link, or the program of a filter, which has none (clsact).
   void add_attached(const std::string& name, int fd) {
     if (kind_of(fd) == "prog") {
-      if (const auto id = program_id(fd)) add_attached(name, fd, id.value());
+      add(fd);
+      if (const auto id = program_id(fd)) add_place(name, id.value());
       return;
     }
     bpf_link_info info{};
     if (!read_info(fd, info)) return;
     const UniqueFd program(::bpf_prog_get_fd_by_id(info.prog_id));
-    add_attached(name, program.get(), info.prog_id);
+    if (program) add(program.get());
+    add_place(name, info.prog_id);
+  }
+  // Where a program is at work that was added before.
+  void add_place(const std::string& name, std::uint32_t program) {
+    if (const auto known = known_.find(program); known != known_.end())
+      uses_[known->second].links.push_back(name);
   }
   std::vector<ProgramUse> all() {
     std::vector<ProgramUse> list;
@@ -80,14 +89,67 @@ class Programs {
   }
 
  private:
-  void add_attached(const std::string& name, int program, std::uint32_t id) {
-    add(program);
-    if (const auto known = known_.find(id); known != known_.end())
-      uses_[known->second].links.push_back(name);
-  }
-
   std::map<std::uint32_t, std::string> known_;  // names by id
   std::map<std::string, ProgramUse> uses_;
+};
+
+// Nothing pins the fast path's programs but the links of one of them: they are known by the maps,
+// which are theirs alone. Sockets that joined keep a program that was; it is in no map any more.
+class FastPathPrograms {
+ public:
+  explicit FastPathPrograms(const std::string& pin_dir)
+      : links_dir_(pin_dir + "/fastpath/links/"),
+        maps_dir_(pin_dir + "/fastpath/maps_" + std::to_string(UM_LAYOUT)) {}
+
+  void add_to(Programs& programs) const {
+    const std::set<std::uint32_t> maps = own_maps();
+    if (maps.empty()) return;
+    std::uint32_t id = 0;
+    while (::bpf_prog_get_next_id(id, &id) == 0)
+      if (const UniqueFd fd(::bpf_prog_get_fd_by_id(id)); fd && uses_one_of(fd.get(), maps))
+        programs.add(fd.get(), full_name(fd.get()));
+    for (const std::string& pin : pins_below(links_dir_))
+      if (const UniqueFd fd(::bpf_obj_get(pin.c_str())); fd)
+        programs.add_attached(pin.substr(links_dir_.size()) + "/fastpath", fd.get());
+    add_program_of_map(programs);
+  }
+
+ private:
+  std::set<std::uint32_t> own_maps() const {
+    std::set<std::uint32_t> ids;
+    for (const std::string& pin : pins_below(maps_dir_)) {
+      const UniqueFd fd(::bpf_obj_get(pin.c_str()));
+      bpf_map_info info{};
+      if (fd && read_info(fd.get(), info)) ids.insert(info.id);
+    }
+    return ids;
+  }
+  static bool uses_one_of(int program, const std::set<std::uint32_t>& maps) {
+    std::array<std::uint32_t, 64> used{};
+    bpf_prog_info info{};
+    info.map_ids = reinterpret_cast<std::uintptr_t>(used.data());
+    info.nr_map_ids = used.size();
+    if (!read_info(program, info)) return false;
+    const auto end = used.begin() + std::min<std::size_t>(info.nr_map_ids, used.size());
+    return std::any_of(used.begin(), end, [&](std::uint32_t id) { return maps.contains(id); });
+  }
+  static std::string full_name(int program) {
+    bpf_prog_info info{};
+    if (!read_info(program, info)) return {};
+    const std::string known = info.name;
+    for (const std::string_view name : {"um_fast_sock_ops", "um_fast_msg", "um_fast_join"})
+      if (name.starts_with(known)) return std::string(name);
+    return known;
+  }
+  void add_program_of_map(Programs& programs) const {
+    const UniqueFd peers(::bpf_obj_get((maps_dir_ + "/um_fast_peers").c_str()));
+    std::uint32_t flags = 0, id = 0, count = 1;
+    if (peers && ::bpf_prog_query(peers.get(), BPF_SK_MSG_VERDICT, 0, &flags, &id, &count) == 0 &&
+        count == 1)
+      programs.add_place("um_fast_peers", id);
+  }
+
+  std::string links_dir_, maps_dir_;
 };
 
 // "memlock" of a map: what its memory is charged at, entries that are allocated one by one too.
@@ -152,6 +214,7 @@ Result<std::vector<ProgramUse>> pinned_programs(const std::string& pin_dir) {
   for (const std::string& pin : pins_below(links))
     if (const UniqueFd fd(::bpf_obj_get(pin.c_str())); fd)
       programs.add_attached(pin.substr(links.size()), fd.get());
+  FastPathPrograms(pin_dir).add_to(programs);
   return programs.all();
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bpf/shared.h"
+#include "datapath/batches.h"
 #include "datapath/byte_order.h"
 
 namespace mesh::datapath {
@@ -33,26 +34,6 @@ bool contains_all(const Backends& now, const Backends& before) {
   });
 }
 
-// In batches: going from key to key begins anew where one has gone meanwhile, and here they go.
-template <class See>
-Result<> for_each(int map, See see) {
-  constexpr std::uint32_t kBatch = 4096;
-  std::vector<um_udp_choice_key> keys(kBatch);
-  std::vector<um_udp_choice> choices(kBatch);
-  std::uint32_t at = 0;
-  bool is_first = true;
-  for (;;) {
-    std::uint32_t count = kBatch;
-    LIBBPF_OPTS(bpf_map_batch_opts, options);
-    const int failed = ::bpf_map_lookup_batch(map, is_first ? nullptr : &at, &at, keys.data(),
-                                              choices.data(), &count, &options);
-    if (failed != 0 && errno != ENOENT) return errno_error(errno, "read map um_udp_choices");
-    for (std::uint32_t i = 0; i < count; ++i) see(keys[i], choices[i]);
-    if (failed != 0) return success();
-    is_first = false;
-  }
-}
-
 }  // namespace
 
 Result<> UdpChoices::forget_choices(int map, const State& state) {
@@ -66,10 +47,11 @@ Result<> UdpChoices::forget_choices(int map, const State& state) {
     return found != now.end() && found->second.contains(user_destination(backend));
   };
   std::vector<um_udp_choice_key> gone;
-  MESH_TRY(for_each(map, [&](const um_udp_choice_key& key, const um_udp_choice& choice) {
-    // How a backend is shown stays: it may answer still.
-    if (key.way == UM_TO_BACKEND && !is_backend(key.at, choice.other)) gone.push_back(key);
-  }));
+  MESH_TRY((for_each_entry<um_udp_choice_key, um_udp_choice>(
+      map, "um_udp_choices", [&](const um_udp_choice_key& key, const um_udp_choice& choice) {
+        // How a backend is shown stays: it may answer still.
+        if (key.way == UM_TO_BACKEND && !is_backend(key.at, choice.other)) gone.push_back(key);
+      })));
   for (const um_udp_choice_key& forgotten : gone)
     if (::bpf_map_delete_elem(map, &forgotten) != 0 && errno != ENOENT)
       return errno_error(errno, "delete from map um_udp_choices");

@@ -158,7 +158,11 @@ class Connections(unittest.TestCase):
     def test_how_long_it_lived_is_told(self):
         process = self.hold()
         mesh.eventually("it is listed for a second", lambda: any(
-            row["seconds"] >= 1 for row in mesh.meshctl_json("bpf", "flows")["rows"] if row["workload"] == "default/client"))
+            row.get("seconds", 0) >= 1 for row in mesh.meshctl_json("bpf", "flows")["rows"] if row["workload"] == "default/client"))
+        titles, *lines = mesh.meshctl("bpf", "flows").stdout.splitlines()
+        self.assertEqual(titles.split()[-2:], ["RETRANSMITS", "VERDICT"])
+        line = next(line for line in lines if line.startswith("default/client ")).split()
+        self.assertEqual((line[1], line[3], line[-2:]), ("TCP", f"{HOST}:5432", ["0", "allowed"]))
         done = json.loads(process.communicate("")[0])
         for line in self.ends(done):
             self.assertGreaterEqual(line.milliseconds, 1000)

@@ -123,6 +123,23 @@ class FastPath(unittest.TestCase):
             self.assertIn("switched off by", mesh.meshctl(command, check=False).stdout)
         mesh.eventually("so does the metric", lambda: enabled() == {"operator": 0})
 
+    def test_its_programs_are_shown_while_it_is_on(self):
+        def shown():
+            return {p["name"]: p["links"] for p in mesh.meshctl_json("bpf", "progs")["programs"] if p["name"].startswith("um_fast_")}
+
+        if not CAN:
+            self.assertEqual(shown(), {})
+            return
+        self.assertEqual(sorted(shown()), ["um_fast_join", "um_fast_msg", "um_fast_sock_ops"])
+        client = next(w["id"] for w in mesh.status()["workloads"] if w["name"] == "client")
+        self.assertIn(f"{client}/fastpath", shown()["um_fast_sock_ops"])
+        with Exact("exact") as load:
+            runs = mesh.meshctl_json("bpf", "stats", "--seconds", "1")["programs"]
+            load.go_on()
+        self.assertGreater(runs["um_fast_sock_ops"]["runs"] + runs["um_fast_msg"]["runs"], 0)
+        self.assertEqual(switch("off"), 0)
+        self.assertEqual(shown(), {})
+
     def test_switched_off_and_on_under_traffic(self):
         with Exact("exact") as old:
             for _ in range(3):

@@ -506,6 +506,21 @@ class Objects(MeshctlCase):
         self.assertEqual([e["path"] for e in events], ["/0", "/1", "/2", "/3", "/4"])
         self.assertEqual(events[0]["route"], "a/b&c")
 
+    def test_flows_are_a_table_of_what_fits_and_wide_has_the_rest(self):
+        def cells(*options):
+            return [re.split(" {3,}", line) for line in self.ok("bpf", "flows", *options).splitlines()]
+
+        titles, tcp, udp = cells()
+        self.assertEqual(titles, ["WORKLOAD", "PROTOCOL", "DIRECTION", "DESTINATION", "PEER", "STATE", "AGE", "SENT", "RECEIVED",
+                                  "RETRANSMITS", "VERDICT"])
+        self.assertEqual(tcp, ["default/client", "TCP", "out", "db.default.svc.cluster.local:5432", "10.77.0.3:9000", "established",
+                               "3m20s", "12", "3400", "2", "allowed"])
+        self.assertEqual(udp, ["default/db", "UDP", "in", "*:53", "10.77.0.2:4000", "open (quiet for 3s)", "-", "-", "-", "-", "allowed"])
+        wide = cells("-o", "wide")
+        self.assertEqual([line[11:] for line in wide], [["POLICY", "LOCAL", "COOKIE"],
+                                                        ["AuthorizationPolicy default/db[1]", "10.77.0.2:40000", "77"], ["-", "*:53", "-"]])
+        self.assertEqual(json.loads(self.ok("bpf", "flows", "-o", "json"))["rows"][1]["quiet_seconds"], 3)
+
     def test_dump_prints_the_columns_that_the_server_names(self):
         self.assertEqual(self.ok("config", "dump", "routes"), "HOST      PORT\nreviews   9080\n")
         self.assertEqual(self.meshctl("config", "dump", "nonsense").returncode, 2)

@@ -25,6 +25,7 @@ class FakeDatapath final : public datapath::Datapath {
   datapath::Counters counts;
   std::vector<datapath::Flow> flows;  // the next take_flows() has them
   std::vector<datapath::Flow> open;
+  std::vector<datapath::UdpFlow> udp;
   std::map<datapath::WorkloadId, Error> refuse;  // cannot be enrolled; 0: what did not fit
   std::map<datapath::WorkloadId, std::string> not_covered;
   std::map<datapath::WorkloadId, std::vector<datapath::Difference>> differences;
@@ -112,6 +113,10 @@ class FakeDatapath final : public datapath::Datapath {
   Result<std::vector<datapath::Flow>> open_flows(const datapath::State&) override {
     MESH_TRY(operation());
     return open;
+  }
+  Result<std::vector<datapath::UdpFlow>> udp_flows() override {
+    MESH_TRY(operation());
+    return udp;
   }
   Result<datapath::Counters> counters() override {
     MESH_TRY(operation());

@@ -82,7 +82,18 @@ def objects(query):
     return {"objects": [{"tree": tree, "file": "", "state": "accepted", "problems": []} for tree in found]}
 
 
+FLOWS = [
+    {"workload": "default/client", "protocol": "TCP", "direction": "out", "destination": "db.default.svc.cluster.local:5432",
+     "peer": "10.77.0.3:9000", "state": "established", "seconds": 200, "sent": 12, "received": 3400, "retransmits": 2,
+     "verdict": "allowed", "local": "10.77.0.2:40000", "cookie": 77, "policy": "AuthorizationPolicy default/db", "rule": 1},
+    {"workload": "default/db", "protocol": "UDP", "direction": "in", "destination": "*:53", "peer": "10.77.0.2:4000",
+     "state": "open", "quiet_seconds": 3, "verdict": "allowed", "local": "*:53"},
+]
+
+
 def dump(what):
+    if what == "flows":
+        return {"what": what, "version": 1, "columns": ["workload"], "rows": FLOWS}
     return {"what": what, "version": 1, "columns": ["host", "port"], "rows": [{"host": "reviews", "port": 9080}]}
 
 

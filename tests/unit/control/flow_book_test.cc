@@ -160,5 +160,44 @@ TEST_F(FlowBookTest, IsBoundedAndSaysWhatItDropped) {
   EXPECT_EQ(message.at("dropped"), 10 + many.size() - FlowBook::kMaxRecords);
 }
 
+TEST(DumpFlows, HasTcpByItsBytesAndThenUdpByWhoTalkedLast) {
+  config::Snapshot snapshot;
+  config::Service service;
+  service.host = "db.default.svc.cluster.local";
+  snapshot.service_by_address[at("10.78.0.2:70").ip] =
+      std::make_shared<const config::Service>(service);
+  config::Workload workload;
+  workload.name = {"default", "client"};
+  Client client;
+  client.kernel.id = 7;
+  client.workload = std::make_shared<const config::Workload>(workload);
+  Flow busy = open(2, 500, 0);
+  busy.policy = 21;
+  busy.retransmits = 4;
+  datapath::UdpFlow asked{7, 4000, false, false, at("10.9.0.2:53"), at("10.78.0.2:53"), seconds(9)};
+  datapath::UdpFlow asks{7, 53, true, true, at("10.9.0.3:4000"), std::nullopt, seconds(2)};
+  const api::Dump dump = dump_flows({open(1, 1, 2), busy}, {asked, asks}, snapshot, {client},
+                                    {{21, {"NetworkPolicy default/db", 3}}});
+  ASSERT_EQ(dump.rows.size(), 4U);
+  const auto text = [&dump](std::size_t row, const char* member) {
+    const json::value* value = dump.rows[row].if_contains(member);
+    return value ? json::serialize(*value) : "none";
+  };
+  EXPECT_EQ(text(0, "cookie"), "2");
+  EXPECT_EQ(text(0, "protocol"), "\"TCP\"");
+  EXPECT_EQ(text(0, "retransmits"), "4");
+  EXPECT_EQ(text(0, "policy") + text(0, "rule"), "\"NetworkPolicy default/db\"3");
+  EXPECT_EQ(text(1, "policy"), "none");
+  EXPECT_EQ(text(2, "direction"), "\"in\"");
+  EXPECT_EQ(text(2, "destination") + text(2, "peer"), "\"*:53\"\"10.9.0.3:4000\"");
+  EXPECT_EQ(text(2, "state"), "\"connected\"");
+  EXPECT_EQ(text(3, "destination"), "\"db.default.svc.cluster.local:53\"");
+  EXPECT_EQ(text(3, "quiet_seconds"), "9");
+  for (std::size_t row = 0; row < 4; ++row) {
+    EXPECT_EQ(text(row, "workload"), "\"default/client\"");
+    EXPECT_EQ(text(row, "verdict"), "\"allowed\"");
+  }
+}
+
 }  // namespace
 }  // namespace mesh::control
