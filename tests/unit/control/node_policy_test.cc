@@ -11,10 +11,22 @@ namespace {
 
 using testing::HasSubstr;
 
-TEST_F(NodeTest, APolicyHoldsAtOnceWithTheProxyAway) {
-  connect();
-  enrol("a", "10.77.0.1");
-  enrol("b", "10.77.0.2");
+class NodePolicyTest : public NodeTest {
+ protected:
+  void have_two_workloads() {
+    machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
+    outcome(workload("a", "10.77.0.1"));
+    outcome(workload("b", "10.77.0.2"));
+  }
+  void enrol_one_of_two() {
+    connect();
+    have_two_workloads();
+    answer_enrol(id_of("a"));
+  }
+};
+
+TEST_F(NodePolicyTest, APolicyHoldsAtOnceWithTheProxyAway) {
+  enrol_one_of_two();
   acknowledge();
   proxy_.connected = false;
   node_->proxy_events().on_lost({Errc::reset, "gone"});
@@ -22,7 +34,7 @@ TEST_F(NodeTest, APolicyHoldsAtOnceWithTheProxyAway) {
   EXPECT_FALSE(verdict(id_of("a"), IpAddress::v4(10, 77, 0, 2)).allowed);
 }
 
-TEST_F(NodeTest, TheKernelIsToldWhoIsStrict) {
+TEST_F(NodePolicyTest, TheKernelIsToldWhoIsStrict) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
   outcome(strict_workload("a", "10.77.0.1"));
@@ -33,7 +45,7 @@ TEST_F(NodeTest, TheKernelIsToldWhoIsStrict) {
   EXPECT_FALSE(datapath_.state.workloads.at(id_of("b")).strict);
 }
 
-TEST_F(NodeTest, AStrictWorkloadWhosePacketsAreNotPolicedIsNamed) {
+TEST_F(NodePolicyTest, AStrictWorkloadWhosePacketsAreNotPolicedIsNamed) {
   connect();
   enrol("a", "10.77.0.1");
   answer_enrol(1);
@@ -54,9 +66,8 @@ std::string policy_text(const std::string& app, const std::string& spec) {
          app + "}}, " + spec + "}\n";
 }
 
-TEST_F(NodeTest, WhatARefusedPolicyDeniesStaysDeniedWhenItsFileBreaks) {
-  outcome(workload("a", "10.77.0.1"));
-  outcome(workload("b", "10.77.0.2"));
+TEST_F(NodePolicyTest, WhatARefusedPolicyDeniesStaysDeniedWhenItsFileBreaks) {
+  have_two_workloads();
   add_file("p.yaml", policy_text("b", "rules: [{}]"));
   EXPECT_TRUE(may_reach("a", "b"));
   add_file("p.yaml", policy_text("b", "action: CUSTOM, rules: [{}]"));
@@ -70,9 +81,8 @@ TEST_F(NodeTest, WhatARefusedPolicyDeniesStaysDeniedWhenItsFileBreaks) {
   EXPECT_TRUE(may_reach("a", "b"));
 }
 
-TEST_F(NodeTest, APolicyThatWasNeverAcceptedDeniesOnWhenItsFileBreaks) {
-  outcome(workload("a", "10.77.0.1"));
-  outcome(workload("b", "10.77.0.2"));
+TEST_F(NodePolicyTest, APolicyThatWasNeverAcceptedDeniesOnWhenItsFileBreaks) {
+  have_two_workloads();
   add_file("p.yaml", policy_text("b", "action: CUSTOM"));
   add_file("p.yaml", kBroken);
   EXPECT_FALSE(may_reach("a", "b"));
@@ -85,9 +95,8 @@ TEST_F(NodeTest, APolicyThatWasNeverAcceptedDeniesOnWhenItsFileBreaks) {
   EXPECT_TRUE(may_reach("a", "b")) << "it was deleted";
 }
 
-TEST_F(NodeTest, APolicyInTwoFilesDeniesWhatBothSelect) {
-  outcome(workload("a", "10.77.0.1"));
-  outcome(workload("b", "10.77.0.2"));
+TEST_F(NodePolicyTest, APolicyInTwoFilesDeniesWhatBothSelect) {
+  have_two_workloads();
   outcome(workload("c", "10.77.0.3"));
   add_file("1.yaml", policy_text("b", ""));
   add_file("2.yaml", policy_text("c", "rules: [{}]"));
@@ -105,7 +114,7 @@ TEST_F(NodeTest, APolicyInTwoFilesDeniesWhatBothSelect) {
   EXPECT_TRUE(may_reach("a", "c"));
 }
 
-TEST_F(NodeTest, CountersOfAFormerPolicyThatCannotBeForgottenAreTriedAgain) {
+TEST_F(NodePolicyTest, CountersOfAFormerPolicyThatCannotBeForgottenAreTriedAgain) {
   connect();
   outcome(deny("b"));
   constexpr std::uint32_t kOfNobody = 4242;
@@ -119,7 +128,7 @@ TEST_F(NodeTest, CountersOfAFormerPolicyThatCannotBeForgottenAreTriedAgain) {
   EXPECT_FALSE(datapath_.counts.denied_by_policy.contains(kOfNobody));
 }
 
-TEST_F(NodeTest, APolicyInTwoFilesIsNamedWithBoth) {
+TEST_F(NodePolicyTest, APolicyInTwoFilesIsNamedWithBoth) {
   const std::string both = "/s/objects/1.yaml and /s/objects/2.yaml";
   add_file("1.yaml", policy_text("b", ""));
   add_file("2.yaml", policy_text("b", ""));
@@ -137,7 +146,7 @@ TEST_F(NodeTest, APolicyInTwoFilesIsNamedWithBoth) {
                                    "; remove it there"));
 }
 
-TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
+TEST_F(NodePolicyTest, CountersGoToTheProxyWithTheirPolicies) {
   connect();
   machine_.cgroups = {{"/cg/a", true}};
   outcome(workload("a", "10.77.0.1"));
@@ -152,7 +161,7 @@ TEST_F(NodeTest, CountersGoToTheProxyWithTheirPolicies) {
   EXPECT_EQ(counters.at("denied_by_policy").at(0).at("count").to_number<int>(), 3);
 }
 
-TEST_F(NodeTest, AuditPoliciesAreCountedInStatusForTheProxyAndInTheListOfPolicies) {
+TEST_F(NodePolicyTest, AuditPoliciesAreCountedInStatusForTheProxyAndInTheListOfPolicies) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/far", true}};
   outcome(workload("a", "10.77.0.1"));
@@ -190,12 +199,8 @@ TEST_F(NodeTest, AuditPoliciesAreCountedInStatusForTheProxyAndInTheListOfPolicie
   }
 }
 
-TEST_F(NodeTest, APolicyThatIsDeletedTakesItsCountersAlong) {
-  connect();
-  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
-  outcome(workload("a", "10.77.0.1"));
-  outcome(workload("b", "10.77.0.2"));
-  answer_enrol(id_of("a"));
+TEST_F(NodePolicyTest, APolicyThatIsDeletedTakesItsCountersAlong) {
+  enrol_one_of_two();
   outcome(deny("b"));
   const auto number_of = [this] {
     const auto& names = numbers_->names(Space::kPolicy);
@@ -220,7 +225,7 @@ TEST_F(NodeTest, APolicyThatIsDeletedTakesItsCountersAlong) {
   EXPECT_THAT(node_->policy_counts(), testing::IsEmpty()) << "it begins at 0";
 }
 
-TEST_F(NodeTest, WhatIsDeniedByTheModeIsCountedAsLongAsItIsDenied) {
+TEST_F(NodePolicyTest, WhatIsDeniedByTheModeIsCountedAsLongAsItIsDenied) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
   outcome(strict_workload("a", "10.77.0.1"));
@@ -235,7 +240,7 @@ TEST_F(NodeTest, WhatIsDeniedByTheModeIsCountedAsLongAsItIsDenied) {
   EXPECT_EQ(node_->policy_counts()[0].denied, 3U);
 }
 
-TEST_F(NodeTest, TheNumbersOfWhatIsGoneAreForgotten) {
+TEST_F(NodePolicyTest, TheNumbersOfWhatIsGoneAreForgotten) {
   connect();
   machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
   outcome(workload("a", "10.77.0.1"));
@@ -260,12 +265,8 @@ TEST_F(NodeTest, TheNumbersOfWhatIsGoneAreForgotten) {
 }
 
 // What was connecting while the policy changed is open 2 s later.
-TEST_F(NodeTest, ConnectionsThatAPolicyForbidsAreLookedForAgain) {
-  connect();
-  machine_.cgroups = {{"/cg/a", true}, {"/cg/b", true}};
-  outcome(workload("a", "10.77.0.1"));
-  outcome(workload("b", "10.77.0.2"));
-  answer_enrol(id_of("a"));
+TEST_F(NodePolicyTest, ConnectionsThatAPolicyForbidsAreLookedForAgain) {
+  enrol_one_of_two();
   const auto looks_of = [this](int ticks) {
     const int before = datapath_.looks_for_forbidden;
     for (int i = 0; i < ticks; ++i) node_->tick(now_, 0);
