@@ -1,7 +1,6 @@
 #include "datapath/udp_flows.h"
 
-#include <time.h>
-
+#include <chrono>
 #include <map>
 #include <set>
 
@@ -12,13 +11,6 @@
 namespace mesh::datapath {
 namespace {
 
-std::uint64_t monotonic_now() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U +
-         static_cast<std::uint64_t>(now.tv_nsec);
-}
-
 // As the programs see it: datagrams pass while this reads.
 std::uint64_t quiet_for(std::uint64_t used, std::uint64_t now) {
   return now < used ? 0 : now - used;
@@ -27,7 +19,9 @@ std::uint64_t quiet_for(std::uint64_t used, std::uint64_t now) {
 }  // namespace
 
 Result<std::vector<UdpFlow>> read_udp_flows(int flows, int choices) {
-  const std::uint64_t now = monotonic_now();
+  // CLOCK_MONOTONIC, as the programs have it.
+  const auto now = static_cast<std::uint64_t>(
+      std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
   std::map<SocketAddress, std::set<SocketAddress>> services;  // by backend
   MESH_TRY((for_each_entry<um_udp_choice_key, um_udp_choice>(
       choices, "um_udp_choices", [&](const um_udp_choice_key& key, const um_udp_choice& choice) {

@@ -20,7 +20,6 @@ class AuditTest : public BridgedTest {
   void SetUp() override {
     BridgedTest::SetUp();
     if (IsSkipped()) return;
-    elsewhere_.emplace(Cgroup::create("elsewhere"));
     app().strict = true;
     app().ingress = 5;
     app().egress = 6;
@@ -83,7 +82,6 @@ class AuditTest : public BridgedTest {
     ASSERT_TRUE(foreign_.back()) << std::strerror(errno);
   }
 
-  std::optional<Cgroup> elsewhere_;
   std::vector<UniqueFd> foreign_;
 };
 

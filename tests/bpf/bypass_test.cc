@@ -24,7 +24,6 @@ class BypassTest : public BridgedTest {
   void SetUp() override {
     BridgedTest::SetUp();
     if (IsSkipped()) return;
-    elsewhere_.emplace(Cgroup::create("elsewhere"));
     accept_on_both_servers();
     forbidden_ = server_->listen(kForbidden);
     has_set("10.9.0.2", 5);
@@ -48,7 +47,6 @@ class BypassTest : public BridgedTest {
     EXPECT_EQ(to.address, at(kService));
   }
 
-  std::optional<Cgroup> elsewhere_;
   UniqueFd forbidden_;
 };
 

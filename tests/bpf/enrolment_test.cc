@@ -12,7 +12,6 @@ class EnrolmentTest : public DatapathTest {
   void SetUp() override {
     DatapathTest::SetUp();
     if (IsSkipped()) return;
-    elsewhere_.emplace(Cgroup::create("elsewhere"));
     accept_on_both_servers();
     six_ = server_->listen("[fd09::2]:8080");
   }
@@ -23,7 +22,6 @@ class EnrolmentTest : public DatapathTest {
     app().netns = nothing_.get();
   }
 
-  std::optional<Cgroup> elsewhere_;
   UniqueFd six_, nothing_;
 };
 

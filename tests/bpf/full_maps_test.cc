@@ -27,8 +27,6 @@ class FullMapsTest : public DatapathTest {
     DatapathTest::SetUp();
     if (IsSkipped()) return;
     accept_on_both_servers();
-    server_group_.emplace(Cgroup::create("server"));
-    elsewhere_.emplace(Cgroup::create("elsewhere"));
   }
   void server_is_judged_by(datapath::SetId set) {
     state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
@@ -60,8 +58,6 @@ class FullMapsTest : public DatapathTest {
     char byte;
     return ::poll(&end, 1, patience_ms) == 1 && ::recv(fd.get(), &byte, 1, MSG_DONTWAIT) < 0;
   }
-
-  std::optional<Cgroup> server_group_, elsewhere_;
 };
 
 // --- um_clients: by which servers know the gateway from others of its host

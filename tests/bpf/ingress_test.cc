@@ -3,7 +3,6 @@
 #include <poll.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <thread>
 
 #include "tests/support/accepts_once.h"
@@ -16,9 +15,6 @@ namespace {
 constexpr datapath::WorkloadId kServer = 8;
 constexpr datapath::ClassId kFriend = 71;
 
-// In an emulated machine a tenth will do.
-int times(int usual) { return std::getenv("MESH_TEST_SMALL") == nullptr ? usual : usual / 10; }
-
 // The client is not enrolled: nothing but the server's own program stands in its way.
 class IngressTest : public DatapathTest {
  protected:
@@ -26,8 +22,6 @@ class IngressTest : public DatapathTest {
     DatapathTest::SetUp();
     if (IsSkipped()) return;
     state_.workloads.erase(kApp);
-    server_group_.emplace(Cgroup::create("server"));
-    elsewhere_.emplace(Cgroup::create("elsewhere"));
     state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
     state_.workloads[kServer].addresses = {ip("10.9.0.2"), ip("10.9.0.3"), ip("fd09::2")};
     accept_on_both_servers();
@@ -38,7 +32,6 @@ class IngressTest : public DatapathTest {
     return in_child(&*elsewhere_, &*app_, [&] { return try_connect(to); });
   }
 
-  std::optional<Cgroup> server_group_, elsewhere_;
   UniqueFd six_;
 };
 

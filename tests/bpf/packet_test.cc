@@ -24,7 +24,6 @@ class PacketTest : public BridgedTest {
   void SetUp() override {
     BridgedTest::SetUp();
     if (IsSkipped()) return;
-    elsewhere_.emplace(Cgroup::create("elsewhere"));
     accept_on_both_servers();
     app_wire_.emplace(*app_);
     server_wire_.emplace(*server_);
@@ -72,7 +71,6 @@ class PacketTest : public BridgedTest {
   }
 
   int ends_ = 0;
-  std::optional<Cgroup> elsewhere_;
   std::optional<Wire> app_wire_, server_wire_;
 };
 

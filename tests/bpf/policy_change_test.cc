@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <functional>
 #include <thread>
 
@@ -13,9 +12,6 @@ namespace mesh::test {
 namespace {
 
 constexpr datapath::WorkloadId kServer = 8;
-
-// In an emulated machine a tenth will do.
-int times(int usual) { return std::getenv("MESH_TEST_SMALL") == nullptr ? usual : usual / 10; }
 
 struct Seen {
   std::atomic<std::uint64_t> tries, wrongly_allowed, wrongly_denied;
@@ -29,8 +25,6 @@ class PolicyChangeTest : public DatapathTest, public testing::WithParamInterface
   void SetUp() override {
     DatapathTest::SetUp();
     if (IsSkipped()) return;
-    server_group_.emplace(Cgroup::create("server"));
-    elsewhere_.emplace(Cgroup::create("elsewhere"));
     if (GetParam() == Ends::kServer) state_.workloads.erase(kApp);
     if (GetParam() != Ends::kClient) {
       state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
@@ -89,7 +83,6 @@ class PolicyChangeTest : public DatapathTest, public testing::WithParamInterface
     EXPECT_EQ(seen_->wrongly_denied, 0) << "of " << seen_->tries;
   }
 
-  std::optional<Cgroup> server_group_, elsewhere_;
   Seen* seen_ = nullptr;
 };
 

@@ -4,7 +4,6 @@
 
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <thread>
 
 #include "datapath/byte_order.h"
@@ -20,8 +19,6 @@ constexpr const char* kService = "10.78.0.2:70";
 constexpr const char* kOther = "10.78.0.3:70";
 constexpr const char* kFirst = "10.9.0.2:8080";
 constexpr const char* kSecond = "10.9.0.3:8080";
-
-int times(int usual) { return std::getenv("MESH_TEST_SMALL") == nullptr ? usual : usual / 10; }
 
 Columns all_to(const char* endpoint) { return columns_of({{at(endpoint), 1}}); }
 

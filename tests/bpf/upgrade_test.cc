@@ -19,8 +19,6 @@ namespace fs = std::filesystem;
 constexpr const char* kService = "10.78.0.1:9080";
 constexpr const char* kBalanced = "10.78.0.2:70";
 
-int times(int usual) { return std::getenv("MESH_TEST_SMALL") == nullptr ? usual : usual / 10; }
-
 // Clients of the application that connect without end: to what is allowed, and to what is not.
 struct Dialled {
   std::atomic<std::uint64_t> allowed{0}, refused{0}, wrongly_allowed{0}, wrongly_refused{0};

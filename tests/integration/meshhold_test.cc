@@ -1,203 +1,15 @@
-// The real meshhold against a scripted meshd and meshproxy, in real namespaces (root).
+// meshhold: what it makes in a namespace, for whom, and what it refuses.
 #include <arpa/inet.h>
-#include <fcntl.h>
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 #include <netinet/in.h>
-#include <poll.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <chrono>
 #include <cstring>
-#include <deque>
-#include <filesystem>
 #include <fstream>
 #include <map>
-#include <memory>
-#include <optional>
-#include <string>
-#include <utility>
 
-#include "feed/channel.h"
-#include "feed/hold.h"
-#include "tests/support/netns.h"
+#include "tests/support/meshhold_fixture.h"
 
 namespace mesh::feed {
 namespace {
-
-using test::NetNs;
-using Clock = std::chrono::steady_clock;
-constexpr auto kPatience = std::chrono::seconds(10);
-
-struct Received {
-  HoldMessage message;
-  Fds fds;
-};
-
-UniqueFd copy_of(int fd) { return UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 3)); }
-
-// One end of a channel with meshhold: waits for messages of a type, in order.
-class Peer {
- public:
-  explicit Peer(UniqueFd socket) : channel_(std::move(socket)) {}
-
-  void send(const HoldMessage& message, Fds fds = {}) {
-    const auto sent = channel_.send_bytes(as_bytes(message), std::move(fds));
-    EXPECT_TRUE(sent) << (sent ? "" : sent.error().message);
-  }
-  void send_raw(std::string_view payload) { EXPECT_TRUE(channel_.send_bytes(payload)); }
-
-  std::optional<Received> next(HoldType type, std::chrono::milliseconds patience = kPatience) {
-    const auto deadline = Clock::now() + patience;
-    while (true) {
-      for (auto it = inbox_.begin(); it != inbox_.end(); ++it) {
-        if (it->message.type != type) continue;
-        Received found = std::move(*it);
-        inbox_.erase(it);
-        return found;
-      }
-      if (closed_ || !read_before(deadline)) return std::nullopt;
-    }
-  }
-  bool is_closed_by_peer() {
-    const auto deadline = Clock::now() + kPatience;
-    while (!closed_ && read_before(deadline)) {
-    }
-    return closed_;
-  }
-  std::string hello;  // the first frame that is no HoldMessage
-
- private:
-  bool read_before(Clock::time_point deadline) {
-    const auto left =
-        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
-    pollfd waiting{channel_.fd(), POLLIN, 0};
-    if (left.count() <= 0 || ::poll(&waiting, 1, static_cast<int>(left.count())) <= 0) return false;
-    const auto received = channel_.receive([this](std::string_view payload, Fds fds) -> Result<> {
-      if (auto message = parse_hold_message(payload))
-        inbox_.push_back({message.value(), std::move(fds)});
-      else
-        hello = payload;
-      return success();
-    });
-    closed_ = !received.has_value();
-    return true;
-  }
-
-  Channel channel_;
-  std::deque<Received> inbox_;
-  bool closed_ = false;
-};
-
-HoldMessage enrol(std::uint32_t id) {
-  HoldMessage message;
-  message.type = HoldType::kEnrol;
-  message.workload = id;
-  return message;
-}
-
-HoldMessage of_type(HoldType type, std::uint32_t id = 0) {
-  HoldMessage message;
-  message.type = type;
-  message.workload = id;
-  return message;
-}
-
-HoldMessage want(std::uint32_t id, std::uint8_t family, std::uint32_t count) {
-  HoldMessage message = of_type(HoldType::kWantSockets, id);
-  message.family = family;
-  message.count = count;
-  return message;
-}
-
-class MeshHold : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!test::is_root()) GTEST_SKIP() << "needs root: namespaces";
-    char name[] = "/tmp/meshhold-test-XXXXXX";
-    run_dir_ = ::mkdtemp(name);
-    proxy_listener_ = listen_unix(run_dir_ + "/proxy.sock", 0600).value();
-    start();
-  }
-  void TearDown() override {
-    kill();
-    if (!run_dir_.empty()) std::filesystem::remove_all(run_dir_);
-  }
-
-  void start() {
-    pid_ = ::fork();
-    ASSERT_GE(pid_, 0);
-    if (pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      ::execl(MESH_BIN_DIR "/meshhold", "meshhold", "--run-dir", run_dir_.c_str(), "--proxy-uid",
-              "0", "--log-level", "error", nullptr);
-      ::_exit(127);
-    }
-  }
-  void kill() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-    pid_ = -1;
-  }
-
-  Peer connect_meshd() {
-    const auto deadline = Clock::now() + kPatience;
-    while (true) {
-      auto dialled = dial_unix(run_dir_ + "/hold.sock", 0);
-      if (dialled) return Peer(std::move(dialled).value());
-      if (Clock::now() > deadline) {
-        ADD_FAILURE() << dialled.error().message;
-        std::abort();
-      }
-      ::usleep(5'000);
-    }
-  }
-  // Passes over what a meshhold that is dead by now dialled.
-  Peer accept_proxy() {
-    while (true) {
-      pollfd waiting{proxy_listener_.get(), POLLIN, 0};
-      EXPECT_EQ(::poll(&waiting, 1, 10'000), 1) << "meshhold did not dial";
-      UniqueFd fd = accept_unix(proxy_listener_.get(), 0).value();
-      pollfd gone{fd.get(), POLLRDHUP, 0};
-      if (::poll(&gone, 1, 0) == 0) return Peer(std::move(fd));
-    }
-  }
-
-  static Received enrolled(Peer& meshd, std::uint32_t id, int netns, Fds listeners = {}) {
-    Fds fds;
-    if (netns >= 0) fds.push_back(copy_of(netns));
-    for (UniqueFd& listener : listeners) fds.push_back(std::move(listener));
-    meshd.send(enrol(id), std::move(fds));
-    auto answer = meshd.next(HoldType::kEnrolled);
-    EXPECT_TRUE(answer);
-    return answer ? std::move(*answer) : Received{};
-  }
-  static int connect_in(const NetNs& ns, const std::string& to = "127.0.0.1:15001") {
-    return ns.run([&] { return test::try_connect(to, 0, 1000); });
-  }
-  // Closing follows sending, so a moment may pass until the count is what it should be.
-  void expect_open_files(std::size_t wanted) const {
-    const auto deadline = Clock::now() + kPatience;
-    while (open_files() != wanted && Clock::now() < deadline) ::usleep(1'000);
-    EXPECT_EQ(open_files(), wanted);
-  }
-  std::size_t open_files() const {
-    std::size_t count = 0;
-    for ([[maybe_unused]] const auto& entry :
-         std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/fd"))
-      ++count;
-    return count;
-  }
-
-  std::string run_dir_;
-  UniqueFd proxy_listener_;
-  pid_t pid_ = -1;
-};
 
 TEST_F(MeshHold, MakesListenersInTheNamespaceAndGivesThemToTheProxy) {
   const NetNs ns = NetNs::create();
@@ -281,6 +93,45 @@ TEST_F(MeshHold, MakesSocketsForDnsOnEveryLoopbackAddressAndOnNoOtherDevice) {
   EXPECT_NE(connect_in(neighbour, "10.1.0.1:15053"), 0);
   send_datagram(ns, "127.53.0.10:15053");
   EXPECT_EQ(datagram_at(udp.fds.at(0).get()), "hello to 127.53.0.10");
+}
+
+// Whoever asks at a loopback address asks the responder: nobody in the workload can be there too,
+// nor in the place of the proxy.
+TEST_F(MeshHold, NobodyInTheWorkloadBindsAPortOfTheMesh) {
+  const NetNs ns = NetNs::create();
+  const NetNs neighbour = NetNs::create();
+  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  Peer meshd = connect_meshd();
+  Peer proxy = accept_proxy();
+  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
+  const auto bound = [&](int type, const char* to, int option, const char* device) {
+    return ns.run([&]() -> std::pair<int, UniqueFd> {
+      const SocketAddress address = test::endpoint(to);
+      const int family = test::family_of(address);
+      UniqueFd fd(::socket(family, type | SOCK_CLOEXEC, 0));
+      const int on = 1;
+      if (option != 0) ::setsockopt(fd.get(), SOL_SOCKET, option, &on, sizeof on);
+      if (device) ::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, device, 5);
+      const auto raw = test::raw_address(address, family);
+      const bool is_bound = ::bind(fd.get(), raw.get(), raw.size) == 0 &&
+                            (type == SOCK_DGRAM || ::listen(fd.get(), 1) == 0);
+      return {is_bound ? 0 : errno, std::move(fd)};
+    });
+  };
+  for (const int type : {SOCK_DGRAM, SOCK_STREAM})
+    for (const char* to : {"127.0.0.1:15053", "127.53.0.9:15053", "0.0.0.0:15053", "[::]:15053"})
+      for (const int option : {0, SO_REUSEADDR, SO_REUSEPORT})
+        EXPECT_EQ(bound(type, to, option, nullptr).first, EADDRINUSE)
+            << type << " " << to << " " << option;
+  // At another device than lo: nothing that is asked at a loopback address comes there.
+  const auto elsewhere = bound(SOCK_DGRAM, "0.0.0.0:15053", 0, "veth0");
+  EXPECT_EQ(elsewhere.first, 0);
+  send_datagram(ns, "127.53.0.9:15053");
+  char byte = 0;
+  EXPECT_LT(::recv(elsewhere.second.get(), &byte, 1, MSG_DONTWAIT), 0);
+  // Nothing of the mesh listens at 15006, and nothing is sent there.
+  EXPECT_EQ(connect_in(ns, "127.0.0.1:15006"), ECONNREFUSED);
+  EXPECT_EQ(bound(SOCK_STREAM, "0.0.0.0:15006", 0, nullptr).first, 0) << "as any other port";
 }
 
 TEST_F(MeshHold, AWorkloadWhoseDnsPortIsTakenIsHeldWithoutDns) {
@@ -479,313 +330,6 @@ TEST_F(MeshHold, OneThousandWorkloadsLeaveNothing) {
     if (id == 2) before = open_files();
   }
   expect_open_files(before);
-}
-
-TEST_F(MeshHold, TheNextMeshholdTakesTheListenersBackAndWaitingConnectionsSurvive) {
-  const NetNs ns = NetNs::create();
-  Fds listeners;
-  {
-    Peer meshd = connect_meshd();
-    listeners = enrolled(meshd, 7, ns.fd()).fds;
-  }
-  const int waiting = ns.run([] { return test::dial("127.0.0.1:15001"); });
-  ASSERT_GE(waiting, 0);
-  kill();
-  start();
-  Peer meshd = connect_meshd();
-  Peer proxy = accept_proxy();
-  const Received answer = enrolled(meshd, 7, ns.fd(), std::move(listeners));
-  ASSERT_EQ(answer.message.status, HoldStatus::kOk);
-  EXPECT_EQ(answer.message.netns_cookie, ns.cookie());
-  auto offered = proxy.next(HoldType::kListener);
-  ASSERT_TRUE(offered);
-  EXPECT_TRUE(test::accept_within(offered->fds.at(0).get())) << "the connection was lost";
-  ::close(waiting);
-}
-
-void drop_datagrams(Fds& listeners) {
-  std::erase_if(listeners, [](const UniqueFd& fd) {
-    int type = 0;
-    socklen_t size = sizeof type;
-    return ::getsockopt(fd.get(), SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type == SOCK_DGRAM;
-  });
-  ASSERT_EQ(listeners.size(), 3U);
-}
-
-TEST_F(MeshHold, WhatDnsLacksIsMadeWhereHalfCameBack) {
-  const NetNs ns = NetNs::create();
-  Fds listeners;
-  {
-    Peer meshd = connect_meshd();
-    Peer proxy = accept_proxy();
-    listeners = enrolled(meshd, 7, ns.fd()).fds;
-    // Before the channel ends: else it dials again, and what it sends waits in a connection that
-    // nobody accepts, duplicates of the listeners among it.
-    kill();
-  }
-  start();
-  drop_datagrams(listeners);
-  Peer meshd = connect_meshd();
-  const Received answer = enrolled(meshd, 7, ns.fd(), std::move(listeners));
-  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
-  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6 | kHasDns);
-  EXPECT_EQ(answer.fds.size(), 4U);
-}
-
-TEST_F(MeshHold, RefusesAListenerThatIsNotOfTheNamespace) {
-  const NetNs ns = NetNs::create();
-  const NetNs other = NetNs::create();
-  Peer meshd = connect_meshd();
-  Fds foreign;
-  foreign.push_back(other.listen("127.0.0.1:15001"));
-  EXPECT_EQ(enrolled(meshd, 7, ns.fd(), std::move(foreign)).message.status, HoldStatus::kForeign);
-  Fds wrong_port;
-  wrong_port.push_back(ns.listen("127.0.0.1:15002"));
-  EXPECT_EQ(enrolled(meshd, 7, ns.fd(), std::move(wrong_port)).message.status,
-            HoldStatus::kForeign);
-}
-
-HoldMessage given_back(const HoldMessage& asked) {
-  HoldMessage answer = asked;
-  answer.type = HoldType::kGivenBack;
-  return answer;
-}
-
-TEST_F(MeshHold, WhatOnlyTheProxyStillHasIsTakenBackAndNoConnectionIsLost) {
-  const NetNs ns = NetNs::create();
-  Fds held_by_proxy;
-  {
-    Peer meshd = connect_meshd();
-    Peer proxy = accept_proxy();
-    (void)enrolled(meshd, 7, ns.fd());
-    for (int i = 0; i < 4; ++i) {
-      auto listener = proxy.next(HoldType::kListener);
-      ASSERT_TRUE(listener);
-      held_by_proxy.push_back(std::move(listener->fds.at(0)));
-    }
-    kill();  // and meshd with it: nobody else has a duplicate to give back
-  }
-  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
-  ASSERT_TRUE(waiting) << "the proxy's listener is there all the time";
-  start();
-  Peer meshd = connect_meshd();
-  Peer proxy = accept_proxy();
-  Fds fds;
-  fds.push_back(copy_of(ns.fd()));
-  meshd.send(enrol(7), std::move(fds));
-  meshd.send(of_type(HoldType::kSync));
-  auto asked = proxy.next(HoldType::kGiveBack);
-  ASSERT_TRUE(asked);
-  EXPECT_EQ(asked->message.workload, 7U);
-  EXPECT_EQ(asked->message.kind, ListenerKind::kOutbound);
-  EXPECT_FALSE(proxy.next(HoldType::kSync, std::chrono::milliseconds(50)))
-      << "the proxy would drop what it is about to give back";
-  proxy.send(given_back(asked->message), std::move(held_by_proxy));
-  auto answer = meshd.next(HoldType::kEnrolled);
-  ASSERT_TRUE(answer);
-  EXPECT_EQ(answer->message.status, HoldStatus::kOk);
-  EXPECT_EQ(answer->message.families, kHasFamily4 | kHasFamily6 | kHasDns);
-  ASSERT_EQ(answer->fds.size(), 4U);
-  EXPECT_TRUE(proxy.next(HoldType::kListener));
-  EXPECT_TRUE(proxy.next(HoldType::kSync));
-  EXPECT_FALSE(proxy.next(HoldType::kRevoke, std::chrono::milliseconds(0)));
-  EXPECT_TRUE(test::accept_within(answer->fds.at(0).get())) << "what waited is served";
-}
-
-TEST_F(MeshHold, WhatDnsLacksIsTakenBackFromTheProxyThatStillHasIt) {
-  const NetNs ns = NetNs::create();
-  Fds listeners, held_by_proxy;
-  {
-    Peer meshd = connect_meshd();
-    Peer proxy = accept_proxy();
-    listeners = enrolled(meshd, 7, ns.fd()).fds;
-    for (int i = 0; i < 4; ++i) {
-      auto listener = proxy.next(HoldType::kListener);
-      ASSERT_TRUE(listener);
-      held_by_proxy.push_back(std::move(listener->fds.at(0)));
-    }
-    kill();
-  }
-  start();
-  drop_datagrams(listeners);
-  Peer meshd = connect_meshd();
-  Peer proxy = accept_proxy();
-  Fds fds;
-  fds.push_back(copy_of(ns.fd()));
-  for (UniqueFd& listener : listeners) fds.push_back(std::move(listener));
-  meshd.send(enrol(7), std::move(fds));
-  auto asked = proxy.next(HoldType::kGiveBack);
-  ASSERT_TRUE(asked);
-  proxy.send(given_back(asked->message), std::move(held_by_proxy));
-  auto answer = meshd.next(HoldType::kEnrolled);
-  ASSERT_TRUE(answer);
-  EXPECT_EQ(answer->message.status, HoldStatus::kOk);
-  EXPECT_EQ(answer->message.families, kHasFamily4 | kHasFamily6 | kHasDns);
-  EXPECT_EQ(answer->fds.size(), 4U) << "what meshd and the proxy both brought counts once";
-}
-
-// As after a death of all three at once: one of the old sockets ends later than the others.
-TEST_F(MeshHold, APortForDnsThatOneBeforeStillHasIsWaitedFor) {
-  const NetNs ns = NetNs::create();
-  UniqueFd squatter = ns.listen("127.0.0.1:15053");
-  Peer meshd = connect_meshd();
-  Peer proxy = accept_proxy();
-  Fds fds;
-  fds.push_back(copy_of(ns.fd()));
-  meshd.send(enrol(7), std::move(fds));
-  auto asked = proxy.next(HoldType::kGiveBack);
-  ASSERT_TRUE(asked) << "it goes without DNS though the port may be its own";
-  proxy.send(given_back(asked->message));
-  squatter.reset();
-  auto answer = meshd.next(HoldType::kEnrolled);
-  ASSERT_TRUE(answer);
-  EXPECT_EQ(answer->message.families, kHasFamily4 | kHasFamily6 | kHasDns);
-}
-
-TEST_F(MeshHold, APortForDnsThatStaysTakenIsGivenUp) {
-  const NetNs ns = NetNs::create();
-  const UniqueFd squatter = ns.listen("127.0.0.1:15053");
-  Peer meshd = connect_meshd();
-  const Received answer = enrolled(meshd, 7, ns.fd());
-  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
-  EXPECT_EQ(answer.message.families, kHasFamily4 | kHasFamily6);
-  EXPECT_EQ(connect_in(ns), 0);
-}
-
-TEST_F(MeshHold, TakesNothingBackFromTheProxyThatIsNotItsOwn) {
-  struct Case {
-    const char* name;
-    const char* address;
-    bool on_loopback, in_namespace;
-  };
-  for (const Case& c : {Case{"another port", "127.0.0.1:15002", true, true},
-                        Case{"another namespace", "127.0.0.1:15001", true, false},
-                        Case{"every device", "127.0.0.1:15001", false, true}}) {
-    const NetNs ns = NetNs::create();
-    const NetNs other = NetNs::create();
-    const UniqueFd squatter = c.in_namespace && std::string_view(c.address).ends_with(":15001")
-                                  ? UniqueFd()
-                                  : ns.listen("127.0.0.1:15001");
-    UniqueFd offered = (c.in_namespace ? ns : other).listen(c.address);
-    if (c.on_loopback)
-      ASSERT_EQ(::setsockopt(offered.get(), SOL_SOCKET, SO_BINDTODEVICE, "lo", 3), 0);
-    Peer meshd = connect_meshd();
-    Peer proxy = accept_proxy();
-    Fds fds;
-    fds.push_back(copy_of(ns.fd()));
-    meshd.send(enrol(7), std::move(fds));
-    auto asked = proxy.next(HoldType::kGiveBack);
-    ASSERT_TRUE(asked) << c.name;
-    Fds lie;
-    lie.push_back(std::move(offered));
-    proxy.send(given_back(asked->message), std::move(lie));
-    auto answer = meshd.next(HoldType::kEnrolled);
-    ASSERT_TRUE(answer) << c.name;
-    EXPECT_EQ(answer->message.status, HoldStatus::kForeign) << c.name;
-    kill();
-    start();
-  }
-}
-
-TEST_F(MeshHold, ARestartedMeshdGetsTheSameListenersAndSyncEndsTheRest) {
-  const NetNs ns = NetNs::create();
-  const NetNs forgotten = NetNs::create();
-  Peer proxy = accept_proxy();
-  {
-    Peer meshd = connect_meshd();
-    (void)enrolled(meshd, 7, ns.fd());
-    (void)enrolled(meshd, 8, forgotten.fd());
-  }
-  Peer meshd = connect_meshd();
-  const Received answer = enrolled(meshd, 7, -1);
-  EXPECT_EQ(answer.message.status, HoldStatus::kOk);
-  EXPECT_EQ(answer.message.netns_cookie, ns.cookie());
-  EXPECT_EQ(answer.fds.size(), 4U);
-  meshd.send(of_type(HoldType::kSync));
-  auto revoke = proxy.next(HoldType::kRevoke);
-  ASSERT_TRUE(revoke);
-  EXPECT_EQ(revoke->message.workload, 8U);
-  EXPECT_TRUE(proxy.next(HoldType::kSync));
-  EXPECT_EQ(connect_in(ns), 0);
-}
-
-TEST_F(MeshHold, ARestartedProxyGetsEverythingAgain) {
-  const NetNs ns = NetNs::create();
-  Peer meshd = connect_meshd();
-  {
-    Peer proxy = accept_proxy();
-    (void)enrolled(meshd, 7, ns.fd());
-    ASSERT_TRUE(proxy.next(HoldType::kListener));
-  }
-  const int waiting = ns.run([] { return test::dial("127.0.0.1:15001"); });
-  Peer proxy = accept_proxy();
-  auto v4 = proxy.next(HoldType::kListener);
-  ASSERT_TRUE(v4);
-  EXPECT_TRUE(test::accept_within(v4->fds.at(0).get()));
-  EXPECT_TRUE(proxy.next(HoldType::kListener));
-  ::close(waiting);
-}
-
-TEST_F(MeshHold, AfterTheGraceTheBacklogIsResetAndConnectionsAreRefusedUntilTheNextProxy) {
-  const NetNs ns = NetNs::create();
-  Peer meshd = connect_meshd();
-  {
-    Peer proxy = accept_proxy();
-    (void)enrolled(meshd, 7, ns.fd());
-    ASSERT_TRUE(proxy.next(HoldType::kListener));
-    proxy_listener_.reset();
-  }
-  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
-  ASSERT_TRUE(waiting);
-  pollfd reset{waiting.get(), POLLIN, 0};
-  ASSERT_EQ(::poll(&reset, 1, 10'000), 1);
-  char byte = 0;
-  EXPECT_EQ(::read(waiting.get(), &byte, 1), -1);
-  EXPECT_EQ(errno, ECONNRESET);
-  EXPECT_EQ(connect_in(ns), ECONNREFUSED);
-  EXPECT_NE(ns.run([] {
-    UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    int on = 1;
-    ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    const auto raw = test::raw_address(test::endpoint("127.0.0.1:15001"), AF_INET);
-    return ::bind(fd.get(), raw.get(), raw.size);
-  }),
-            0)
-      << "the application took the port while it was closed";
-
-  proxy_listener_ = listen_unix(run_dir_ + "/proxy.sock", 0600).value();
-  Peer proxy = accept_proxy();
-  auto offered = proxy.next(HoldType::kListener);
-  ASSERT_TRUE(offered);
-  EXPECT_EQ(connect_in(ns), 0);
-  EXPECT_TRUE(test::accept_within(offered->fds.at(0).get()));
-}
-
-TEST_F(MeshHold, WhileTheProxyHangsConnectionsAreRefusedAlsoThoseThatWait) {
-  const NetNs ns = NetNs::create();
-  Peer meshd = connect_meshd();
-  Peer proxy = accept_proxy();
-  ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
-  auto offered = proxy.next(HoldType::kListener);
-  ASSERT_TRUE(offered);
-  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
-  ASSERT_TRUE(waiting);
-  HoldMessage state = of_type(HoldType::kProxyState);
-  state.status = HoldStatus::kUnavailable;
-  meshd.send(state);
-  pollfd reset{waiting.get(), POLLIN, 0};
-  ASSERT_EQ(::poll(&reset, 1, 10'000), 1);
-  char byte = 0;
-  EXPECT_EQ(::read(waiting.get(), &byte, 1), -1);
-  EXPECT_EQ(errno, ECONNRESET);
-  (void)enrolled(meshd, 7, -1);  // answered when all of them refuse, of which one was the first
-  EXPECT_EQ(connect_in(ns), ECONNREFUSED);
-  EXPECT_EQ(connect_in(ns, "[::1]:15001"), ECONNREFUSED);
-  state.status = HoldStatus::kOk;
-  meshd.send(state);
-  (void)enrolled(meshd, 7, -1);
-  EXPECT_EQ(connect_in(ns), 0);
-  EXPECT_TRUE(test::accept_within(offered->fds.at(0).get())) << "it is the same listener";
 }
 
 TEST_F(MeshHold, ListensForTheHostAndStopsWhenTold) {

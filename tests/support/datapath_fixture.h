@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -138,6 +139,11 @@ inline Peer next_destination(const UniqueFd& listener, int level) {
   return accepted ? original_destination(accepted.get(), level) : Peer{ENOENT, {}};
 }
 
+// In an emulated machine a tenth will do.
+inline int times(int usual) {
+  return std::getenv("MESH_TEST_SMALL") == nullptr ? usual : usual / 10;
+}
+
 class DatapathTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -156,6 +162,8 @@ class DatapathTest : public testing::Test {
     server_->add_address("veth0", "fd09::2/64");
     server_->add_address("veth0", "10.9.0.3/24");
     app_group_.emplace(Cgroup::create("app"));
+    server_group_.emplace(Cgroup::create("server"));
+    elsewhere_.emplace(Cgroup::create("elsewhere"));
     mesh_group_.emplace(Cgroup::create("mesh"));
     home_ = home_cgroup();
     open();
@@ -345,6 +353,7 @@ class DatapathTest : public testing::Test {
   std::string home_;
   std::optional<NetNs> app_, server_;
   std::optional<Cgroup> app_group_, mesh_group_;
+  std::optional<Cgroup> server_group_, elsewhere_;  // not enrolled unless a test says so
   std::unique_ptr<Datapath> datapath_;
   UniqueFd proxy4_, proxy6_, first_, second_;
   State state_;

@@ -77,7 +77,6 @@ class FastPathTest : public DatapathTest {
     if (const std::string why = datapath::why_no_fast_path(); !why.empty()) GTEST_SKIP() << why;
     DatapathTest::SetUp();
     if (home_.empty()) return;
-    server_group_.emplace(Cgroup::create("server"));
     state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
     state_.workloads[kServer].addresses = {ip("10.9.0.2"), ip("fd09::2")};
     apply_all();
@@ -188,10 +187,15 @@ class FastPathTest : public DatapathTest {
   struct Destroy {
     void operator()(naive_fastpath_bpf* skeleton) const { naive_fastpath_bpf__destroy(skeleton); }
   };
-  std::optional<Cgroup> server_group_;
   UniqueFd listener_, other_proxy_;
   std::unique_ptr<naive_fastpath_bpf, Destroy> naive_;
   std::vector<UniqueFd> naive_links_;
 };
+
+inline void disconnect(const UniqueFd& socket) {
+  sockaddr unspecified{};
+  unspecified.sa_family = AF_UNSPEC;
+  ASSERT_EQ(::connect(socket.get(), &unspecified, sizeof unspecified), 0) << std::strerror(errno);
+}
 
 }  // namespace mesh::test
