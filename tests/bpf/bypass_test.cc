@@ -297,8 +297,7 @@ TEST_F(BypassTest, AnAddressThatTheNextWorkloadHas) {
   plug(next, "to-next", "10.9.0.1/24");
   for (const NetNs* ns : {&*app_, &next})
     ns->command("ip link set veth0 address 02:00:00:00:00:01");
-  Cgroup server_group = Cgroup::create("server");
-  state_.workloads[kServer] = workload(kServer, *server_, server_group.path());
+  state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
   state_.workloads[kServer].addresses = {ip("10.9.0.2"), ip("10.9.0.3")};
   state_.workloads[kServer].ingress = 5;
   verdict(5, 0, false, 53, 0);
@@ -334,8 +333,8 @@ TEST_F(BypassTest, AnAddressBetweenTwoWorkloads) {
   constexpr datapath::WorkloadId kServer = 8, kNext = 9;
   constexpr datapath::ClassId kNextClass = 90, kServerClass = 80;
   NetNs next = NetNs::create();
-  Cgroup next_group = Cgroup::create("next"), server_group = Cgroup::create("server");
-  state_.workloads[kServer] = workload(kServer, *server_, server_group.path());
+  Cgroup next_group = Cgroup::create("next");
+  state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
   state_.workloads[kServer].addresses = {ip("10.9.0.2")};
   state_.workloads[kServer].class4 = kServerClass;
   state_.workloads[kServer].ingress = 5;
@@ -353,7 +352,7 @@ TEST_F(BypassTest, AnAddressBetweenTwoWorkloads) {
     return in_child(&*elsewhere_, &next, [&] { return try_connect(to, 0, 30000); });
   };
   const auto dial_it = [&] {
-    return in_child(&server_group, &*server_,
+    return in_child(&*server_group_, &*server_,
                     [] { return try_connect("10.9.0.1:7000", 0, 30000); });
   };
   EXPECT_EQ(dial_as_it(kAllowed), 0) << "as the one who had it";

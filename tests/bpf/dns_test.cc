@@ -179,9 +179,8 @@ TEST_F(DnsTest, GoesToALinkLocalResolverByItself) {
   server_->command("ip addr add 169.254.20.10/32 dev veth0");
   app_->command("ip route add 169.254.20.10/32 dev veth0");
   UniqueFd resolver = server_->listen("169.254.20.10:53");
-  Cgroup elsewhere = Cgroup::create("elsewhere");
   apply_all();
-  Echo echo(elsewhere, *server_, {"169.254.20.10:53"});
+  Echo echo(*elsewhere_, *server_, {"169.254.20.10:53"});
   EXPECT_EQ(connect_from_app("169.254.20.10:53"), 0);
   EXPECT_TRUE(accept_within(resolver.get()));
   EXPECT_EQ(count("dns_left_link_local"), 1);
@@ -236,10 +235,9 @@ TEST_F(DnsTest, AServiceMayBeTheResolver) {
 // While the workload lives: the responder comes and goes.
 TEST_F(DnsTest, ASocketThatIsConnectedToItsResolverStaysThere) {
   answer_datagrams();
-  Cgroup elsewhere = Cgroup::create("elsewhere");
   state_.workloads[kApp].has_responder = false;
   apply_all();
-  Echo resolver(elsewhere, *server_, {"10.9.0.2:53"});
+  Echo resolver(*elsewhere_, *server_, {"10.9.0.2:53"});
   for (const int family : {AF_INET, AF_INET6}) {
     state_.workloads[kApp].has_responder = false;
     apply_all();
@@ -264,9 +262,8 @@ TEST_F(DnsTest, ASocketThatIsConnectedToItsResolverStaysThere) {
 
 TEST_F(DnsTest, DatagramsThatCannotBeRedirectedGoToTheResolver) {
   answer_datagrams();
-  Cgroup elsewhere = Cgroup::create("elsewhere");
   apply_all();
-  Echo resolver(elsewhere, *server_, {"10.9.0.2:53", "[fd09::2]:53"});
+  Echo resolver(*elsewhere_, *server_, {"10.9.0.2:53", "[fd09::2]:53"});
   EXPECT_STREQ(ask_from_app("[fd09::2]:53", AF_INET6).text, "[fd09::2]:53");
   EXPECT_STREQ(ask_connected("[fd09::2]:53", AF_INET6).text, "[fd09::2]:53");
   EXPECT_EQ(count("dns_left_ipv6"), 2);

@@ -118,7 +118,7 @@ TEST_F(NodePolicyTest, CountersOfAFormerPolicyThatCannotBeForgottenAreTriedAgain
   connect();
   outcome(deny("b"));
   constexpr std::uint32_t kOfNobody = 4242;
-  outcome(workload("b", "10.77.0.2"));
+  enrol("b", "10.77.0.2");
   acknowledge();
   datapath_.counts.denied_by_policy[kOfNobody] = 1;
   datapath_.fail_at = 2;  // after the state is applied
