@@ -37,6 +37,8 @@ struct Surroundings {
   std::set<std::string> strict_namespaces;
   // Of the hosts of DestinationRules: the first label, or "*".
   std::set<std::string, std::less<>> rule_labels;
+  StringMap<std::vector<ServicePtr>> selecting;  // those that select workloads, by namespace
+  std::vector<ServicePtr> spelt_out;             // those that have a list of their own
 };
 
 std::set<std::string> strict_namespaces(const Parts& parts);

@@ -222,7 +222,7 @@ PolicyBlocks base_policy(const MergedRule* merged, std::uint16_t port) {
 
 class ClusterBuilder {
  public:
-  ClusterBuilder(StringMap<ClusterPtr>& clusters, const StringMap<ClusterPtr>* previous)
+  ClusterBuilder(Clusters& clusters, const Clusters* previous)
       : clusters_(clusters), previous_(previous) {}
 
   // The service's clusters under `merged` (null: no rule), their keys behind `prefix`.
@@ -262,8 +262,8 @@ class ClusterBuilder {
     clusters_.emplace(std::move(key), shared(std::move(cluster), before));
   }
 
-  StringMap<ClusterPtr>& clusters_;
-  const StringMap<ClusterPtr>* previous_;
+  Clusters& clusters_;
+  const Clusters* previous_;
 };
 
 // Warnings on rules that say the same thing twice, and on what a TCP port cannot honour.
@@ -329,8 +329,8 @@ bool follow_workloads(const Service& service, Snapshot& snapshot) {
        at != snapshot.workloads.end() && at->first.ns == service.name.ns; ++at)
     if (has_labels(at->second->labels, service.selector)) selected.push_back(&at->second);
   for (const ServicePort& port : service.ports) {
-    const auto known =
-        snapshot.clusters.find(cluster_name(service.host, port.port, "", port.transport()));
+    const std::string name = cluster_name(service.host, port.port, "", port.transport());
+    const auto known = snapshot.clusters.find(name);
     if (known == snapshot.clusters.end()) return false;
     Cluster cluster = *known->second;
     cluster.endpoints.clear();
@@ -341,7 +341,7 @@ bool follow_workloads(const Service& service, Snapshot& snapshot) {
           {{(*workload)->addresses.front(), *number}, *workload, (*workload)->weight, {}});
     }
     make_unique(cluster.endpoints);
-    known->second = shared(std::move(cluster), known->second);
+    snapshot.clusters.insert_or_assign(name, shared(std::move(cluster), known->second));
   }
   return true;
 }
@@ -355,10 +355,10 @@ std::set<std::string> strict_namespaces(const Parts& parts) {
 
 void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                    Snapshot& snapshot) {
-  auto add = [&](WorkloadPtr workload) {
+  auto add = [&](const WorkloadPtr& workload) {
     for (const IpAddress& ip : workload->addresses)
       snapshot.workload_by_address.emplace(ip, workload);
-    snapshot.workloads.emplace(workload->name, std::move(workload));
+    snapshot.workloads.emplace(workload->name, workload);
   };
   if (options.gateway_workload) add(options.gateway_workload);
   const std::set<std::string> strict = strict_namespaces(parts);

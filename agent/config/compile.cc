@@ -151,13 +151,18 @@ void refuse_duplicates(std::deque<Item>& items) {
   }
 }
 
-std::shared_ptr<const Surroundings> surroundings_of(const Parts& parts) {
+std::shared_ptr<const Surroundings> surroundings_of(const Parts& parts, const Snapshot& snapshot) {
   Surroundings found;
   found.has_slices = !parts.slices.empty();
   found.strict_namespaces = strict_namespaces(parts);
   for (const auto& [report, rule] : parts.destination_rules)
     found.rule_labels.insert(rule.host.starts_with('*') ? "*"
                                                         : rule.host.substr(0, rule.host.find('.')));
+  for (const auto& [host, service] : snapshot.services)
+    if (!service->selector.empty())
+      found.selecting[service->name.ns].push_back(service);
+    else if (service->is_entry)
+      found.spelt_out.push_back(service);
   return std::make_shared<const Surroundings>(std::move(found));
 }
 
@@ -217,10 +222,10 @@ Compiled compile(const std::vector<ObjectPtr>& objects, std::uint64_t version,
   snapshot->version = version;
   snapshot->node_addresses = options.node_addresses;
   Compiled compiled;
-  compiled.surroundings = surroundings_of(parts);
   add_namespaces(parts, *snapshot);
   add_workloads(parts, options, previous, *snapshot);
   add_services(parts, previous, *snapshot);
+  compiled.surroundings = surroundings_of(parts, *snapshot);
   add_clusters(parts, options, previous, *snapshot);
   add_routes(parts, options, previous, *snapshot);
   add_tcp_routes(parts, *snapshot);

@@ -77,6 +77,7 @@ struct CompileOptions {
   std::vector<IpAddress> node_addresses;  // this node's own, which NetworkPolicies let in
 };
 
+class Objects;        // objects.h
 struct Surroundings;  // of workloads: what recompile() must know (assemble.h)
 
 struct Compiled {
@@ -98,8 +99,8 @@ inline constexpr std::size_t kFewChanges = 200;
 // What compile() would say of `objects`, from what it said of `before`, with the same options but
 // node_addresses: at the cost of what changed, where few WorkloadEntries alone did. nullopt: there
 // is more to it, or it may be.
-std::optional<Compiled> recompile(const Compiled& compiled, const std::vector<ObjectPtr>& before,
-                                  const std::vector<ObjectPtr>& objects, std::uint64_t version,
+std::optional<Compiled> recompile(const Compiled& compiled, const Objects& before,
+                                  const Objects& objects, std::uint64_t version,
                                   const CompileOptions& options);
 
 // Checks one object by itself, as compile would (also offline): its own fields, not its references.

@@ -1,9 +1,10 @@
 // compile() at the cost of what changed: workloads come, go and move all the time, and of other
 // objects they concern the services that select them alone.
 #include <algorithm>
+#include <set>
 
 #include "config/assemble.h"
-#include "config/object_changes.h"
+#include "config/objects.h"
 
 namespace mesh::config {
 namespace {
@@ -20,7 +21,7 @@ class Follower {
   Follower(const Compiled& compiled, const CompileOptions& options)
       : compiled_(compiled), around_(*compiled.surroundings), options_(options) {}
 
-  bool note_changes(const std::vector<ObjectPtr>& before, const std::vector<ObjectPtr>& objects) {
+  bool note_changes(const Objects& before, const Objects& objects) {
     bool are_workloads = true;
     each_change(before, objects, [&](const ObjectPtr& old, const ObjectPtr& now) {
       are_workloads = are_workloads && (!old || is_workload(old)) && (!now || is_workload(now)) &&
@@ -54,11 +55,16 @@ class Follower {
       if (!remove({object->key.ns, object->key.name}, *snapshot, before)) return nullptr;
     for (const ObjectPtr& object : came_)
       if (!add(object, *snapshot, before)) return nullptr;
-    for (const auto& [host, service] : compiled_.snapshot->services) {
+    for (const ServicePtr& service : around_.spelt_out)
       if (is_spelt_out_at(*service)) return nullptr;
-      if (!is_concerned(*service)) continue;
+    std::set<ServicePtr> concerned;
+    for (const WorkloadPtr& workload : touched_)
+      if (const auto known = around_.selecting.find(workload->name.ns);
+          known != around_.selecting.end())
+        for (const ServicePtr& service : known->second)
+          if (has_labels(workload->labels, service->selector)) concerned.insert(service);
+    for (const ServicePtr& service : concerned)
       if (!is_plain(*service) || !follow_workloads(*service, *snapshot)) return nullptr;
-    }
     return snapshot;
   }
 
@@ -74,7 +80,7 @@ class Follower {
     for (const IpAddress& ip : known->second->addresses) snapshot.workload_by_address.erase(ip);
     touched_.push_back(known->second);
     before.emplace(name, known->second);
-    snapshot.workloads.erase(known);
+    snapshot.workloads.erase(name);
     return true;
   }
 
@@ -102,17 +108,8 @@ class Follower {
     return true;
   }
 
-  bool is_concerned(const Service& service) const {
-    return !service.selector.empty() &&
-           std::ranges::any_of(touched_, [&](const WorkloadPtr& workload) {
-             return workload->name.ns == service.name.ns &&
-                    has_labels(workload->labels, service.selector);
-           });
-  }
-
   // An endpoint of its own list is the workload that is at its address.
   bool is_spelt_out_at(const Service& service) const {
-    if (!service.is_entry || !service.selector.empty()) return false;
     for (const ServicePort& port : service.ports) {
       const auto cluster = compiled_.snapshot->find_cluster(service.name.ns, service.host,
                                                             port.port, "", port.transport());
@@ -144,8 +141,8 @@ class Follower {
 
 }  // namespace
 
-std::optional<Compiled> recompile(const Compiled& compiled, const std::vector<ObjectPtr>& before,
-                                  const std::vector<ObjectPtr>& objects, std::uint64_t version,
+std::optional<Compiled> recompile(const Compiled& compiled, const Objects& before,
+                                  const Objects& objects, std::uint64_t version,
                                   const CompileOptions& options) {
   Follower follower(compiled, options);
   if (!follower.note_changes(before, objects) || !follower.is_simple()) return std::nullopt;

@@ -48,7 +48,7 @@ class KeyText {
   std::string spilled_;
 };
 
-ClusterPtr find_in(const StringMap<ClusterPtr>& clusters, const KeyText& key) {
+ClusterPtr find_in(const Clusters& clusters, const KeyText& key) {
   auto found = clusters.find(key.view());
   return found == clusters.end() ? nullptr : found->second;
 }

@@ -23,6 +23,8 @@
 #include <vector>
 
 #include "base/address.h"
+#include "base/shared_hash_map.h"
+#include "base/shared_map.h"
 #include "config/policy.h"
 #include "config/values.h"
 
@@ -269,17 +271,20 @@ struct GatewayServer {
   friend bool operator==(const GatewayServer&, const GatewayServer&) = default;
 };
 
+using Clusters = SharedHashMap<std::string, ClusterPtr, StringHash>;
+
+// The next version shares what stayed as it was (base/shared_map.h).
 struct Snapshot {
   std::uint64_t version = 0;
-  std::map<ObjectName, WorkloadPtr> workloads;
-  std::unordered_map<IpAddress, WorkloadPtr> workload_by_address;
-  std::map<std::string, ServicePtr, std::less<>> services;  // by host
-  std::unordered_map<IpAddress, ServicePtr> service_by_address;
+  SharedMap<ObjectName, WorkloadPtr> workloads;
+  SharedHashMap<IpAddress, WorkloadPtr> workload_by_address;
+  SharedMap<std::string, ServicePtr> services;  // by host
+  SharedHashMap<IpAddress, ServicePtr> service_by_address;
   StringMap<std::string> external_names;  // of ExternalName services: the name behind each host
-  StringMap<ClusterPtr> clusters;         // by name, as seen from the service's namespace
+  Clusters clusters;                      // by name, as seen from the service's namespace
   // What a DestinationRule of the client's own namespace makes of a service of another: key
   // "<client ns>/<cluster name>".
-  StringMap<ClusterPtr> client_clusters;
+  Clusters client_clusters;
   std::set<std::string, std::less<>> client_hosts;  // that have client_clusters
   std::vector<VirtualServicePtr> virtual_services;  // oldest first
   // By the service's host: TCPRoutes of consumers, those of the service's own namespace, then the

@@ -263,16 +263,9 @@ class KernelPolicy::Tables {
   // Before and now; null: it was, or is, not there.
   std::vector<std::pair<const WorkloadPtr*, const WorkloadPtr*>> changed_workloads() const {
     std::vector<std::pair<const WorkloadPtr*, const WorkloadPtr*>> changes;
-    auto before = workloads_.begin();
-    for (const auto& [name, now] : snapshot_->workloads) {
-      for (; before != workloads_.end() && before->first < name; ++before)
-        changes.emplace_back(&before->second, nullptr);
-      const bool was_there = before != workloads_.end() && before->first == name;
-      if (!was_there || before->second != now)
-        changes.emplace_back(was_there ? &before->second : nullptr, &now);
-      if (was_there) ++before;
-    }
-    for (; before != workloads_.end(); ++before) changes.emplace_back(&before->second, nullptr);
+    each_difference(workloads_, snapshot_->workloads, [&](const auto* before, const auto* now) {
+      changes.emplace_back(before ? &before->second : nullptr, now ? &now->second : nullptr);
+    });
     return changes;
   }
 

@@ -188,6 +188,7 @@ bool KernelStates::is_current(const KernelInput& input, const Known& known,
 }
 
 void KernelStates::forget(Known& known) {
+  if (known.service) unsettled_.erase(known.service->host);
   for (const SocketAddress& address : known.tcp) services_.erase(address);
   for (const SocketAddress& address : known.udp) udp_services_.erase(address);
   for (const auto& key : known.refusals) refusals_.erase(key);
@@ -261,29 +262,68 @@ void KernelStates::compute_service(const KernelInput& input, Known& known) {
     else
       add_udp_port(input, port.port, known);
   }
+  if (!known.is_final) unsettled_.insert(service.host);
 }
 
-State KernelStates::compute(const KernelInput& input) {
-  State state;
-  for (const Client& client : input.clients) state.workloads[client.kernel.id] = client.kernel;
-  policy_.update(input.snapshot, input.clients, state);
+bool KernelStates::are_routes_new(const Snapshot& snapshot) {
+  if (seen_.tcp_routes == snapshot.tcp_routes && seen_.client_hosts == snapshot.client_hosts &&
+      seen_.mesh_hosts == snapshot.mesh_hosts)
+    return false;
+  seen_.tcp_routes = snapshot.tcp_routes;
+  seen_.client_hosts = snapshot.client_hosts;
+  seen_.mesh_hosts = snapshot.mesh_hosts;
+  return true;
+}
+
+// Of services that came, went or are others, or of which something is another that is_current()
+// asks for, but routes.
+KernelStates::Hosts KernelStates::touched_hosts(const KernelInput& input) {
+  const Snapshot& snapshot = input.snapshot;
+  Hosts touched = unsettled_;
+  each_difference(seen_.services, snapshot.services, [&](const auto* before, const auto* now) {
+    touched.insert((now ? now : before)->first);
+  });
+  const auto touch = [&](const config::Service& service) { touched.insert(service.host); };
+  each_difference(seen_.clusters, snapshot.clusters, [&](const auto* before, const auto* now) {
+    touch(*(now ? now : before)->second->service);
+  });
+  const auto acked = input.acked ? input.acked->service_by_address : decltype(seen_.acked)();
+  each_difference(seen_.acked, acked, [&](const auto* before, const auto* now) {
+    if (before) touch(*before->second);
+    if (now) touch(*now->second);
+  });
+  each_difference(seen_.current, input.current.services, [&](const auto* before, const auto* now) {
+    const auto owner = snapshot.service_by_address.find((now ? now : before)->first.ip);
+    if (owner != snapshot.service_by_address.end()) touch(*owner->second);
+  });
+  seen_.services = snapshot.services;
+  seen_.clusters = snapshot.clusters;
+  seen_.acked = acked;
+  seen_.current = input.current.services;
+  return touched;
+}
+
+void KernelStates::follow_services(const KernelInput& input) {
+  const Snapshot& snapshot = input.snapshot;
   const bool is_all_stale = is_ground_new(input);
+  Hosts looked_at = touched_hosts(input);
+  if (are_routes_new(snapshot) || is_all_stale)
+    for (const auto& [host, service] : snapshot.services) looked_at.insert(host);
   std::vector<std::pair<Known*, config::ServicePtr>> stale;
-  auto known = known_.begin();
-  for (const auto& [host, service] : input.snapshot.services) {
-    while (known != known_.end() && known->first < host) {
-      forget(known->second);
-      known = known_.erase(known);
+  for (const std::string& host : looked_at) {
+    const auto service = snapshot.services.find(host);
+    slow_.erase(host);
+    if (service == snapshot.services.end()) {
+      const auto gone = known_.find(host);
+      if (gone == known_.end()) continue;
+      forget(gone->second);
+      known_.erase(gone);
+      continue;
     }
-    if (known == known_.end() || known->first != host)
-      known = known_.emplace_hint(known, host, Known());
-    if (is_all_stale || !is_current(input, known->second, service))
-      stale.emplace_back(&known->second, service);
-    ++known;
-  }
-  while (known != known_.end()) {
-    forget(known->second);
-    known = known_.erase(known);
+    if (service->second->has_slow_port()) slow_.insert(host);
+    Known& known = known_[host];
+    if (is_all_stale || !is_current(input, known, service->second))
+      stale.emplace_back(&known, service->second);
   }
   // All of them first: an address may go from one to another.
   for (auto& [service, now] : stale) forget(*service);
@@ -291,14 +331,21 @@ State KernelStates::compute(const KernelInput& input) {
     service->service = now;
     compute_service(input, *service);
   }
+}
+
+State KernelStates::compute(const KernelInput& input) {
+  State state;
+  for (const Client& client : input.clients) state.workloads[client.kernel.id] = client.kernel;
+  policy_.update(input.snapshot, input.clients, state);
+  follow_services(input);
   state.services = services_;
   state.udp_services = udp_services_;
   state.refusals = refusals_;
   std::set<IpAddress> here;
   for (const auto& [id, workload] : state.workloads)
     here.insert(workload.addresses.begin(), workload.addresses.end());
-  for (const auto& [host, service] : input.snapshot.services)
-    if (service->has_slow_port()) exclude_from_fast_path(input.snapshot, *service, here, state);
+  for (const std::string& host : slow_)
+    exclude_from_fast_path(input.snapshot, *input.snapshot.services.at(host), here, state);
   return state;
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,7 +61,23 @@ class KernelStates {
   };
   using AllKnown = std::map<std::string, Known, std::less<>>;  // by host
 
+  // What services depend on, as it was at the last compute(): what it shares with what is now
+  // (base/shared_map.h) is not looked at.
+  struct Seen {
+    decltype(config::Snapshot::services) services;
+    config::Clusters clusters;
+    decltype(config::Snapshot::service_by_address) acked;
+    decltype(datapath::State::services) current;
+    decltype(config::Snapshot::tcp_routes) tcp_routes;
+    decltype(config::Snapshot::client_hosts) client_hosts;
+    config::HostTable mesh_hosts;
+  };
+  using Hosts = std::set<std::string, std::less<>>;
+
   bool is_ground_new(const KernelInput& input);
+  bool are_routes_new(const config::Snapshot& snapshot);
+  Hosts touched_hosts(const KernelInput& input);
+  void follow_services(const KernelInput& input);
   bool is_current(const KernelInput& input, const Known& known,
                   const config::ServicePtr& service) const;
   void forget(Known& known);
@@ -74,6 +91,9 @@ class KernelStates {
   std::uint64_t ground_ = 0;
   std::vector<ClientInput> clients_;
   AllKnown known_;
+  Seen seen_;
+  Hosts unsettled_;                         // whose Known is not final
+  Hosts slow_;                              // that have a port without the fast path
   std::map<datapath::ServiceId, int> ids_;  // how many ports have it: UDP and TCP may share one
   decltype(datapath::State::services) services_, udp_services_;
   decltype(datapath::State::refusals) refusals_;

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "base/log.h"
-#include "config/object_changes.h"
 #include "feed/messages.h"
 
 namespace mesh::control {
@@ -56,9 +55,11 @@ std::map<std::string, int> policy_sizes(const config::Snapshot& snapshot) {
 // What `now` has no more of services that reset connections, or `before` had not already.
 std::set<SocketAddress> former_services(const datapath::State& before, const datapath::State& now) {
   std::set<SocketAddress> former = before.former_services;
-  for (const auto& [at, service] : before.services)
-    if (service.resets_on_removal && service.kind == datapath::ServiceEntry::Kind::kBalance)
-      former.insert(at);
+  each_difference(before.services, now.services, [&](const auto* was, const auto* is) {
+    if (!is && was->second.resets_on_removal &&
+        was->second.kind == datapath::ServiceEntry::Kind::kBalance)
+      former.insert(was->first);
+  });
   std::erase_if(former, [&now](const SocketAddress& at) { return now.services.contains(at); });
   return former;
 }
@@ -197,18 +198,18 @@ void Publisher::forget_counters() {
 void Publisher::send_update(Clock::time_point now) {
   if (!proxy_.is_connected() || !wanted_.snapshot) return;
   const bool reset = !proxy_knows_sent_;
-  const std::vector<config::ObjectPtr> none;
+  const config::Objects none;
   std::vector<json::value> put;
   json::array gone;
-  config::each_change(reset || !sent_ ? none : sent_->objects, wanted_.objects,
-                      [&](const config::ObjectPtr& before, const config::ObjectPtr& now) {
-                        if (!now)
-                          gone.push_back({{"kind", before->key.kind},
-                                          {"namespace", before->key.ns},
-                                          {"name", before->key.name}});
-                        else if (!before || before->tree != now->tree)
-                          put.emplace_back(now->tree);
-                      });
+  each_change(reset || !sent_ ? none : sent_->objects, wanted_.objects,
+              [&](const config::ObjectPtr& before, const config::ObjectPtr& now) {
+                if (!now)
+                  gone.push_back({{"kind", before->key.kind},
+                                  {"namespace", before->key.ns},
+                                  {"name", before->key.name}});
+                else if (!before || before->tree != now->tree)
+                  put.emplace_back(now->tree);
+              });
   sent_ = wanted_;
   sent_version_ = version_;
   sent_at_ = now;

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "config/object.h"
+#include "config/objects.h"
 #include "control/kernel_state.h"
 #include "control/numbers.h"
 #include "control/peer.h"
@@ -26,7 +26,7 @@ namespace mesh::control {
 
 struct Publication {
   config::SnapshotPtr snapshot;
-  std::vector<config::ObjectPtr> objects;  // those that were accepted, for the proxy; by key
+  config::Objects objects;  // those that were accepted, for the proxy
   std::vector<Client> clients;
 };
 

@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <set>
 
-#include "config/object_changes.h"
-
 namespace mesh::control {
 namespace {
 
 namespace json = boost::json;
 using config::ObjectKey;
 using config::ObjectPtr;
+using config::Objects;
 using config::Problem;
 
 const json::object* spec_of(const config::Object& object) {
@@ -63,7 +62,7 @@ std::string number_key(const ObjectKey& key, const std::string& host) {
   return host.empty() ? key_text(key) : "ServiceEntry " + key_text(key) + " " + host;
 }
 
-std::set<IpAddress> given_addresses(const std::vector<ObjectPtr>& objects) {
+std::set<IpAddress> given_addresses(const Objects& objects) {
   std::set<IpAddress> taken;
   const auto take = [&](const std::string& text) {
     if (auto ip = IpAddress::parse(text)) taken.insert(ip.value());
@@ -114,92 +113,113 @@ ObjectPtr Sources::with_address(const ObjectPtr& service, const std::vector<std:
     addresses.emplace(host, address.value());
   }
   Addressed& known = addressed_[service->key];
-  if (known.written == service && known.addresses == addresses) return known.complete;
+  // One that has them already (of what acted last) stays what it is.
+  if ((known.written == service || known.complete == service) && known.addresses == addresses)
+    return known.complete;
   auto complete = std::make_shared<config::Object>(*service);
   write_addresses(addresses, complete->tree);
   known = {service, std::move(complete), std::move(addresses)};
   return known.complete;
 }
 
-std::vector<ObjectPtr> Sources::with_addresses(std::vector<ObjectPtr> objects,
-                                               std::vector<Problem>& problems) {
+Objects Sources::with_addresses(const Objects& objects, std::vector<Problem>& problems) {
   const std::set<IpAddress> taken = given_addresses(objects);
-  for (ObjectPtr& object : objects)
-    if (const auto hosts = hosts_without_address(*object); !hosts.empty())
-      object = with_address(object, hosts, taken, problems);
-  return objects;
+  std::map<ObjectKey, Objects::Versions> others;
+  for (const ObjectPtr& object : objects)
+    if (const auto hosts = hosts_without_address(*object); !hosts.empty()) {
+      const auto [known, is_new] = others.try_emplace(object->key);
+      if (is_new) known->second = objects.versions(object->key);
+      std::ranges::replace(known->second, object, with_address(object, hosts, taken, problems));
+    }
+  Objects complete = objects;
+  for (auto& [key, versions] : others) complete.set(key, std::move(versions));
+  return complete;
 }
 
-Compilation Sources::compile_objects(const std::vector<ObjectPtr>& stored, std::uint64_t version,
+// Where no service is another, each has the address that it had.
+Objects Sources::follow_addresses(const Objects& stored, std::vector<Problem>& problems) {
+  bool is_known = complete_.has_value();
+  std::map<ObjectKey, Objects::Versions> others;
+  if (complete_)
+    each_change(complete_->stored, stored, [&](const ObjectPtr& before, const ObjectPtr& now) {
+      const ObjectKey& key = (now ? now : before)->key;
+      is_known = is_known && !wants_addresses(key);
+      if (is_known) others.try_emplace(key, stored.versions(key));
+    });
+  if (is_known) {
+    for (auto& [key, versions] : others) complete_->objects.set(key, std::move(versions));
+    complete_->stored = stored;
+    return complete_->objects;
+  }
+  const std::size_t before = problems.size();
+  Objects complete = with_addresses(stored, problems);
+  complete_.reset();
+  if (problems.size() == before) complete_ = {stored, complete};
+  return complete;
+}
+
+// Without what is refused, or with its last accepted version; a refused policy is compiled to a
+// refusal of all.
+Objects Sources::acting_objects(Compilation& compiled, bool& replaced) const {
+  Objects acting = compiled.objects;
+  for (auto& [key, has_last] : compiled.refused) {
+    if (config::is_policy(key)) continue;
+    const ObjectPtr last = store_.last_accepted(key);
+    Objects::Versions versions;
+    for (const ObjectPtr& object : compiled.objects.versions(key))
+      if (last && last->tree != object->tree) versions.push_back(last);
+    if (!versions.empty()) has_last = replaced = true;
+    acting.set(key, std::move(versions));
+  }
+  return acting;
+}
+
+Compilation Sources::compile_objects(const Objects& stored, std::uint64_t version,
                                      const config::Snapshot* previous, bool is_candidate) {
+  const auto compiled_as_a_whole = [&](const Objects& objects) {
+    return config::compile({objects.begin(), objects.end()}, version, options_, previous);
+  };
   Compilation result;
   result.problems = store_.problems();
-  result.objects = with_addresses(stored, result.problems);
+  result.objects = is_candidate ? with_addresses(stored, result.problems)
+                                : follow_addresses(stored, result.problems);
   std::optional<config::Compiled> followed;
   if (last_ && last_->compiled.snapshot.get() == previous)
     followed =
         config::recompile(last_->compiled, last_->objects, result.objects, version, options_);
-  config::Compiled compiled = followed
-                                  ? *std::move(followed)
-                                  : config::compile(result.objects, version, options_, previous);
+  config::Compiled compiled = followed ? *std::move(followed) : compiled_as_a_whole(result.objects);
   result.problems.insert(result.problems.end(), compiled.problems.begin(), compiled.problems.end());
   for (const ObjectKey& key : compiled.refused) result.refused[key] = false;
-  std::vector<ObjectPtr> acting;
   bool replaced = false;
-  for (const ObjectPtr& object : result.objects) {
-    const auto refused = result.refused.find(object->key);
-    if (refused == result.refused.end() || config::is_policy(object->key)) {
-      acting.push_back(object);  // a refused policy is compiled to a refusal of all
-      continue;
-    }
-    const ObjectPtr last = store_.last_accepted(object->key);
-    if (!last || last->tree == object->tree) continue;
-    acting.push_back(last);
-    refused->second = replaced = true;
-  }
+  Objects acting = acting_objects(result, replaced);
   if (!is_candidate) last_.reset();
   if (!is_candidate && !replaced) last_ = {result.objects, compiled};
   if (replaced) {
     std::vector<Problem> ignored;
-    acting = with_addresses(std::move(acting), ignored);
-    compiled = config::compile(acting, version, options_, previous);
+    acting = with_addresses(acting, ignored);
+    if (!is_candidate) complete_.reset();  // it may have moved an address
+    compiled = compiled_as_a_whole(acting);
     for (const ObjectKey& key : compiled.refused)
       if (auto known = result.refused.find(key); known != result.refused.end())
         known->second = false;
   }
   result.snapshot = compiled.snapshot;
-  const std::set<ObjectKey> without(compiled.refused.begin(), compiled.refused.end());
-  for (ObjectPtr& object : acting)
-    if (!without.contains(object->key)) result.for_proxy.push_back(std::move(object));
+  result.for_proxy = std::move(acting);
+  for (const ObjectKey& key : compiled.refused) result.for_proxy.set(key, {});
   return result;
 }
 
 Compilation Sources::compile_with(const std::vector<ObjectPtr>& changed, std::uint64_t version) {
-  std::map<ObjectKey, std::vector<ObjectPtr>> others;
+  Objects objects = store_.objects();
   for (const ObjectPtr& object : changed) {
-    const auto [known, is_new] = others.try_emplace(object->key);
-    std::vector<ObjectPtr>& versions = known->second;
-    if (is_new) {
-      const auto stored =
-          std::ranges::equal_range(store_.objects(), object->key, {}, &config::Object::key);
-      versions.assign(stored.begin(), stored.end());
-    }
+    Objects::Versions versions = objects.versions(object->key);
     const std::string path = store_.object_path(object->key);
-    std::erase_if(versions, [&, is_only = versions.size() == 1](const ObjectPtr& version) {
-      return is_only || version->file == path;
-    });
+    const bool is_only = versions.size() == 1;
+    std::erase_if(versions,
+                  [&](const ObjectPtr& version) { return is_only || version->file == path; });
     versions.push_back(object);
+    objects.set(object->key, std::move(versions));
   }
-  std::vector<ObjectPtr> objects;
-  auto at = store_.objects().begin();
-  for (const auto& [key, versions] : others) {
-    const auto rest = std::ranges::subrange(at, store_.objects().end());
-    const auto stored = std::ranges::equal_range(rest, key, {}, &config::Object::key);
-    objects.insert(objects.end(), at, stored.begin());
-    objects.insert(objects.end(), versions.begin(), versions.end());
-    at = stored.end();
-  }
-  objects.insert(objects.end(), at, store_.objects().end());
   // Anybody who may read may ask this: no service that is at work may get another address by it.
   auto addresses = numbers_.addresses();
   auto addressed = addressed_;
@@ -222,17 +242,17 @@ void Sources::keep(const Compilation& compiled) {
   const auto note = [this](const Result<>& written) {
     if (!written) write_errors_.push_back(written.error().message);
   };
-  const std::vector<ObjectPtr>& objects = store_.objects();
+  const Objects& objects = store_.objects();
   bool are_addresses_due = !kept_, are_policies_due = !kept_, is_any_gone = !kept_;
   std::vector<ObjectPtr> changed;
-  config::each_change(kept_.value_or(std::vector<ObjectPtr>()), objects,
-                      [&](const ObjectPtr& before, const ObjectPtr& now) {
-                        const ObjectKey& key = (now ? now : before)->key;
-                        are_addresses_due = are_addresses_due || wants_addresses(key);
-                        are_policies_due = are_policies_due || config::is_policy(key);
-                        is_any_gone = is_any_gone || !now;
-                        if (now) changed.push_back(now);
-                      });
+  each_change(kept_.value_or(Objects()), objects,
+              [&](const ObjectPtr& before, const ObjectPtr& now) {
+                const ObjectKey& key = (now ? now : before)->key;
+                are_addresses_due = are_addresses_due || wants_addresses(key);
+                are_policies_due = are_policies_due || config::is_policy(key);
+                is_any_gone = is_any_gone || !now;
+                if (now) changed.push_back(now);
+              });
   for (const ObjectKey& key : kept_refused_)
     if (const ObjectPtr object = store_.find(key)) changed.push_back(object);
   if (are_addresses_due) forget_addresses();

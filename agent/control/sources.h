@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "config/object.h"
+#include "config/objects.h"
 #include "control/numbers.h"
 #include "control/store.h"
 
@@ -18,8 +18,8 @@ namespace mesh::control {
 
 struct Compilation {
   config::SnapshotPtr snapshot;
-  std::vector<config::ObjectPtr> objects;     // as the store has them, with addresses
-  std::vector<config::ObjectPtr> for_proxy;   // what the snapshot was made of
+  config::Objects objects;                    // as the store has them, with addresses
+  config::Objects for_proxy;                  // what the snapshot was made of
   std::vector<config::Problem> problems;      // of the files, and of the objects as written
   std::map<config::ObjectKey, bool> refused;  // true: its last accepted version acts
 };
@@ -42,15 +42,18 @@ class Sources {
   const std::vector<std::string>& write_errors() const { return write_errors_; }
 
  private:
-  std::vector<config::ObjectPtr> with_addresses(std::vector<config::ObjectPtr> objects,
-                                                std::vector<config::Problem>& problems);
+  config::Objects with_addresses(const config::Objects& objects,
+                                 std::vector<config::Problem>& problems);
+  config::Objects follow_addresses(const config::Objects& stored,
+                                   std::vector<config::Problem>& problems);
   config::ObjectPtr with_address(const config::ObjectPtr& service,
                                  const std::vector<std::string>& hosts,
                                  const std::set<IpAddress>& taken,
                                  std::vector<config::Problem>& problems);
   // is_candidate: it is not what the next one follows from.
-  Compilation compile_objects(const std::vector<config::ObjectPtr>& stored, std::uint64_t version,
+  Compilation compile_objects(const config::Objects& stored, std::uint64_t version,
                               const config::Snapshot* previous, bool is_candidate);
+  config::Objects acting_objects(Compilation& compiled, bool& replaced) const;
   void keep(const Compilation& compiled);
   void forget_addresses();
 
@@ -63,14 +66,19 @@ class Sources {
     std::map<std::string, IpAddress> addresses;  // by host
   };
   std::map<config::ObjectKey, Addressed> addressed_;
+  // What has its addresses; none: not all could have one.
+  struct Complete {
+    config::Objects stored, objects;
+  };
+  std::optional<Complete> complete_;
   // What was compiled last, where each object acts as it is written.
   struct Last {
-    std::vector<config::ObjectPtr> objects;
+    config::Objects objects;
     config::Compiled compiled;
   };
   std::optional<Last> last_;
   // What keep() saw last, and wrote; none: not all could be written.
-  std::optional<std::vector<config::ObjectPtr>> kept_;
+  std::optional<config::Objects> kept_;
   std::set<config::ObjectKey> kept_refused_;
   std::vector<std::string> write_errors_;
 };

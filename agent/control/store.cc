@@ -148,8 +148,8 @@ bool Store::rescan() {
 }
 
 ObjectPtr Store::find(const ObjectKey& key) const {
-  const auto at = std::ranges::lower_bound(objects_, key, {}, &Object::key);
-  return at == objects_.end() || (*at)->key != key ? nullptr : *at;
+  const auto versions = objects_.versions(key);
+  return versions.empty() ? nullptr : versions.front();
 }
 
 // --- reading
@@ -245,14 +245,15 @@ void Store::assemble() {
     for (const ObjectPtr& object : file.objects) all[object->key].push_back(object);
   for (const auto& [path, file] : sources_)
     if (!file.error.empty()) add_from_unreadable(path, file, all);
-  objects_.clear();
+  config::Objects objects;
   for (const auto& [key, versions] : all) {
     own(key, versions);
     if (versions.size() == 1 || is_policy(key))
-      objects_.insert(objects_.end(), versions.begin(), versions.end());
+      objects.set(key, versions);
     else
-      objects_.push_back(choose(key, versions));
+      objects.set(key, {choose(key, versions)});
   }
+  objects_ = std::move(objects);
   add_damaged();
   if (!source_error_.empty())
     problems_.push_back(problem_of(
@@ -289,11 +290,10 @@ bool Store::assemble_touched(const Touched& touched, bool& changed) {
     now.emplace_back(key, std::move(versions));
   }
   for (auto& [key, versions] : now) {
-    const auto old = std::ranges::equal_range(objects_, key, {}, &Object::key);
-    changed = changed || !std::ranges::equal(old, versions);
-    const auto at = objects_.erase(old.begin(), old.end());
-    objects_.insert(at, versions.begin(), versions.end());
     own(key, versions);
+    if (objects_.versions(key) == versions) continue;
+    changed = true;
+    objects_.set(key, std::move(versions));
   }
   return true;
 }
@@ -453,11 +453,9 @@ ObjectPtr Store::last_accepted(const ObjectKey& key) const {
   return known == accepted_.end() ? nullptr : known->second.object;
 }
 
-Result<> Store::forget_accepted_but(const std::vector<ObjectPtr>& present) {
-  std::set<ObjectKey> keep;
-  for (const ObjectPtr& object : present) keep.insert(object->key);
+Result<> Store::forget_accepted_but(const config::Objects& present) {
   for (auto at = accepted_.begin(); at != accepted_.end();) {
-    if (keep.contains(at->first)) {
+    if (present.contains(at->first)) {
       ++at;
       continue;
     }

@@ -32,6 +32,7 @@
 #include "base/random.h"
 #include "base/result.h"
 #include "config/object.h"
+#include "config/objects.h"
 #include "control/files.h"
 
 namespace mesh::control {
@@ -50,7 +51,7 @@ class Store {
   bool rescan();
 
   // What acts, before compilation: one version of each object (of a policy: of each file), sorted.
-  const std::vector<config::ObjectPtr>& objects() const { return objects_; }
+  const config::Objects& objects() const { return objects_; }
   const std::vector<config::Problem>& problems() const { return problems_; }
   bool is_source_read() const { return source_error_.empty(); }  // when it was looked at last
   config::ObjectPtr find(const config::ObjectKey& key) const;
@@ -69,7 +70,7 @@ class Store {
   // After compilation: this version of the object is good, or the object is no more.
   Result<> accept(const config::ObjectPtr& object);
   config::ObjectPtr last_accepted(const config::ObjectKey& key) const;
-  Result<> forget_accepted_but(const std::vector<config::ObjectPtr>& present);
+  Result<> forget_accepted_but(const config::Objects& present);
   // Keeps what is known of policies now: of each file, the last version that could be read.
   Result<> remember_policies();
 
@@ -125,7 +126,7 @@ class Store {
   std::set<config::ObjectKey> unsaved_;         // of parsed_
   std::map<std::string, std::string> damaged_;  // files of accepted/ and parsed/ -> why
   std::map<config::ObjectKey, std::vector<std::string>> owners_;  // the files of each object
-  std::vector<config::ObjectPtr> objects_;
+  config::Objects objects_;
   std::vector<config::Problem> problems_;
 };
 

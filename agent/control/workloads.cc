@@ -47,13 +47,19 @@ std::string Workloads::number_name(const config::Workload& workload) const {
   return workload.name.to_string() + " " + workload.netns + " " + workload.cgroup;
 }
 
-bool Workloads::reconcile(const std::map<config::ObjectName, config::WorkloadPtr>& wanted,
-                          const config::WorkloadPtr& gateway) {
+bool Workloads::reconcile(const Wanted& wanted, const config::WorkloadPtr& gateway) {
+  each_difference(reconciled_, wanted, [this](const auto* before, const auto* now) {
+    if (now && now->second->is_local())
+      local_.insert_or_assign(now->first, now->second);
+    else
+      local_.erase((now ? now : before)->first);
+  });
+  reconciled_ = wanted;
   bool changed = false;
   for (auto at = enrolments_.begin(); at != enrolments_.end();) {
     const bool is_gateway = gateway && at->first == gateway->name;
-    const auto found = wanted.find(at->first);
-    const bool stays = is_gateway || (found != wanted.end() && found->second->is_local() &&
+    const auto found = local_.find(at->first);
+    const bool stays = is_gateway || (found != local_.end() &&
                                       found->second->netns == at->second.workload->netns &&
                                       found->second->cgroup == at->second.workload->cgroup);
     if (stays) {
@@ -76,8 +82,8 @@ bool Workloads::reconcile(const std::map<config::ObjectName, config::WorkloadPtr
     begin(at->second);
   };
   if (gateway) keep(gateway, feed::kGatewayWorkload);
-  for (const auto& [name, workload] : wanted)
-    if (workload->is_local() && !(gateway && name == gateway->name))
+  for (const auto& [name, workload] : local_)
+    if (!(gateway && name == gateway->name))
       keep(workload, enrolments_.contains(name)
                          ? 0
                          : numbers_.number(Space::kWorkload, number_name(*workload)));

@@ -64,13 +64,14 @@ struct Enrolment {
 
 class Workloads {
  public:
+  using Wanted = decltype(config::Snapshot::workloads);
+
   Workloads(Machine& machine, Peer& hold, Numbers& numbers);
 
   // After a restart: what the kernel still has, by id.
   void adopt(const std::map<datapath::WorkloadId, datapath::EnrolledWorkload>& kernel);
   // The workloads that shall be enrolled. Returns true when somebody ended or changed.
-  bool reconcile(const std::map<config::ObjectName, config::WorkloadPtr>& wanted,
-                 const config::WorkloadPtr& gateway);
+  bool reconcile(const Wanted& wanted, const config::WorkloadPtr& gateway);
 
   // meshhold. true: the set that the kernel and the proxy are told changed.
   void on_hold_connected();
@@ -100,6 +101,8 @@ class Workloads {
   Numbers& numbers_;
   std::map<datapath::WorkloadId, datapath::EnrolledWorkload> adopted_;
   std::map<config::ObjectName, Enrolment> enrolments_;
+  Wanted reconciled_;                                        // last
+  std::map<config::ObjectName, config::WorkloadPtr> local_;  // those of it that are to be enrolled
 };
 
 }  // namespace mesh::control

@@ -22,6 +22,7 @@
 
 #include "base/address.h"
 #include "base/result.h"
+#include "base/shared_map.h"
 #include "base/unique_fd.h"
 
 namespace mesh::datapath {
@@ -116,15 +117,17 @@ struct Peer {
   friend bool operator==(const Peer&, const Peer&) = default;
 };
 
+// What stayed from one state to the next is to be shared by them (base/shared_map.h): then apply()
+// costs what changed.
 struct State {
   std::map<WorkloadId, EnrolledWorkload> workloads;
   // By virtual address and port: TCP, and UDP (kBalance alone).
-  std::map<SocketAddress, ServiceEntry> services, udp_services;
-  std::map<SetId, PolicySet> sets;
-  std::map<IpAddress, Peer> peers;
+  SharedMap<SocketAddress, ServiceEntry> services, udp_services;
+  SharedMap<SetId, PolicySet, std::less<>, 16> sets;
+  SharedMap<IpAddress, Peer> peers;
   std::map<IpBlock, ClassId> blocks;  // all other addresses, by the longest prefix
   // Proxied services that refuse a client, as every endpoint does that its routes can reach.
-  std::map<std::pair<WorkloadId, ServiceId>, std::uint32_t> refusals;  // -> policy
+  SharedMap<std::pair<WorkloadId, ServiceId>, std::uint32_t> refusals;  // -> policy
   // No services any more, that had resets_on_removal: nothing is their endpoint (end_removed()).
   std::set<SocketAddress> former_services;
   // Endpoints here, and services, whose connections stay out of the fast path.

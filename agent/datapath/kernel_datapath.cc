@@ -37,6 +37,7 @@
 #include "datapath/services.h"
 #include "datapath/udp_choices.h"
 #include "datapath/udp_flows.h"
+#include "datapath/wanted.h"
 
 namespace mesh::datapath {
 namespace {
@@ -85,66 +86,6 @@ struct Maps {
   Services services;
   Map<um_refusal_key, std::uint32_t> refusals;
 };
-
-// What the maps shall hold.
-struct Wanted {
-  PolicyMaps::Entries policy;
-  decltype(Maps::own_addresses)::Entries own_addresses;
-  decltype(Maps::records)::Entries records;
-  Services::Entries services;
-  decltype(Maps::refusals)::Entries refusals;
-};
-
-using Problems = std::map<WorkloadId, Error>;  // 0: of no one workload
-
-void add_workload(const EnrolledWorkload& workload, Wanted& wanted, Problems& problems) {
-  um_workload_record record{};
-  if (workload.id == 0 || workload.netns_cookie == 0 ||
-      workload.cgroup.size() >= sizeof record.cgroup) {
-    problems.emplace(workload.id, Error{Errc::invalid_argument,
-                                        "a workload needs an id, the cookie of its network "
-                                        "namespace, and a cgroup path below 1016 bytes"});
-    return;
-  }
-  const std::uint32_t flags = (workload.cgroup.empty() ? UM_WORKLOAD_RECORDED : 0U) |
-                              (workload.has_responder ? UM_WORKLOAD_DNS : 0U) |
-                              (workload.bypasses_proxy ? UM_WORKLOAD_BYPASS : 0U);
-  const um_workload entry{workload.id,      flags,          workload.class4, workload.class6,
-                          workload.ingress, workload.egress};
-  const auto [owner, is_first] =
-      wanted.policy.workloads.emplace(um_workload_key{workload.netns_cookie, 0, 0}, entry);
-  if (!is_first) {
-    problems.emplace(workload.id, Error{Errc::invalid_argument,
-                                        "its network namespace is enrolled already, as workload " +
-                                            std::to_string(owner->second.id) +
-                                            ": workloads that share one cannot be told apart"});
-    return;
-  }
-  record.netns_cookie = workload.netns_cookie;
-  std::memcpy(record.cgroup, workload.cgroup.data(), workload.cgroup.size());
-  wanted.records.emplace(workload.id, record);
-  std::uint32_t order = 0;
-  for (const IpAddress& ip : workload.addresses)
-    wanted.own_addresses.emplace(um_own_key{workload.id, kernel_address(ip)}, order++);
-}
-
-Wanted wanted_of(const State& state, Problems& problems) {
-  Wanted wanted;
-  for (const auto& [id, workload] : state.workloads) add_workload(workload, wanted, problems);
-  for (const auto& [address, service] : state.services)
-    wanted.services.emplace(kernel_destination(address), service);
-  for (const auto& [address, service] : state.udp_services)
-    wanted.services.emplace(kernel_destination(address, UM_UDP), service);
-  PolicyMaps::Entries& decided = wanted.policy;
-  for (const auto& [id, set] : state.sets)
-    decided.sets.emplace(id, std::make_shared<const PolicySets::Verdicts>(kernel_verdicts(set)));
-  for (const auto& [ip, peer] : state.peers)
-    decided.peers.emplace(um_peer_key{0, kernel_address(ip)}, um_peer{peer.peer, peer.ingress});
-  for (const auto& [block, peer] : state.blocks) decided.blocks.emplace(kernel_block(block), peer);
-  for (const auto& [key, policy] : state.refusals)
-    wanted.refusals.emplace(um_refusal_key{key.first, key.second}, policy);
-  return wanted;
-}
 
 EnrolledWorkload adopted(WorkloadId id, const um_workload_record& record) {
   EnrolledWorkload workload;
@@ -264,7 +205,7 @@ class KernelDatapath final : public Datapath {
 
   Result<Problems> apply(const State& state) override {
     Problems problems;
-    Wanted wanted = wanted_of(state, problems);
+    Wanted wanted = wanted_.follow(state, problems);
     const auto withheld = withhold_rows(state, wanted);
     // Known not to fit: refuse before anything is looked up in what is incomplete.
     if (wanted.services.size() > capacity("um_services")) {
@@ -273,6 +214,7 @@ class KernelDatapath final : public Datapath {
     }
     MESH_TRY(detach_unwanted(wanted));
     const std::set<std::uint64_t> ended = cookies_but(wanted);
+    udp_.note_change();
     Problems no_room;
     MESH_TRY(change(wanted, no_room));
     MESH_TRY(remove_unwanted(wanted, ended));
@@ -537,9 +479,12 @@ class KernelDatapath final : public Datapath {
     for (const auto& [key, err] : maps_.own_addresses.put(wanted.own_addresses))
       add_misfit(key.workload, err, "own addresses", no_room);
     constexpr std::uint32_t kIncomplete = UM_WORKLOAD_REFUSALS_INCOMPLETE;
-    for (auto& [key, workload] : wanted.policy.workloads)
+    const auto rows = wanted.policy.workloads;
+    for (const auto& [key, row] : rows) {
+      um_workload& workload = wanted.policy.workloads[key];
       workload.flags =
           (workload.flags & ~kIncomplete) | (incomplete.contains(workload.id) ? kIncomplete : 0U);
+    }
     if (has_addresses_ && maps_.policy.holds(wanted.policy)) return success();
     return change_generation(wanted.policy, no_room);
   }
@@ -694,8 +639,8 @@ class KernelDatapath final : public Datapath {
   Result<> settle_rows(const State& state, const Rows& withheld, Wanted& wanted,
                        Problems& problems) {
     Rows& rows = wanted.policy.workloads;
-    rows.insert(withheld.begin(), withheld.end());
-    std::erase_if(rows, [&](const auto& row) {
+    for (const auto& row : withheld) rows.insert(row);
+    erase_if(rows, [&](const auto& row) {
       const auto workload = state.workloads.find(row.second.id);
       return problems.contains(row.second.id) && workload != state.workloads.end() &&
              workload->second.strict;
@@ -837,6 +782,7 @@ class KernelDatapath final : public Datapath {
 
   Object object_;
   Maps maps_;
+  WantedMaps wanted_;
   UdpChoices udp_;
   std::string mesh_cgroup_;  // "": not told yet
   Services::Failures services_left_out_;

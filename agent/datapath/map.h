@@ -1,9 +1,11 @@
 // Map<Key, Value>: a BPF hash map, or trie, with typed entries, and a mirror of what it holds.
 //
 // The mirror starts empty: read() fills it from the kernel. put() and keep_only() write only the
-// differences. Keys and values are compared byte by byte (bpf/shared.h has no hidden padding).
-// Where the keys tell generations apart, a Map is one of them: its keys say 0, the kernel's what it
-// is. The descriptor is borrowed. One thread at a time.
+// differences, which costs no more than they are: once all that is wanted is there the mirror
+// shares it, and so shares what stays with what is wanted next. Keys and values are compared byte
+// by byte (bpf/shared.h has no hidden padding). Where the keys tell generations apart, a Map is one
+// of them: its keys say 0, the kernel's what it is. The descriptor is borrowed. One thread at a
+// time.
 #pragma once
 
 #include <bpf/bpf.h>
@@ -19,6 +21,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/shared_map.h"
 
 namespace mesh::datapath {
 
@@ -38,13 +41,52 @@ bool is_same(const Entries& a, const Entries& b) {
          });
 }
 
+struct SameBytes {
+  template <class T>
+  bool operator()(const T& a, const T& b) const {
+    static_assert(std::has_unique_object_representations_v<T>);
+    return std::memcmp(&a, &b, sizeof a) == 0;
+  }
+};
+
+template <class Key, class Value>
+bool is_same(const SharedMap<Key, Value, ByteOrder>& a, const SharedMap<Key, Value, ByteOrder>& b) {
+  return a.size() == b.size() &&
+         each_difference(a, b, SameBytes(), [](const auto*, const auto*) { return false; });
+}
+
+// The keys of `now` that `wanted` has not.
+template <class Key, class Value, class Less, std::size_t kMost>
+std::vector<Key> keys_but(const SharedMap<Key, Value, Less, kMost>& now,
+                          const SharedMap<Key, Value, Less, kMost>& wanted) {
+  std::vector<Key> keys;
+  const auto any = [](const auto&, const auto&) { return true; };
+  each_difference(now, wanted, any, [&](const auto* entry, const auto* kept) {
+    if (!kept) keys.push_back(entry->first);
+    return true;
+  });
+  return keys;
+}
+
+// The entries of `wanted` that `now` has not, or not the same; they are wanted's.
+template <class Entries, class Same>
+std::vector<const typename Entries::value_type*> missing_of(const Entries& now,
+                                                            const Entries& wanted, Same same) {
+  std::vector<const typename Entries::value_type*> missing;
+  each_difference(now, wanted, same, [&](const auto*, const auto* entry) {
+    if (entry) missing.push_back(entry);
+    return true;
+  });
+  return missing;
+}
+
 template <class Key>
 constexpr bool kHasGeneration = requires(Key key) { key.generation; };
 
 template <class Key, class Value>
 class Map {
  public:
-  using Entries = std::map<Key, Value, ByteOrder>;
+  using Entries = SharedMap<Key, Value, ByteOrder>;
   using Failures = std::map<Key, int, ByteOrder>;  // errno
 
   // limit: of its share, where it shares the kernel's map.
@@ -75,27 +117,29 @@ class Map {
   // an entry is not in the map at all afterwards: never an old value in place of a new one.
   Failures put(const Entries& wanted) {
     Failures failed;
-    for (const auto& [key, value] : wanted) {
-      auto known = entries_.find(key);
-      if (known != entries_.end() && std::memcmp(&known->second, &value, sizeof value) == 0)
-        continue;
-      if (known == entries_.end() && entries_.size() >= limit_) {
-        failed.emplace(key, E2BIG);
-        continue;
-      }
-      changed_ = true;
-      ++writes_;
-      const Key own = of_kernel(key);
-      if (::bpf_map_update_elem(fd_, &own, &value, BPF_ANY) == 0) {
-        entries_.insert_or_assign(key, value);
-        continue;
-      }
-      failed.emplace(key, errno);
-      if (known == entries_.end()) continue;
-      ::bpf_map_delete_elem(fd_, &own);
-      entries_.erase(known);
-    }
+    for (const auto* entry : missing_of(entries_, wanted, SameBytes()))
+      if (const int error = put(entry->first, entry->second); error != 0)
+        failed.emplace(entry->first, error);
+    if (failed.empty() && entries_.size() == wanted.size()) entries_ = wanted;
     return failed;
+  }
+
+  // One entry, written in any case: 0, or errno, and then it is not in the map either.
+  int put(const Key& key, const Value& value) {
+    const bool is_known = entries_.contains(key);
+    if (!is_known && entries_.size() >= limit_) return E2BIG;
+    changed_ = true;
+    ++writes_;
+    const Key own = of_kernel(key);
+    if (::bpf_map_update_elem(fd_, &own, &value, BPF_ANY) == 0) {
+      entries_.insert_or_assign(key, value);
+      return 0;
+    }
+    const int error = errno;
+    if (!is_known) return error;
+    ::bpf_map_delete_elem(fd_, &own);
+    entries_.erase(key);
+    return error;
   }
 
   // What we wrote under this key is there no more, or is another: written again. False: it is as it
@@ -130,18 +174,19 @@ class Map {
 
   // Deletes everything that is not wanted.
   Result<> keep_only(const Entries& wanted) {
-    for (auto entry = entries_.begin(); entry != entries_.end();) {
-      if (wanted.contains(entry->first)) {
-        ++entry;
-        continue;
-      }
-      changed_ = true;
-      ++writes_;
-      const Key own = of_kernel(entry->first);
-      if (::bpf_map_delete_elem(fd_, &own) != 0 && errno != ENOENT)
-        return errno_error(errno, std::string("delete from map ") + name_);
-      entry = entries_.erase(entry);
+    for (const Key& key : keys_but(entries_, wanted)) {
+      MESH_TRY(remove(key));
     }
+    return success();
+  }
+
+  Result<> remove(const Key& key) {
+    changed_ = true;
+    ++writes_;
+    const Key own = of_kernel(key);
+    if (::bpf_map_delete_elem(fd_, &own) != 0 && errno != ENOENT)
+      return errno_error(errno, std::string("delete from map ") + name_);
+    entries_.erase(key);
     return success();
   }
 

@@ -61,7 +61,7 @@ Result<> PolicySets::read() {
     std::uint32_t map_id = 0;
     if (key.generation != generation_ || ::bpf_map_lookup_elem(fd_, &key, &map_id) != 0) continue;
     MESH_TRY(auto verdicts, read_set(map_id));
-    entries_[key.set] = std::make_shared<const Verdicts>(std::move(verdicts));
+    entries_.insert_or_assign(key.set, std::make_shared<const Verdicts>(std::move(verdicts)));
   }
   if (errno != ENOENT) return errno_error(errno, "read map um_sets");
   return success();
@@ -104,7 +104,7 @@ std::map<SetId, int> PolicySets::put(const Entries& wanted, const PolicySets& ot
     for (std::size_t i = 0; i < keys.size(); ++i) {
       const SetId set = keys[i].set;
       if (error == 0 || i < count || ::bpf_map_update_elem(fd_, &keys[i], &fds[i], BPF_ANY) == 0)
-        entries_[set] = wanted.at(set);
+        entries_.insert_or_assign(set, wanted.at(set));
       else
         fail(set, errno);
     }
@@ -114,10 +114,9 @@ std::map<SetId, int> PolicySets::put(const Entries& wanted, const PolicySets& ot
   };
   constexpr std::size_t kBatch = 256;  // descriptors that are open at once
   std::size_t size = entries_.size();
-  for (const auto& [set, verdicts] : wanted) {
-    const auto known = entries_.find(set);
-    if (known != entries_.end() && is_same_set(known->second, verdicts)) continue;
-    if (known == entries_.end() && ++size > limit_) {
+  for (const auto* entry : missing_of(entries_, wanted, is_same_set)) {
+    const auto& [set, verdicts] = *entry;
+    if (!entries_.contains(set) && ++size > limit_) {
       fail(set, E2BIG);
       continue;
     }
@@ -132,13 +131,13 @@ std::map<SetId, int> PolicySets::put(const Entries& wanted, const PolicySets& ot
     if (keys.size() == kBatch) write();
   }
   write();
+  if (failed.empty() && entries_.size() == wanted.size()) entries_ = wanted;
   return failed;
 }
 
 Result<> PolicySets::keep_only(const Entries& wanted) {
   std::vector<um_set_key> gone;
-  for (const auto& [set, verdicts] : entries_)
-    if (!wanted.contains(set)) gone.push_back(key_of(set));
+  for (const SetId set : keys_but(entries_, wanted)) gone.push_back(key_of(set));
   if (gone.empty()) return success();
   writes_ += gone.size();
   auto count = static_cast<std::uint32_t>(gone.size());
@@ -158,7 +157,7 @@ Result<bool> PolicySets::restore(SetId set, const PolicySets& other) {
   const auto known = entries_.find(set);
   if (known == entries_.end() || ::bpf_map_lookup_elem(fd_, &key, &inner) == 0) return false;
   const Entries lost = {*known};
-  entries_.erase(known);
+  entries_.erase(set);
   if (const auto failed = put(lost, other); !failed.empty())
     return errno_error(failed.begin()->second, "write again to map um_sets");
   return true;

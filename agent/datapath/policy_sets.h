@@ -21,7 +21,7 @@ class PolicySets {
  public:
   using Verdicts = std::map<um_verdict_key, um_verdict, ByteOrder>;
   using VerdictsPtr = std::shared_ptr<const Verdicts>;
-  using Entries = std::map<SetId, VerdictsPtr>;
+  using Entries = SharedMap<SetId, VerdictsPtr>;
 
   // limit: how many sets there may be.
   PolicySets(int fd, std::uint32_t generation, std::size_t limit)

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <set>
 
 #include "datapath/byte_order.h"
@@ -71,9 +72,15 @@ Services::Services(Services&& other) noexcept
       choices_(std::move(other.choices_)),
       by_number_(std::move(other.by_number_)),
       next_choice_(other.next_choice_),
+      choice_of_slot_(std::move(other.choice_of_slot_)),
+      uses_(std::move(other.uses_)),
+      unused_(std::move(other.unused_)),
       free_slots_(std::move(other.free_slots_)),
       left_slots_(std::move(other.left_slots_)),
       entries_(std::move(other.entries_)),
+      is_followed_(other.is_followed_),
+      has_misfits_(other.has_misfits_),
+      former_clients_(std::move(other.former_clients_)),
       looked_at_(other.looked_at_),
       changed_(other.changed_),
       writes_(other.writes_) {}
@@ -156,10 +163,39 @@ Result<> Services::read() {
     if (const um_service word = at(slot); word.kind != UM_SERVICE_REFUSED)
       entries_.emplace(key, entry_of(word));
   for (const auto& [client, slot] : clients_.entries())
-    if (const auto entry = entries_.find(client.service); entry != entries_.end())
-      add_client(client.client, at(slot), entry->second);
+    if (entries_.contains(client.service))
+      add_client(client.client, at(slot), entries_[client.service]);
+  is_followed_ = false;
+  former_clients_.clear();
+  count_uses();
   sweep();
   return success();
+}
+
+void Services::count_uses() {
+  choice_of_slot_.assign(slots_.size(), 0);
+  uses_.clear();
+  unused_.clear();
+  for (const auto& [number, backends] : by_number_) unused_.insert(number);
+  for (const auto& [key, slot] : services_.entries()) use(slot, at(slot));
+  for (const auto& [key, slot] : clients_.entries()) use(slot, at(slot));
+}
+
+// What the slot of a key says now; nothing, where none leads to it any more.
+void Services::use(std::uint32_t slot, const um_service& word) {
+  if (slot >= choice_of_slot_.size()) return;
+  const bool has_choice = word.kind == UM_SERVICE_BALANCE && word.columns != 0;
+  const std::uint32_t now = has_choice ? word.number : 0;
+  const std::uint32_t before = std::exchange(choice_of_slot_[slot], now);
+  if (before == now) return;
+  if (now != 0) {
+    ++uses_[now];
+    unused_.erase(now);
+  }
+  if (before != 0 && --uses_[before] == 0) {
+    uses_.erase(before);
+    unused_.insert(before);
+  }
 }
 
 um_service Services::at(std::uint32_t slot) const {
@@ -263,6 +299,7 @@ int Services::choose(const um_destination& key, const ServiceEntry& entry, const
     if (const int error = write_choice(number, backends); error != 0) return error;
     known = choices_.emplace(std::move(backends), number).first;
     by_number_[number] = &known->first;
+    unused_.insert(number);
   }
   word.number = known->second;
   word.columns = static_cast<std::uint16_t>(columns.size());
@@ -274,14 +311,15 @@ template <class Key>
 int Services::place(Map<Key, std::uint32_t>& map, const Key& key, const um_service& word) {
   if (const auto known = map.entries().find(key); known != map.entries().end()) {
     store(known->second, word);
+    use(known->second, word);
     return 0;
   }
   if (free_slots_.empty()) return ENOSPC;
   const std::uint32_t slot = free_slots_.back();
   store(slot, word);
-  const auto failed = map.put({{key, slot}});
-  if (!failed.empty()) return failed.begin()->second;
+  if (const int error = map.put(key, slot); error != 0) return error;
   free_slots_.pop_back();
+  use(slot, word);
   return 0;
 }
 
@@ -308,50 +346,72 @@ int Services::put_one(const um_destination& key, const ServiceEntry& entry) {
 
 Services::Failures Services::put(const Entries& wanted) {
   Failures failed;
-  for (const auto& [key, entry] : wanted) {
-    const auto known = entries_.find(key);
-    if (known != entries_.end() && known->second == entry) continue;
-    if (const int error = put_one(key, entry); error != 0)
+  for (const auto* one : missing_of(entries_, wanted, std::equal_to<>())) {
+    const auto& [key, entry] = *one;
+    if (const int error = put_one(key, entry); error != 0) {
       failed.emplace(key, error);
-    else
-      entries_.insert_or_assign(key, entry);
+      entries_.erase(key);  // it may be half written: neither the old one nor this one
+      continue;
+    }
+    const auto known = entries_.find(key);
+    if (known != entries_.end() && known->second.of_clients)
+      for (const auto& [client, columns] : *known->second.of_clients)
+        former_clients_.push_back({client, key});
+    entries_.insert_or_assign(key, entry);
   }
+  has_misfits_ = !failed.empty();
+  if (has_misfits_) is_followed_ = false;
+  if (!has_misfits_ && entries_.size() == wanted.size()) entries_ = wanted;
   return failed;
 }
 
 Services::Failures Services::refuse(const Failures& misfits, const Entries& wanted) {
   Failures failed;
   for (const auto& [key, why] : misfits) {
-    entries_.erase(key);
     const um_service word{wanted.at(key).id, UM_SERVICE_REFUSED, 0, 0};
     if (const int error = place(services_, key, word); error != 0) failed.emplace(key, error);
   }
   return failed;
 }
 
+template <class Key>
+Result<> Services::leave(Map<Key, std::uint32_t>& map, const Key& key) {
+  const auto known = map.entries().find(key);
+  if (known == map.entries().end()) return success();
+  const std::uint32_t slot = known->second;
+  MESH_TRY(map.remove(key));
+  left_slots_.push_back(slot);
+  use(slot, {});
+  changed_ = true;
+  return success();
+}
+
+// What the maps hold is looked at as a whole where it may be more than entries_ says.
 Result<> Services::keep_only(const Entries& wanted) {
-  const auto leave = [this](const auto& map, const auto& is_wanted) {
-    auto kept = map.entries();
-    std::erase_if(kept, [&](const auto& entry) {
-      if (is_wanted(entry.first)) return false;
-      left_slots_.push_back(entry.second);
-      return true;
-    });
-    return kept;
-  };
-  const auto services = leave(services_, [&](const um_destination& key) {
-    const bool is_wanted = wanted.contains(key);
-    if (!is_wanted) entries_.erase(key);
-    return is_wanted;
-  });
-  MESH_TRY(services_.keep_only(services));
-  const auto clients = leave(clients_, [&](const ClientKey& key) {
+  std::vector<um_destination> services = keys_but(entries_, wanted);
+  std::vector<ClientKey> clients = former_clients_;
+  for (const um_destination& key : services)
+    if (const auto& own = entries_.find(key)->second.of_clients)
+      for (const auto& [client, columns] : *own) clients.push_back({client, key});
+  if (!is_followed_) {
+    for (const auto& [key, slot] : services_.entries())
+      if (!wanted.contains(key)) services.push_back(key);
+    for (const auto& [key, slot] : clients_.entries()) clients.push_back(key);
+  }
+  is_followed_ = false;
+  for (const um_destination& key : services) {
+    MESH_TRY(leave(services_, key));
+    entries_.erase(key);
+  }
+  for (const ClientKey& key : clients) {
     const auto service = wanted.find(key.service);
-    return service != wanted.end() && service->second.of_clients &&
-           service->second.of_clients->contains(key.client);
-  });
-  MESH_TRY(clients_.keep_only(clients));
-  changed_ = changed_ || !left_slots_.empty();
+    const bool is_wanted = service != wanted.end() && service->second.of_clients &&
+                           service->second.of_clients->contains(key.client);
+    if (is_wanted) continue;
+    MESH_TRY(leave(clients_, key));
+  }
+  former_clients_.clear();
+  is_followed_ = !has_misfits_ && services_.entries().size() == entries_.size();
   return success();
 }
 
@@ -424,22 +484,13 @@ Result<std::size_t> Services::restore_some(std::size_t rows) {
 void Services::sweep() {
   free_slots_.insert(free_slots_.end(), left_slots_.begin(), left_slots_.end());
   left_slots_.clear();
-  std::set<std::uint32_t> used;
-  const auto use = [&](const auto& entries) {
-    for (const auto& [key, slot] : entries)
-      if (const um_service word = at(slot); word.kind == UM_SERVICE_BALANCE && word.columns != 0)
-        used.insert(word.number);
-  };
-  use(services_.entries());
-  use(clients_.entries());
-  for (auto choice = choices_.begin(); choice != choices_.end();) {
-    if (used.contains(choice->second)) {
-      ++choice;
-      continue;
-    }
-    delete_choice(choice->second, choice->first);
-    by_number_.erase(choice->second);
-    choice = choices_.erase(choice);
+  for (const std::uint32_t number : std::exchange(unused_, {})) {
+    const auto known = by_number_.find(number);
+    if (known == by_number_.end()) continue;
+    const auto choice = choices_.find(*known->second);
+    delete_choice(number, choice->first);
+    by_number_.erase(known);
+    choices_.erase(choice);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -24,7 +25,7 @@ namespace mesh::datapath {
 
 class Services {
  public:
-  using Entries = std::map<um_destination, ServiceEntry, ByteOrder>;
+  using Entries = SharedMap<um_destination, ServiceEntry, ByteOrder>;
   using Failures = std::map<um_destination, int, ByteOrder>;  // errno
 
   explicit Services(const Object& object);
@@ -39,11 +40,12 @@ class Services {
   // What programs may remember was replaced since this was asked last.
   bool take_changed() { return std::exchange(changed_, false); }
   std::uint64_t writes() const;  // entries written or deleted so far
-  // Returns what did not fit: that stays as it was.
+  // Returns what did not fit: that stays as it was, or half as it shall be, until it is put again.
   Failures put(const Entries& wanted);
   // Those that put() found no room for: their addresses refuse connections until a later put() has
   // room. Returns those that cannot even be marked so.
   Failures refuse(const Failures& misfits, const Entries& wanted);
+  // After put().
   Result<> keep_only(const Entries& wanted);
   // Writes again what of these entries is not in the kernel as we wrote it; returns how many were
   // not. It looks at so many rows (of all maps; a service as a whole), and goes on there next time.
@@ -61,6 +63,8 @@ class Services {
   Result<> map_slots();
   Result<> read_choices();
   Result<> remove_orphaned_members();
+  void count_uses();
+  void use(std::uint32_t slot, const um_service& word);
   um_service at(std::uint32_t slot) const;
   void store(std::uint32_t slot, const um_service& word);
   int choose(const um_destination& key, const ServiceEntry& entry, const Columns& columns,
@@ -76,6 +80,8 @@ class Services {
   void add_columns(const um_service& word, ServiceEntry& entry, Columns& columns) const;
   template <class Key>
   int place(Map<Key, std::uint32_t>& map, const Key& key, const um_service& word);
+  template <class Key>
+  Result<> leave(Map<Key, std::uint32_t>& map, const Key& key);
 
   int slots_fd_, backends_fd_, members_fd_;
   std::span<std::uint64_t> slots_;  // mapped
@@ -84,8 +90,17 @@ class Services {
   std::map<Backends, std::uint32_t, BackendsOrder> choices_;  // -> number
   std::map<std::uint32_t, const Backends*> by_number_;
   std::uint32_t next_choice_ = 1;
+  // By slot that a key leads to, 0: none; by number; and those that no such slot names.
+  std::vector<std::uint32_t> choice_of_slot_;
+  std::map<std::uint32_t, std::uint32_t> uses_;
+  std::set<std::uint32_t> unused_;
   std::vector<std::uint32_t> free_slots_, left_slots_;
   Entries entries_;
+  // The maps hold what entries_ says, and no more but former_clients_: those rows of services whose
+  // clients are others now.
+  bool is_followed_ = false;
+  bool has_misfits_ = false;  // of the last put()
+  std::vector<ClientKey> former_clients_;
   std::optional<um_destination> looked_at_;  // restore_some() goes on after it
   bool changed_ = false;
   std::uint64_t writes_ = 0;  // of slots, backends and members

@@ -34,17 +34,10 @@ bool contains_all(const Backends& now, const Backends& before) {
   });
 }
 
-}  // namespace
-
-Result<> UdpChoices::forget_choices(int map, const State& state) {
-  Backends now = backends_of(state);
-  if (known_ && contains_all(now, *known_)) {
-    known_ = std::move(now);
-    return success();
-  }
-  const auto is_backend = [&now](const um_destination& service, const um_destination& backend) {
-    const auto found = now.find(user_destination(service));
-    return found != now.end() && found->second.contains(user_destination(backend));
+Result<> forget_all_but(int map, const Backends& backends) {
+  const auto is_backend = [&](const um_destination& service, const um_destination& backend) {
+    const auto found = backends.find(user_destination(service));
+    return found != backends.end() && found->second.contains(user_destination(backend));
   };
   std::vector<um_udp_choice_key> gone;
   MESH_TRY((for_each_entry<um_udp_choice_key, um_udp_choice>(
@@ -55,7 +48,21 @@ Result<> UdpChoices::forget_choices(int map, const State& state) {
   for (const um_udp_choice_key& forgotten : gone)
     if (::bpf_map_delete_elem(map, &forgotten) != 0 && errno != ENOENT)
       return errno_error(errno, "delete from map um_udp_choices");
-  known_ = std::move(now);
+  return success();
+}
+
+}  // namespace
+
+Result<> UdpChoices::forget_choices(int map, const State& state) {
+  if (!known_ || services_ != state.udp_services) {
+    Backends now = backends_of(state);
+    if (!known_ || !contains_all(now, *known_)) {
+      MESH_TRY(forget_all_but(map, now));
+    }
+    known_ = std::move(now);
+    services_ = state.udp_services;
+  }
+  is_changing_ = false;
   return success();
 }
 

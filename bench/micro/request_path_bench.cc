@@ -70,7 +70,7 @@ config::Snapshot make_snapshot(int services, bool rules) {
   }
   for (const char* subset : {"", "v1", "v2", "v3"}) {
     auto cluster = make_cluster(subset, config::Balancer::kLeastRequest);
-    snapshot.clusters[cluster->name] = cluster;
+    snapshot.clusters.insert_or_assign(cluster->name, cluster);
   }
   if (!rules) return snapshot;
   auto virtual_service = std::make_shared<config::VirtualService>();
@@ -111,7 +111,7 @@ BENCHMARK_CAPTURE(decide, header_rule_misses_then_split, true, "reviews", 7);
 void pick(benchmark::State& state, config::Balancer balancer, std::uint32_t unequal) {
   const auto config = make_cluster("", balancer, unequal);
   auto snapshot = std::make_shared<config::Snapshot>();
-  snapshot->clusters[config->name] = config;
+  snapshot->clusters.insert_or_assign(config->name, config);
   cluster::Registry registry;
   cluster::Clusters clusters(registry);
   clusters.adopt(snapshot);
@@ -128,7 +128,7 @@ BENCHMARK_CAPTURE(pick, random_weighted, config::Balancer::kRandom, 1);
 void account(benchmark::State& state, cluster::Sharing sharing) {
   const auto config = make_cluster("", config::Balancer::kRoundRobin);
   auto snapshot = std::make_shared<config::Snapshot>();
-  snapshot->clusters[config->name] = config;
+  snapshot->clusters.insert_or_assign(config->name, config);
   cluster::Registry registry;
   cluster::Clusters clusters(registry);
   clusters.adopt(snapshot);

@@ -113,12 +113,11 @@ TEST_F(FlowsTest, BytesAreExactWhoeverClosesFirst) {
 }
 
 TEST_F(FlowsTest, BothEndsAreReportedWhereBothAreEnrolled) {
-  Cgroup group = Cgroup::create("server");
-  state_.workloads[kServer] = workload(kServer, *server_, group.path());
+  state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
   apply_all();
   for (const bool client_first : {true, false}) {
     // Its listener is of the server's cgroup.
-    Child server(&group, &*server_, [&] {
+    Child server(&*server_group_, &*server_, [&] {
       const UniqueFd listener = server_->listen("10.9.0.2:8090");
       const UniqueFd accepted = accept_within(listener.get());
       char end = 0;
@@ -192,8 +191,7 @@ TEST_F(FlowsTest, ARefusalNamesItsReasonAndPolicyAndIsBounded) {
 }
 
 TEST_F(FlowsTest, AnArrivalThatIsDeniedIsReportedAtTheServer) {
-  Cgroup group = Cgroup::create("server");
-  state_.workloads[kServer] = workload(kServer, *server_, group.path());
+  state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
   state_.workloads[kServer].ingress = 5;
   verdict(5, 0, false, 31, 0);
   apply_all();
@@ -388,7 +386,7 @@ TEST_F(RemovalTest, AClientsOwnEndpointsCount) {
   ASSERT_TRUE(end);
   must(datapath_->end_removed(state_));
   EXPECT_TRUE(is_open(end));
-  entry.of_clients->at(kApp) = {};
+  state_.services[at(kService)].of_clients->at(kApp) = {};
   apply_all();
   must(datapath_->end_removed(state_));
   EXPECT_TRUE(is_reset(end));

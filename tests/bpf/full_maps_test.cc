@@ -188,7 +188,7 @@ TEST_F(FullMapsTest, AServiceWhoseClientsDoNotFitIsRefused) {
   EXPECT_EQ(connect_from_app(kService), kRefused);
   EXPECT_EQ(count("connects_denied_map_full"), 1);
   EXPECT_EQ(connect_from_app("10.78.0.2:70"), 0);
-  service.of_clients->erase(1000);
+  state_.services[at(kService)].of_clients->erase(1000);
   apply_all();
   EXPECT_EQ(connect_from_app(kService), 0);
 }

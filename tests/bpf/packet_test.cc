@@ -382,9 +382,8 @@ TEST_F(PacketTest, RawSocketsAndOtherCgroupsAreJudgedAlike) {
 
 // Who began is asked; and what it may do now.
 TEST_F(PacketTest, DatagramsAreJudgedAsThoseThatBegan) {
-  auto& open = state_.sets[6];
-  open[{0, datapath::Transport::kUdp, 53, 53}] = {true, 61, 0};
-  open[{0, datapath::Transport::kAny, 0, 65535}] = {false, 62, 0};
+  state_.sets[6][{0, datapath::Transport::kUdp, 53, 53}] = {true, 61, 0};
+  state_.sets[6][{0, datapath::Transport::kAny, 0, 65535}] = {false, 62, 0};
   state_.workloads[kApp].egress = 6;   // to port 53 alone
   state_.workloads[kApp].ingress = 7;  // by nobody
   state_.sets[7][{0, datapath::Transport::kAny, 0, 65535}] = {false, 71, 0};
@@ -403,7 +402,7 @@ TEST_F(PacketTest, DatagramsAreJudgedAsThoseThatBegan) {
   EXPECT_FALSE(back(53, 4001));
   EXPECT_FALSE(back(54, 4000));
   EXPECT_FALSE(out(4000, 54));
-  open[{0, datapath::Transport::kUdp, 53, 53}] = {false, 61, 0};
+  state_.sets[6][{0, datapath::Transport::kUdp, 53, 53}] = {false, 61, 0};
   apply_all();
   EXPECT_FALSE(back(53, 4000)) << "it may not have asked any more";
   EXPECT_FALSE(out(4000, 53));
@@ -421,10 +420,8 @@ TEST_F(PacketTest, DatagramsAreJudgedAsThoseThatBegan) {
 
 // It answers all the time, which its own direction permits: that makes no server of who asks.
 TEST_F(PacketTest, AnswersMakeNoAskerAServer) {
-  auto& out_set = state_.sets[6];
-  auto& in_set = state_.sets[7];
-  for (auto* set : {&out_set, &in_set})
-    (*set)[{0, datapath::Transport::kAny, 0, 65535}] = {true, 61, 0};
+  for (const datapath::SetId set : {6U, 7U})
+    state_.sets[set][{0, datapath::Transport::kAny, 0, 65535}] = {true, 61, 0};
   state_.workloads[kApp].egress = 6;
   state_.workloads[kApp].ingress = 7;
   is_strict(true);
@@ -442,12 +439,12 @@ TEST_F(PacketTest, AnswersMakeNoAskerAServer) {
     EXPECT_TRUE(back(4000, 9000));
     EXPECT_TRUE(out(9000, 4000));
   }
-  out_set[{0, datapath::Transport::kUdp, 53, 53}] = {false, 62, 0};
+  state_.sets[6][{0, datapath::Transport::kUdp, 53, 53}] = {false, 62, 0};
   apply_all();
   EXPECT_FALSE(out(4000, 53)) << "it asked, and may no more";
   EXPECT_TRUE(back(4000, 9000));
   EXPECT_TRUE(out(9000, 4000));
-  in_set[{0, datapath::Transport::kUdp, 9000, 9000}] = {false, 72, 0};
+  state_.sets[7][{0, datapath::Transport::kUdp, 9000, 9000}] = {false, 72, 0};
   apply_all();
   EXPECT_FALSE(back(4000, 9000)) << "the other one asked";
 }
@@ -455,11 +452,9 @@ TEST_F(PacketTest, AnswersMakeNoAskerAServer) {
 // What was not used for longest is forgotten: an answer is refused then, until somebody asks again.
 // Who may send of his own accord is one who began.
 TEST_F(PacketTest, MoreDatagramsThanTheMapHoldsLetNobodyIn) {
-  auto& out_set = state_.sets[6];
-  auto& in_set = state_.sets[7];
-  for (auto* set : {&out_set, &in_set})
-    (*set)[{0, datapath::Transport::kAny, 0, 65535}] = {false, 61, 0};
-  out_set[{0, datapath::Transport::kUdp, 53, 53}] = {true, 62, 0};
+  for (const datapath::SetId set : {6U, 7U})
+    state_.sets[set][{0, datapath::Transport::kAny, 0, 65535}] = {false, 61, 0};
+  state_.sets[6][{0, datapath::Transport::kUdp, 53, 53}] = {true, 62, 0};
   state_.workloads[kApp].egress = 6;
   state_.workloads[kApp].ingress = 7;
   is_strict(true);
@@ -493,8 +488,8 @@ TEST_F(PacketTest, MoreDatagramsThanTheMapHoldsLetNobodyIn) {
   EXPECT_TRUE(out());
   EXPECT_TRUE(back());
   // The asker may no more, and the other end may send at any time: its answers begin.
-  in_set[{0, datapath::Transport::kUdp, 4000, 4000}] = {true, 63, 0};
-  out_set.erase({0, datapath::Transport::kUdp, 53, 53});
+  state_.sets[7][{0, datapath::Transport::kUdp, 4000, 4000}] = {true, 63, 0};
+  state_.sets[6].erase({0, datapath::Transport::kUdp, 53, 53});
   apply_all();
   EXPECT_TRUE(back());
   EXPECT_FALSE(out());

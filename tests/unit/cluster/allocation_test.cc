@@ -21,7 +21,7 @@ TEST(Allocations, OfARequestAreNone) {
       made->policy.balancer = balancer;
       made->policy.outlier = config::OutlierDetection{};
       auto snapshot = std::make_shared<config::Snapshot>();
-      snapshot->clusters[made->name] = made;
+      snapshot->clusters.insert_or_assign(made->name, made);
       Registry registry;
       Clusters clusters(registry);
       clusters.adopt(snapshot);

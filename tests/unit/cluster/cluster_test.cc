@@ -36,8 +36,8 @@ class ClusterTest : public testing::Test {
   }
   void publish() {
     auto snapshot = std::make_shared<config::Snapshot>();
-    if (config) snapshot->clusters["c"] = config;
-    if (own) snapshot->client_clusters["ns/c"] = own;
+    if (config) snapshot->clusters.insert_or_assign("c", config);
+    if (own) snapshot->client_clusters.insert_or_assign("ns/c", own);
     registry.reconcile(*snapshot);
     clusters.adopt(snapshot);
   }
@@ -221,7 +221,7 @@ TEST_F(EjectionTest, IsSeenByEveryWorker) {
   adopt({1, 1});
   Clusters other(registry);
   auto snapshot = std::make_shared<config::Snapshot>();
-  snapshot->clusters["c"] = config;
+  snapshot->clusters.insert_or_assign("c", config);
   other.adopt(snapshot);
   const ClusterPtr theirs = other.get(config, "default");
   EXPECT_TRUE(theirs->pick(random));
@@ -342,7 +342,7 @@ TEST_F(ClusterTest, LimitsOfAClientOnSeveralWorkersAreOneBudget) {
   adopt({1});
   Clusters other(registry);
   auto snapshot = std::make_shared<config::Snapshot>();
-  snapshot->clusters["c"] = config;
+  snapshot->clusters.insert_or_assign("c", config);
   other.adopt(snapshot);
   const auto ours = cluster()->limits(1, Sharing::kMany);
   const auto theirs = other.get(config, "default")->limits(1, Sharing::kMany);
@@ -382,7 +382,7 @@ TEST_F(ClusterTest, StatsAddTheWorkersUpAndOutliveThem) {
   {
     Clusters other(registry);
     auto snapshot = std::make_shared<config::Snapshot>();
-    snapshot->clusters["c"] = config;
+    snapshot->clusters.insert_or_assign("c", config);
     other.adopt(snapshot);
     const auto& theirs = other.get(config, "default");
     theirs->report(*theirs->pick(random), Outcome::response(201), now);
@@ -411,7 +411,7 @@ TEST(Registry, ServesWorkersReadersAndPublishersAtOnce) {
                                                     .base_ejection_time = config::Milliseconds(1),
                                                     .max_ejection_percent = 60};
     auto snapshot = std::make_shared<config::Snapshot>();
-    snapshot->clusters["c"] = made;
+    snapshot->clusters.insert_or_assign("c", made);
     return snapshot;
   };
   Registry registry;

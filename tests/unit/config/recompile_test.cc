@@ -5,6 +5,7 @@
 #include <random>
 
 #include "config/object.h"
+#include "config/objects.h"
 #include "tests/support/policy_cases.h"
 
 namespace mesh::config {

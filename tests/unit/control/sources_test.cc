@@ -191,6 +191,26 @@ TEST(Sources, ACandidateMovesNoAddress) {
   EXPECT_EQ(files.operations, operations) << "nothing is written";
 }
 
+TEST(Sources, WhatHasItsAddressStaysTheSameObjectWhileAnotherIsRefused) {
+  const auto route = [](const std::string& more) {
+    return "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\n"
+           "spec: {hosts: [s], " +
+           more + "}\n";
+  };
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml", service_text("s") + entry_text("e"));
+  files.set("/s/objects/route.yaml", route("http: [{route: [{destination: {host: s}}]}]"));
+  Fixture one(files, 1);
+  Compilation last = one.sources.compile(1, nullptr);
+  files.set("/s/objects/route.yaml", route("odd: 1"));
+  ASSERT_TRUE(one.store.rescan());
+  last = one.sources.compile(2, last.snapshot.get());
+  ASSERT_TRUE(last.refused.begin()->second) << "its last accepted version acts";
+  const Compilation again = one.sources.compile(3, last.snapshot.get());
+  EXPECT_TRUE(again.objects == last.objects);
+  EXPECT_TRUE(again.for_proxy == last.for_proxy);
+}
+
 TEST(Sources, CandidatesDoNotUseUpTheRange) {
   MemoryFiles files;
   files.set("/s/objects/mine.yaml", service_text("s"));

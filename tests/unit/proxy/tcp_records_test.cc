@@ -149,7 +149,8 @@ TEST_F(TcpRecordsTest, WhatDoesNotFitIsSummedInOneSeries) {
         IpAddress::v4(10, 8, static_cast<std::uint8_t>(i >> 8), static_cast<std::uint8_t>(i));
     config::Workload workload;
     workload.name = {"default", "w" + std::to_string(i)};
-    many->workload_by_address[ip] = std::make_shared<const config::Workload>(workload);
+    many->workload_by_address.insert_or_assign(ip,
+                                               std::make_shared<const config::Workload>(workload));
     edges += (i == 0 ? "" : ",") +
              std::string(R"({"workload": 7, "inbound": false, "opened": 2,)") +
              R"("service": "10.78.0.1:70", "other": ")" + ip.to_string() + "\"}";

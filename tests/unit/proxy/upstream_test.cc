@@ -17,7 +17,7 @@ class UpstreamPoolTest : public testing::Test {
     config->policy.pool.max_connections = 1;
     config->endpoints.push_back({.address = {IpAddress::v4(10, 77, 0, 1), 9080}});
     auto snapshot = std::make_shared<config::Snapshot>();
-    snapshot->clusters["c"] = config;
+    snapshot->clusters.insert_or_assign("c", config);
     registry_.reconcile(*snapshot);
     clusters_.adopt(snapshot);
     auto cluster = clusters_.get(config, "default");

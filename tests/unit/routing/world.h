@@ -70,16 +70,20 @@ class World {
                                 .protocol = config::Protocol::kHttp,
                                 .target = std::to_string(port)});
     snapshot.services[service->host] = service;
-    for (const auto& address : service->addresses) snapshot.service_by_address[address] = service;
+    for (const auto& address : service->addresses)
+      snapshot.service_by_address.insert_or_assign(address, service);
     subsets.emplace_back();
     for (std::uint16_t port : ports)
-      for (const auto& subset : subsets) snapshot.clusters.insert(cluster(service, port, subset));
+      for (const auto& subset : subsets) {
+        auto [key, made] = cluster(service, port, subset);
+        snapshot.clusters.emplace(std::move(key), std::move(made));
+      }
   }
 
   // A DestinationRule of a client's namespace makes a cluster of its own.
   void add_client_cluster(const std::string& ns, std::string_view service) {
     auto [name, made] = cluster(snapshot.services.find(full_name(service))->second, 9080, "");
-    snapshot.client_clusters[ns + "/" + name] = made;
+    snapshot.client_clusters.insert_or_assign(ns + "/" + name, made);
   }
 
   config::VirtualService& add_rules(const std::string& host, std::vector<config::HttpRoute> http) {
