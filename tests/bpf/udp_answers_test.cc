@@ -94,7 +94,7 @@ TEST_F(UdpTest, WhoTalksIsShownWithTheServiceThatWasAsked) {
   enrol_server();
   const auto echoing = echo({"10.9.0.2:7000"});
   server().ingress = kIn;
-  udp_verdict(kIn, 7000, true, 51);
+  udp_verdict(kIn, 7000, true, 51, 0);
   app().ingress = kOut;
   udp_verdict(kOut, 0, false, 61, 0);
   udp_service(kVip, {"10.9.0.2:7000"});
