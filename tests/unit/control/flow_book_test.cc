@@ -164,8 +164,8 @@ TEST(DumpFlows, HasTcpByItsBytesAndThenUdpByWhoTalkedLast) {
   config::Snapshot snapshot;
   config::Service service;
   service.host = "db.default.svc.cluster.local";
-  snapshot.service_by_address[at("10.78.0.2:70").ip] =
-      std::make_shared<const config::Service>(service);
+  snapshot.service_by_address.emplace(at("10.78.0.2:70").ip,
+                                      std::make_shared<const config::Service>(service));
   config::Workload workload;
   workload.name = {"default", "client"};
   Client client;
