@@ -17,6 +17,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -226,17 +227,19 @@ class ProxyFixture : public testing::Test {
   // every IPv4 endpoint is reached on 127.0.0.1 at its port.
   static config::SnapshotPtr on_loopback(const config::Snapshot& compiled) {
     auto snapshot = std::make_shared<config::Snapshot>(compiled);
-    const auto move_all = [](auto& clusters) {
-      for (auto& [name, cluster] : clusters) {
-        auto moved = std::make_shared<config::Cluster>(*cluster);
-        for (auto& endpoint : moved->endpoints) {
+    const auto moved = [](const auto& clusters) {
+      std::remove_cvref_t<decltype(clusters)> there;
+      for (const auto& [name, cluster] : clusters) {
+        auto one = std::make_shared<config::Cluster>(*cluster);
+        for (auto& endpoint : one->endpoints) {
           if (endpoint.address.ip.is_v4()) endpoint.address.ip = IpAddress::v4(127, 0, 0, 1);
         }
-        cluster = std::move(moved);
+        there.emplace(name, std::move(one));
       }
+      return there;
     };
-    move_all(snapshot->clusters);
-    move_all(snapshot->client_clusters);
+    snapshot->clusters = moved(compiled.clusters);
+    snapshot->client_clusters = moved(compiled.client_clusters);
     return snapshot;
   }
 
