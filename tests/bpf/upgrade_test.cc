@@ -231,8 +231,7 @@ TEST_F(UpgradeTest, AnotherLayoutTakesOverWithoutAGap) {
 TEST_F(UpgradeTest, ThatTheMapOfConnectionsWasEverFullIsKnownOfAnotherLayout) {
   fill(map("um_connections").get());
   const AcceptsOnce server(*app_group_, *app_, "10.9.0.1:40010");
-  const Cgroup elsewhere = Cgroup::create("elsewhere");
-  elsewhere.enter();
+  elsewhere_->enter();
   const UniqueFd client = server_->run([] { return UniqueFd(dial("10.9.0.1:40010", AF_INET)); });
   mesh_group_->enter();
   ASSERT_TRUE(server.listens_no_more());
