@@ -253,7 +253,7 @@ TEST_F(FollowTest, PolicyIsWhatIsWantedHoweverOftenThereIsNoRoom) {
   std::uint32_t active = 0;
   must(maps->read(active));
   std::size_t misfits = 0, held = 0;
-  for (int step = 0; step < 1500; ++step) {
+  for (int step = 0; step < times(1500); ++step) {
     SCOPED_TRACE(step);
     for (std::uint32_t i = world.pick(4); i != 0; --i) world.change();
     if (world.pick(20) == 0) {
@@ -292,8 +292,8 @@ TEST_F(FollowTest, PolicyIsWhatIsWantedHoweverOftenThereIsNoRoom) {
     misfits += is_whole ? 0 : 1;
     held += is_whole ? 1 : 0;
   }
-  EXPECT_GT(misfits, 100U);
-  EXPECT_GT(held, 30U);
+  EXPECT_GT(misfits, static_cast<std::size_t>(times(100)));
+  EXPECT_GT(held, static_cast<std::size_t>(times(30)));
 }
 
 }  // namespace
