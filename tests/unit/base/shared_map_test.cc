@@ -87,6 +87,22 @@ void expect_lookups(const SmallHash& map, const Model& model) {
   }
 }
 
+template <class Map>
+void put(Map& map, Model& model, int key, const std::string& value) {
+  const auto [at, is_new] = map.insert_or_assign(key, value);
+  ASSERT_EQ(is_new, model.insert_or_assign(key, value).second);
+  ASSERT_EQ(at->first, key);
+  ASSERT_EQ(at->second, value);
+}
+template <class Map>
+void add(Map& map, Model& model, int key, const std::string& value) {
+  const auto [at, is_new] = map.emplace(key, value);
+  const auto expected = model.emplace(key, value);
+  ASSERT_EQ(is_new, expected.second);
+  ASSERT_EQ(at->first, key);
+  ASSERT_EQ(at->second, expected.first->second);
+}
+
 void change(Small& map, Model& model, int key, Random& random) {
   const std::string value = std::to_string(random.below(3));
   switch (random.below(6)) {
@@ -94,21 +110,12 @@ void change(Small& map, Model& model, int key, Random& random) {
       map[key] = value;
       model[key] = value;
       break;
-    case 1: {
-      const auto [at, is_new] = map.insert_or_assign(key, value);
-      ASSERT_EQ(is_new, model.insert_or_assign(key, value).second);
-      ASSERT_EQ(at->first, key);
-      ASSERT_EQ(at->second, value);
+    case 1:
+      put(map, model, key, value);
       break;
-    }
-    case 2: {
-      const auto [at, is_new] = map.emplace(key, value);
-      const auto expected = model.emplace(key, value);
-      ASSERT_EQ(is_new, expected.second);
-      ASSERT_EQ(at->first, key);
-      ASSERT_EQ(at->second, expected.first->second);
+    case 2:
+      add(map, model, key, value);
       break;
-    }
     case 3: {
       const unsigned parts = 2 + random.below(3);
       const auto is_unwanted = [&](const auto& entry) {
@@ -124,20 +131,12 @@ void change(Small& map, Model& model, int key, Random& random) {
 void change(SmallHash& map, Model& model, int key, Random& random) {
   const std::string value = std::to_string(random.below(3));
   switch (random.below(4)) {
-    case 0: {
-      const auto [at, is_new] = map.insert_or_assign(key, value);
-      ASSERT_EQ(is_new, model.insert_or_assign(key, value).second);
-      ASSERT_EQ(at->second, value);
+    case 0:
+      put(map, model, key, value);
       break;
-    }
-    case 1: {
-      const auto [at, is_new] = map.emplace(key, value);
-      const auto expected = model.emplace(key, value);
-      ASSERT_EQ(is_new, expected.second);
-      ASSERT_EQ(at->first, key);
-      ASSERT_EQ(at->second, expected.first->second);
+    case 1:
+      add(map, model, key, value);
       break;
-    }
     default:
       ASSERT_EQ(map.erase(key), model.erase(key));
   }
