@@ -6,8 +6,6 @@
 #include <array>
 #include <cstdio>
 #include <fstream>
-#include <iterator>
-#include <sstream>
 
 #include "api/messages.h"
 #include "cgroup.h"
@@ -15,6 +13,7 @@
 #include "fast_path.h"
 #include "lifecycle.h"
 #include "output.h"
+#include "process.h"
 #include "supervisor.h"
 
 namespace mesh::cli {
@@ -27,16 +26,12 @@ std::string number(std::uint64_t value) { return value == 0 ? "" : std::to_strin
 
 // Since when a process runs: field 22 of its stat, in clock ticks since boot. 0: unknown.
 std::uint64_t seconds_running(std::uint64_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string text(std::istreambuf_iterator<char>(file), {});
-  std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 1)));
-  std::string skipped;
-  for (int i = 3; i < 22; ++i) fields >> skipped;
-  double ticks = 0, uptime = 0;
+  const auto ticks = stat_field(static_cast<pid_t>(pid), 22);
+  double uptime = 0;
   std::ifstream("/proc/uptime") >> uptime;
-  if (pid == 0 || !(fields >> ticks)) return 0;
-  return static_cast<std::uint64_t>(
-      std::max(0.0, uptime - ticks / static_cast<double>(::sysconf(_SC_CLK_TCK))));
+  if (pid == 0 || !ticks) return 0;
+  const double started = static_cast<double>(*ticks) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+  return static_cast<std::uint64_t>(std::max(0.0, uptime - started));
 }
 
 void print_programs(const api::Status& status, const Environment& environment) {

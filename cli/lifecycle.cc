@@ -26,6 +26,7 @@
 #include "fast_path.h"
 #include "netlink.h"
 #include "output.h"
+#include "process.h"
 #include "sandbox.h"
 #include "up_options.h"
 
@@ -170,15 +171,31 @@ Error not_ready(const Environment& environment, const std::string& why) {
                                "`meshctl down` ends what was started"};
 }
 
-Result<api::Status> wait_ready(const Environment& environment) {
+struct Ready {
+  api::Status status;
+  pid_t supervisor;
+};
+
+// Starts a supervisor whenever there is none: one that was killed just now holds its lock until the
+// kernel has ended it, and is seen to be none only then.
+Result<Ready> wait_ready(const Environment& environment, const ProgramOptions& options) {
   Client client(environment.run_dir);
   auto deadline = Clock::now() + kReadyDeadline;
   auto before = supervised_programs(environment);
   std::string last;
   while (Clock::now() < deadline) {
+    auto supervisor = running_supervisor(environment);
+    if (!supervisor) {
+      MESH_TRY(supervisor, start_supervisor(environment, options));
+      before.clear();  // it counts anew
+    }
     auto status = client.get<api::Status>("/v1/status", seconds(5));
-    if (status && is_ready(status.value())) return status;
-    if (status)
+    const bool is_over = is_ending(*supervisor);
+    if (status && is_ready(status.value()) && !is_over)
+      return Ready{std::move(status).value(), *supervisor};
+    if (is_over)
+      last = "the supervisor (pid " + std::to_string(*supervisor) + ") was killed and does not end";
+    else if (status)
       last = status.value().reasons.empty() ? "meshd waits for meshhold and meshproxy"
                                             : join(status.value().reasons, "; ");
     else
@@ -191,9 +208,10 @@ Result<api::Status> wait_ready(const Environment& environment) {
   return not_ready(environment, last);
 }
 
-void print_up(const api::Status& status, std::optional<pid_t> supervisor, bool was_running) {
+void print_up(const Ready& ready, bool was_running) {
+  const auto& [status, supervisor] = ready;
   Table table({"PROGRAM", "PID", "STATE"});
-  if (supervisor) table.row({"supervisor", std::to_string(*supervisor), "running"});
+  table.row({"supervisor", std::to_string(supervisor), "running"});
   for (const char* name : {"meshd", "meshhold", "meshproxy"}) {
     auto found = status.programs.find(name);
     if (found == status.programs.end()) continue;
@@ -299,12 +317,8 @@ Result<int> bring_up(Environment environment, ProgramOptions options,
   MESH_TRY(make_cgroup(cgroups.value().workloads()));
   MESH_TRY(mount_bpffs(environment));
   bool was_running = running_programs(cgroups.value().mesh()).size() == std::size(kPrograms);
-  auto supervisor = running_supervisor(environment);
-  if (!supervisor) {
-    MESH_TRY(supervisor, start_supervisor(environment, options));
-  }
-  MESH_TRY(auto status, wait_ready(environment));
-  print_up(status, supervisor, was_running);
+  MESH_TRY(auto ready, wait_ready(environment, options));
+  print_up(ready, was_running);
   return kOk;
 }
 

@@ -9,8 +9,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <fstream>
+#include <iterator>
+#include <sstream>
 #include <utility>
 
 namespace mesh::cli {
@@ -81,6 +85,27 @@ int exit_for_errno(int err) { return err == ENOENT || err == ENOTDIR ? 127 : 126
 
 int exit_for_status(int wait_status) {
   return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
+}
+
+std::optional<std::uint64_t> stat_field(pid_t pid, int number) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text(std::istreambuf_iterator<char>(file), {});
+  std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 1)));
+  std::string skipped;
+  for (int i = 3; i < number; ++i) fields >> skipped;
+  std::uint64_t value = 0;
+  if (!(fields >> value)) return std::nullopt;
+  return value;
+}
+
+// The kernel takes the SIGKILL from what is pending before it sets the flag: so they are looked at
+// in this order.
+bool is_ending(pid_t pid) {
+  constexpr std::uint64_t kKilled = 1U << (SIGKILL - 1);      // among those pending
+  constexpr std::uint64_t kExiting = 0x4, kSignaled = 0x400;  // PF_EXITING, PF_SIGNALED
+  constexpr int kFlags = 9, kPending = 31;
+  const auto pending = stat_field(pid, kPending), flags = stat_field(pid, kFlags);
+  return !pending || !flags || (*pending & kKilled) != 0 || (*flags & (kExiting | kSignaled)) != 0;
 }
 
 }  // namespace mesh::cli

@@ -1,11 +1,14 @@
-// Processes born in a control group and namespaces, and the signals that meshctl passes on to them.
+// Processes born in a control group and namespaces, the signals that meshctl passes on to them, and
+// what the kernel says of one.
 // Single-threaded programs only (a raw clone3).
 #pragma once
 
 #include <signal.h>
 #include <sys/types.h>
 
+#include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,5 +53,10 @@ int execute(const std::vector<std::string>& command, const std::vector<std::stri
 // 127 when there is no such command, 126 when it cannot be run, as a shell has it.
 int exit_for_errno(int err);
 int exit_for_status(int wait_status);  // 128 + signal
+
+// A number of /proc/PID/stat, by its place in proc(5); none: no such process.
+std::optional<std::uint64_t> stat_field(pid_t pid, int number);
+// It runs no instruction of its own any more, but may have its files, and so its locks, still.
+bool is_ending(pid_t pid);
 
 }  // namespace mesh::cli

@@ -326,9 +326,11 @@ Result<pid_t> start_supervisor(const Environment& environment, const ProgramOpti
   argv[0] = self.data();
   UniqueFd log_fd = open_log(environment.log_of("supervisor"));
   if (!log_fd) return errno_error(errno, environment.log_of("supervisor"));
-  // The pid of an earlier one is not to be taken for its own, between its lock and its first words.
+  // The words of an earlier one are not to be taken for its own, between its lock and its first.
   if (::truncate(environment.run("supervisor.pid").c_str(), 0) != 0 && errno != ENOENT)
     return errno_error(errno, environment.run("supervisor.pid"));
+  if (::unlink(environment.run("supervisor.json").c_str()) != 0 && errno != ENOENT)
+    return errno_error(errno, environment.run("supervisor.json"));
   pid_t middle = ::fork();
   if (middle < 0) return errno_error(errno, "fork");
   if (middle == 0) {  // twice, so that init adopts it and nobody waits for it

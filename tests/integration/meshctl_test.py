@@ -5,6 +5,8 @@ Runs in a network and mount namespace of its own, with a control group and a run
 mesh that runs on this machine is not touched.
 """
 
+import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -75,6 +77,35 @@ def is_alive(pid):
         return False
 
 
+def asked_of_fake(run_dir, text):
+    """How many of meshctl's requests name this."""
+    connection = http.client.HTTPConnection("meshd")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(os.path.join(run_dir, "meshd.sock"))
+    connection.request("GET", "/test/log")
+    log = json.loads(connection.getresponse().read())
+    connection.close()
+    return sum(text in urllib.parse.unquote(line) for line in log)
+
+
+@contextlib.contextmanager
+def held_at_its_end(pid):
+    """A process that is killed in here ends only when this does: it keeps its files, and so its locks, until then."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long] * 4
+    seize, detach, trace_exit = 0x4206, 17, 0x40
+
+    def ptrace(request, data):
+        if libc.ptrace(request, pid, 0, data) != 0:
+            raise OSError(ctypes.get_errno(), "ptrace")
+
+    ptrace(seize, trace_exit)
+    try:
+        yield lambda: os.waitpid(pid, 0x40000000)  # __WALL; until it is at its end
+    finally:
+        ptrace(detach, 0)
+
+
 class MeshctlCase(unittest.TestCase):
     def setUp(self):
         self._directory = tempfile.TemporaryDirectory(prefix="meshctl-test-")
@@ -111,16 +142,6 @@ class MeshctlCase(unittest.TestCase):
         done = self.meshctl(*arguments, **options)
         self.assertEqual(done.returncode, 0, f"{arguments}: {done.stdout}{done.stderr}")
         return done.stdout
-
-    def asked_of_fake(self, text):
-        """How many of meshctl's requests name this."""
-        connection = http.client.HTTPConnection("meshd")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(os.path.join(self.run_dir, "meshd.sock"))
-        connection.request("GET", "/test/log")
-        log = json.loads(connection.getresponse().read())
-        connection.close()
-        return sum(text in urllib.parse.unquote(line) for line in log)
 
     def file(self, name, text):
         path = pathlib.Path(self._directory.name, name)
@@ -365,7 +386,7 @@ class Sandboxes(MeshctlCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("the test wants it failed", done.stderr)
         process = self.popen("sandbox", "run", "pending-one", "--", "touch", witness)
-        eventually("it waits, and has asked again", lambda: self.asked_of_fake("wait=default/pending-one") >= 2)
+        eventually("it waits, and has asked again", lambda: asked_of_fake(self.run_dir, "wait=default/pending-one") >= 2)
         self.assertTrue(members("pending-one"))
         process.terminate()
         _, told = process.communicate(timeout=20)
@@ -691,6 +712,48 @@ class Supervision(unittest.TestCase):
         os.kill(after["meshhold"][0], signal.SIGKILL)  # no child of this supervisor
         self.wait_for_all(("meshhold", after["meshhold"]))
 
+    def popen_up(self):
+        process = subprocess.Popen([self.bin / "meshctl", "up", "--state-dir", self.state_dir], env=self.environment, text=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
+
+    def assert_up_with_another_supervisor(self, process, old):
+        said, complaints = process.communicate(timeout=90)
+        self.assertEqual(process.returncode, 0, complaints)
+        now = self.wait_for_all(("meshctl", [old]))
+        self.assertRegex(said, rf"supervisor +{now['meshctl'][0]} +running")
+
+    def test_a_supervisor_that_was_killed_but_has_not_ended_is_not_taken_for_one_that_runs(self):
+        self.up()
+        old = self.wait_for_all()["meshctl"][0]
+        with held_at_its_end(old) as wait:
+            os.kill(old, signal.SIGKILL)
+            wait()
+            asked = asked_of_fake(self.run_dir, "/v1/status")
+            process = self.popen_up()
+            eventually("it asks again and again, or ends", lambda: asked_of_fake(self.run_dir, "/v1/status") >= asked + 3 or process.poll() is not None)
+            self.assertIsNone(process.poll(), "it takes what was killed for the supervisor")
+        self.assert_up_with_another_supervisor(process, old)
+
+    def test_a_supervisor_that_ends_while_up_waits_is_replaced(self):
+        self.up()
+        before = self.wait_for_all()
+        old = before["meshctl"][0]
+        os.kill(old, signal.SIGSTOP)  # it starts nothing more
+        os.kill(before["meshd"][0], signal.SIGKILL)
+        meshd = self.run_dir / "meshd.sock"
+        meshd.unlink()
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(meshd))
+            silent.listen()
+            silent.settimeout(20)
+            process = self.popen_up()
+            silent.accept()[0].close()
+        os.kill(old, signal.SIGKILL)
+        self.assert_up_with_another_supervisor(process, old)
+
     def test_a_mesh_that_runs_refuses_other_options_by_name(self):
         self.up()
         self.ok("up")  # none given: none complained of
@@ -719,6 +782,19 @@ class Supervision(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         for words in ("meshd ends again and again", "exit 7", "broken by the test", "meshctl down"):
             self.assertIn(words, done.stderr)
+
+    def test_up_counts_the_restarts_of_the_supervisor_that_it_starts(self):
+        self.up()
+        before = self.wait_for_all()
+        for name in ("meshctl", "meshd"):
+            os.kill(before[name][0], signal.SIGKILL)
+        eventually("both are gone", lambda: not any(is_alive(before[name][0]) for name in ("meshctl", "meshd")))
+        state = self.run_dir / "supervisor.json"
+        programs = json.loads(state.read_text())["programs"]
+        state.write_text(json.dumps({"programs": {name: {**programs[name], "restarts": 100} for name in programs}}))
+        done = self.meshctl("up", "--state-dir", self.state_dir, FAKE_BROKEN="meshd")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("meshd ends again and again", done.stderr)
 
     def test_down_leaves_nothing_and_may_be_repeated(self):
         self.up()
