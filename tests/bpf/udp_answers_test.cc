@@ -30,13 +30,8 @@ TEST_F(UdpTest, ArrivalsAreJudgedWhoeverSends) {
 }
 
 TEST_F(UdpTest, AServerMayAnswerWhomItMayNotAsk) {
-  enrol_server();
+  enrol_server_that_may_only_answer();
   const auto server = echo({"10.9.0.2:7000", "[fd09::2]:7000"});
-  this->server().ingress = kIn;
-  this->server().egress = kOut;
-  udp_verdict(kIn, 0, true, 51, 0);
-  udp_verdict(kOut, 0, false, 62, 0);
-  apply_all();
   EXPECT_EQ(stranger_asks("10.9.0.2:7000").err, 0);
   EXPECT_EQ(stranger_asks("[fd09::2]:7000").err, 0);
   EXPECT_EQ(count("datagrams_answered"), 2);
@@ -120,12 +115,7 @@ TEST_F(UdpTest, WhoTalksIsShownWithTheServiceThatWasAsked) {
 }
 
 TEST_F(UdpTest, ARevocationEndsAnswersToo) {
-  enrol_server();
-  this->server().ingress = kIn;
-  this->server().egress = kOut;
-  udp_verdict(kIn, 0, true, 51, 0);
-  udp_verdict(kOut, 0, false, 62, 0);
-  apply_all();
+  enrol_server_that_may_only_answer();
   Shared<std::atomic<int>> step;
   Child server(&*server_group_, &*server_, [&] {
     UniqueFd fd = udp_socket(AF_INET, "10.9.0.2:7000");
@@ -267,12 +257,7 @@ TEST_F(UdpTest, ConnectedSocketsThatANewPolicyForbidsAreEnded) {
 
 // A server that connects to who asked it is judged as the server.
 TEST_F(UdpTest, AConnectedAnswererIsJudgedByItsIngressPolicy) {
-  enrol_server();
-  this->server().ingress = kIn;
-  this->server().egress = kOut;
-  udp_verdict(kIn, 0, true, 51, 0);
-  udp_verdict(kOut, 0, false, 62, 0);
-  apply_all();
+  enrol_server_that_may_only_answer();
   struct Seen {
     std::atomic<int> step, connected, kept, ended;
   };

@@ -238,11 +238,7 @@ TEST_F(MeshHold, ARestartedMeshdGetsTheSameListenersAndSyncEndsTheRest) {
 TEST_F(MeshHold, ARestartedProxyGetsEverythingAgain) {
   const NetNs ns = NetNs::create();
   Peer meshd = connect_meshd();
-  {
-    Peer proxy = accept_proxy();
-    (void)enrolled(meshd, 7, ns.fd());
-    ASSERT_TRUE(proxy.next(HoldType::kListener));
-  }
+  (void)proxy_with_listener(meshd, ns);  // and it ends
   const int waiting = ns.run([] { return test::dial("127.0.0.1:15001"); });
   Peer proxy = accept_proxy();
   auto v4 = proxy.next(HoldType::kListener);
@@ -252,22 +248,24 @@ TEST_F(MeshHold, ARestartedProxyGetsEverythingAgain) {
   ::close(waiting);
 }
 
-TEST_F(MeshHold, AfterTheGraceTheBacklogIsResetAndConnectionsAreRefusedUntilTheNextProxy) {
-  const NetNs ns = NetNs::create();
-  Peer meshd = connect_meshd();
-  {
-    Peer proxy = accept_proxy();
-    (void)enrolled(meshd, 7, ns.fd());
-    ASSERT_TRUE(proxy.next(HoldType::kListener));
-    proxy_listener_.reset();
-  }
-  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
-  ASSERT_TRUE(waiting);
+void expect_reset(const UniqueFd& waiting) {
   pollfd reset{waiting.get(), POLLIN, 0};
   ASSERT_EQ(::poll(&reset, 1, 10'000), 1);
   char byte = 0;
   EXPECT_EQ(::read(waiting.get(), &byte, 1), -1);
   EXPECT_EQ(errno, ECONNRESET);
+}
+
+TEST_F(MeshHold, AfterTheGraceTheBacklogIsResetAndConnectionsAreRefusedUntilTheNextProxy) {
+  const NetNs ns = NetNs::create();
+  Peer meshd = connect_meshd();
+  {
+    const Peer proxy = proxy_with_listener(meshd, ns);
+    proxy_listener_.reset();
+  }
+  const UniqueFd waiting(ns.run([] { return test::dial("127.0.0.1:15001"); }));
+  ASSERT_TRUE(waiting);
+  expect_reset(waiting);
   EXPECT_EQ(connect_in(ns), ECONNREFUSED);
   EXPECT_NE(ns.run([] {
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -299,11 +297,7 @@ TEST_F(MeshHold, WhileTheProxyHangsConnectionsAreRefusedAlsoThoseThatWait) {
   HoldMessage state = of_type(HoldType::kProxyState);
   state.status = HoldStatus::kUnavailable;
   meshd.send(state);
-  pollfd reset{waiting.get(), POLLIN, 0};
-  ASSERT_EQ(::poll(&reset, 1, 10'000), 1);
-  char byte = 0;
-  EXPECT_EQ(::read(waiting.get(), &byte, 1), -1);
-  EXPECT_EQ(errno, ECONNRESET);
+  expect_reset(waiting);
   (void)enrolled(meshd, 7, -1);  // answered when all of them refuse, of which one was the first
   EXPECT_EQ(connect_in(ns), ECONNREFUSED);
   EXPECT_EQ(connect_in(ns, "[::1]:15001"), ECONNREFUSED);

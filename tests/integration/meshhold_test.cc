@@ -36,6 +36,13 @@ TEST_F(MeshHold, MakesListenersInTheNamespaceAndGivesThemToTheProxy) {
   EXPECT_TRUE(test::accept_within(v6->fds.at(0).get()));
 }
 
+// A workload's namespace, which has 10.1.0.1, and one beside it.
+std::pair<NetNs, NetNs> neighbours() {
+  std::pair out{NetNs::create(), NetNs::create()};
+  test::join_veth(out.first, "10.1.0.1/24", out.second, "10.1.0.2/24");
+  return out;
+}
+
 // What arrives at `receiver`: its text and the address that it was sent to.
 std::string datagram_at(int receiver) {
   pollfd waiting{receiver, POLLIN, 0};
@@ -67,9 +74,7 @@ void send_datagram(const NetNs& ns, const char* to) {
 }
 
 TEST_F(MeshHold, MakesSocketsForDnsOnEveryLoopbackAddressAndOnNoOtherDevice) {
-  const NetNs ns = NetNs::create();
-  const NetNs neighbour = NetNs::create();
-  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  const auto [ns, neighbour] = neighbours();
   Peer meshd = connect_meshd();
   Peer proxy = accept_proxy();
   ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
@@ -98,9 +103,7 @@ TEST_F(MeshHold, MakesSocketsForDnsOnEveryLoopbackAddressAndOnNoOtherDevice) {
 // Whoever asks at a loopback address asks the responder: nobody in the workload can be there too,
 // nor in the place of the proxy.
 TEST_F(MeshHold, NobodyInTheWorkloadBindsAPortOfTheMesh) {
-  const NetNs ns = NetNs::create();
-  const NetNs neighbour = NetNs::create();
-  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  const auto [ns, neighbour] = neighbours();
   Peer meshd = connect_meshd();
   Peer proxy = accept_proxy();
   ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);
@@ -167,9 +170,7 @@ TEST_F(MeshHold, HandsOutSocketsForDatagramsWhereTheseAreAskedFor) {
 }
 
 TEST_F(MeshHold, TheListenerIsNotReachedThroughAnotherDevice) {
-  const NetNs ns = NetNs::create();
-  const NetNs neighbour = NetNs::create();
-  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  const auto [ns, neighbour] = neighbours();
   ns.command("sysctl -qw net.ipv4.conf.all.route_localnet=1");
   neighbour.command("sysctl -qw net.ipv4.conf.all.route_localnet=1");
   neighbour.command("ip route add 127.0.0.1/32 via 10.1.0.1 dev veth0 table 100");
@@ -184,9 +185,7 @@ TEST_F(MeshHold, TheListenerIsNotReachedThroughAnotherDevice) {
 }
 
 TEST_F(MeshHold, AClientThatBoundItsOwnAddressReachesTheListener) {
-  const NetNs ns = NetNs::create();
-  const NetNs neighbour = NetNs::create();
-  test::join_veth(ns, "10.1.0.1/24", neighbour, "10.1.0.2/24");
+  const auto [ns, neighbour] = neighbours();
   ns.command("ip addr add fd00::1/64 dev veth0 nodad");
   Peer meshd = connect_meshd();
   ASSERT_EQ(enrolled(meshd, 7, ns.fd()).message.status, HoldStatus::kOk);

@@ -172,6 +172,13 @@ class MeshHold : public testing::Test {
     EXPECT_TRUE(answer);
     return answer ? std::move(*answer) : Received{};
   }
+  // Enrols 7; a proxy that has the first of its listeners.
+  Peer proxy_with_listener(Peer& meshd, const NetNs& ns) {
+    Peer proxy = accept_proxy();
+    (void)enrolled(meshd, 7, ns.fd());
+    EXPECT_TRUE(proxy.next(HoldType::kListener));
+    return proxy;
+  }
   static int connect_in(const NetNs& ns, const std::string& to = "127.0.0.1:15001") {
     return ns.run([&] { return test::try_connect(to, 0, 1000); });
   }

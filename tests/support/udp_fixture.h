@@ -32,6 +32,15 @@ class UdpTest : public DatapathTest {
     server.class4 = server.class6 = kServerClass;
     server.addresses = {ip("10.9.0.2"), ip("10.9.0.3"), ip("fd09::2")};
   }
+  // Anybody may ask it, by 51; it may ask nobody, by 62. Applied.
+  void enrol_server_that_may_only_answer() {
+    enrol_server();
+    server().ingress = kIn;
+    server().egress = kOut;
+    udp_verdict(kIn, 0, true, 51, 0);
+    udp_verdict(kOut, 0, false, 62, 0);
+    apply_all();
+  }
   datapath::EnrolledWorkload& app() { return state_.workloads.at(kApp); }
   datapath::EnrolledWorkload& server() { return state_.workloads.at(kServer); }
   void udp_service(const std::string& address, const std::vector<std::string>& backends) {
