@@ -38,37 +38,37 @@ UM_APART int um_resolver_slot(__u64 netns_cookie, const struct um_address* at, _
 }
 
 // After um_decide_workload: what may leave for port 53 of somebody else.
-static __always_inline void um_decide_resolver(const struct um_connect* in,
-                                               struct um_decision* out) {
-  if (in->to.port != um_be16(53)) return;
+UM_APART int um_decide_resolver(const struct um_connect* in, struct um_decision* out) {
+  if (!in || !out) return 0;
+  if (in->to.port != um_be16(53)) return 0;
   if (out->action != UM_BALANCE && (out->action != UM_PASS || out->counter == UM_CONNECTS_LOCAL))
-    return;
+    return 0;
   const struct um_workload* client =
       um_find_workload(in->netns_cookie, um_generation(um_config_flags()));
-  if (!client || !(client->flags & UM_WORKLOAD_DNS)) return;
+  if (!client || !(client->flags & UM_WORKLOAD_DNS)) return 0;
   if (!um_is_proxy_alive(um_heartbeat(), um_now())) {
     out->counter = UM_DNS_LEFT_PROXY_AWAY;
-    return;
+    return 0;
   }
   if (in->no_lo) {
     out->counter = UM_DNS_LEFT_BOUND_DEVICE;
-    return;
+    return 0;
   }
   // An IPv6 socket reaches 127.53.0.0 only where it may speak IPv4, which no program can see.
   if (!um_is_v4(&in->to.address)) {
     out->counter = UM_DNS_LEFT_IPV6;
-    return;
+    return 0;
   }
   // The responder could not ask it: the mesh's own sockets may not go there.
   if (um_is_link_local(&in->to.address)) {
     out->counter = UM_DNS_LEFT_LINK_LOCAL;
-    return;
+    return 0;
   }
   struct um_address resolver = in->to.address;
   int slot = um_resolver_slot(in->netns_cookie, &resolver, in->to.port);
   if (slot < 0) {
     out->counter = UM_DNS_LEFT_NO_SLOT;
-    return;
+    return 0;
   }
   um_decided(out, UM_RESOLVE, UM_DNS_REDIRECTED);
   out->backend = (struct um_destination){};
@@ -76,6 +76,7 @@ static __always_inline void um_decide_resolver(const struct um_connect* in,
   out->backend.address.word[3] = um_be32(0x7f350000U | (__u32)slot);
   out->backend.port = um_be16(UM_DNS_PORT);
   out->backend.protocol = in->to.protocol;
+  return 0;
 }
 
 #endif

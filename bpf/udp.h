@@ -94,8 +94,8 @@ static __always_inline int um_is_denied_by_policy(const struct um_decision* deci
 // ---- sending -------------------------------------------------------------------------------
 
 // Where the socket's datagrams to this service went, while they go on.
-static __always_inline int um_stay(const struct um_datagram* in, __u32 config,
-                                   struct um_decision* out) {
+UM_APART int um_stay(const struct um_datagram* in, __u32 config, struct um_decision* out) {
+  if (!in || !out) return 0;
   struct um_udp_choice_key key = {.socket = in->socket, .at = in->to.to, .way = UM_TO_BACKEND};
   struct um_udp_choice* choice = um_find_udp_choice(&key);
   __u64 now = um_now();
