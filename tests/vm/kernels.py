@@ -6,6 +6,7 @@ writable 9p share (BUILD/vm/results-KERNEL) brings back what run_here.py found. 
 writing its result (no boot, a crash, the time limit, QEMU killed) is a failure. See init for the guest's side.
 """
 import argparse
+import concurrent.futures
 import json
 import lzma
 import os
@@ -23,11 +24,15 @@ META_PACKAGES = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}  
 MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]  # what the root needs; all others load from there
 PROBE_SECONDS = 15  # where KVM works, a kernel is up in two
 BOOT_SECONDS = 300
-TEST_SECONDS = 2400
+TEST_SECONDS = 3000
 
 
 class Failed(Exception):
-    pass
+    """guest: whose last lines tell more."""
+
+    def __init__(self, text, guest=None):
+        super().__init__(text)
+        self.lines = guest.lines[-40:] if guest else []
 
 
 def output_of(*command):
@@ -182,36 +187,36 @@ def share(name, path, options):
             "-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
 
 
-def run(kernel, build, accelerators):
-    """Boots `kernel`, runs the tests, returns run_here.py's result. Takes kvm off `accelerators` where it does not boot."""
-    root = unpacked(kernel, build / "vm")
-    modules, = (root / "lib/modules").iterdir()
-    work = build / "vm" / f"results-{kernel}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    (work / "initramfs").write_bytes(initramfs(modules, build))
-    if accelerators[0] == "kvm" and not boots_under_kvm(root, work):
-        del accelerators[0]
-    print(f"Linux {modules.name} under QEMU ({accelerators[0]})", flush=True)
-    guest = Guest(root, work, accelerators[0], "",
+class Prepared:
+    """What a guest of one kernel boots from, and where its results go."""
+
+    def __init__(self, kernel, build):
+        self.root = unpacked(kernel, build / "vm")
+        self.modules, = (self.root / "lib/modules").iterdir()
+        self.work = build / "vm" / f"results-{kernel}"
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        (self.work / "initramfs").write_bytes(initramfs(self.modules, build))
+
+
+def run(prepared, accelerator):
+    """Boots the kernel, runs the tests, returns run_here.py's result."""
+    linux, work, start = f"Linux {prepared.modules.name}", prepared.work, time.monotonic()
+    guest = Guest(prepared.root, work, accelerator, "",
                   [*share("root", "/", "readonly=on,multidevs=remap"), *share("results", work, "multidevs=remap")])
     try:
         if not guest.wait_for("undermesh: booted", BOOT_SECONDS):
-            raise Failed(f"Linux {modules.name} did not boot")
+            raise Failed(f"{linux} did not boot", guest)
         if not guest.wait_for_end(TEST_SECONDS):
-            raise Failed(f"Linux {modules.name}: the tests did not end within {TEST_SECONDS // 60} minutes")
-    except Failed:
-        print(*guest.lines[-40:], sep="\n")
-        raise
+            raise Failed(f"{linux}: the tests did not end within {TEST_SECONDS // 60} minutes", guest)
     finally:
         guest.stop()
     if not (work / "result.json").exists():
-        print(*guest.lines[-40:], sep="\n")
-        raise Failed(f"Linux {modules.name} brought no result back (exit status of QEMU: {guest.process.returncode})")
+        raise Failed(f"{linux} brought no result back (exit status of QEMU: {guest.process.returncode})", guest)
     result = json.loads((work / "result.json").read_text())
-    if result["kernel"] != modules.name:
-        raise Failed(f"the guest ran Linux {result['kernel']}, not {modules.name}")
-    print(result["failures"], end="")
+    if result["kernel"] != prepared.modules.name:
+        raise Failed(f"the guest ran Linux {result['kernel']}, not {prepared.modules.name}")
+    result["total_minutes"] = (time.monotonic() - start) / 60
     return result
 
 
@@ -230,17 +235,25 @@ def main():
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("kernels", nargs="*", default=list(META_PACKAGES))
     options = parser.parse_args()
-    results, faults, accelerators = [], [], ["kvm", "tcg,thread=multi"]
-    for kernel in options.kernels:
-        start = time.monotonic()
-        try:
-            result = run(kernel, options.build.resolve(), accelerators)
-        except (Failed, subprocess.CalledProcessError) as error:
-            faults.append(str(error))
-            continue
-        result["total_minutes"] = (time.monotonic() - start) / 60
-        faults += [f"Linux {result['kernel']}: {fault}" for fault in result["faults"]]
-        results.append(result)
+    results, faults = [], []
+    try:
+        prepared = [Prepared(kernel, options.build.resolve()) for kernel in options.kernels]
+    except (Failed, subprocess.CalledProcessError) as error:
+        sys.exit(f"kernels: {error}")
+    accelerator = "kvm" if boots_under_kvm(prepared[0].root, prepared[0].work) else "tcg,thread=multi"
+    print(*(p.modules.name for p in prepared), f"under QEMU ({accelerator}), side by side", flush=True)
+    # Side by side: emulated, a guest keeps one processor busy, as its tests come one after another.
+    with concurrent.futures.ThreadPoolExecutor(len(prepared)) as pool:
+        for running in [pool.submit(run, one, accelerator) for one in prepared]:
+            try:
+                result = running.result()
+            except Failed as error:
+                print(*error.lines, sep="\n")
+                faults.append(str(error))
+                continue
+            print(result["failures"], end="")
+            faults += [f"Linux {result['kernel']}: {fault}" for fault in result["faults"]]
+            results.append(result)
     print(*instruction_table(results), sep="\n")
     for result in results:
         counts = result["counts"]
