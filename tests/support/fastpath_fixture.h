@@ -74,7 +74,7 @@ inline bool receives(int fd, std::uint64_t from, std::size_t size) {
 class FastPathTest : public DatapathTest {
  protected:
   void SetUp() override {
-    if (const std::string why = datapath::why_no_fast_path(); !why.empty()) GTEST_SKIP() << why;
+    if (const std::string why = why_not_here(); !why.empty()) GTEST_SKIP() << why;
     DatapathTest::SetUp();
     if (home_.empty()) return;
     state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
@@ -90,6 +90,7 @@ class FastPathTest : public DatapathTest {
     DatapathTest::TearDown();
   }
 
+  virtual std::string why_not_here() const { return datapath::why_no_fast_path(); }
   void real() { must(datapath_->switch_fast_path(true)); }
   void naive(bool returns_verdict = false) {
     naive_.reset(naive_fastpath_bpf__open());
