@@ -176,6 +176,22 @@ TEST_F(FullMapsTest, WithoutRoomForAnEventAllIsDecidedAsEver) {
   EXPECT_EQ(entries_of("um_connections"), 0) << "closed, whoever was told";
 }
 
+// --- um_policy_counts
+
+TEST_F(FullMapsTest, WithoutRoomToCountForAPolicyItIsAppliedAsEver) {
+  has_set("10.9.0.2", 3);
+  verdict(3, 0, false, 21);
+  apply_all();
+  fill("um_policy_counts");
+  EXPECT_EQ(connect_from_app(kFirst), kRefused);
+  EXPECT_EQ(count("connects_denied_policy"), 1);
+  EXPECT_EQ(count("policy_counts_lost"), 1);
+  for (auto& [what, decided] : state_.sets.at(3)) decided = {true, 22, 23};
+  apply_all();
+  EXPECT_EQ(connect_from_app(kFirst), 0);
+  EXPECT_EQ(count("policy_counts_lost"), 3) << "for what allows, and for what audits";
+}
+
 // --- um_client_services, um_members, um_blocks
 
 TEST_F(FullMapsTest, AServiceWhoseClientsDoNotFitIsRefused) {

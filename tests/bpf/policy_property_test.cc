@@ -122,8 +122,8 @@ struct Node {
         return client.kernel.netns_cookie;
     return 0;
   }
-  std::string name_of(const um_verdict& ruling) const {
-    const auto rule = rules.find(ruling.policy);
+  std::string name_of(std::uint32_t number) const {
+    const auto rule = rules.find(number);
     return rule == rules.end() ? "" : config::rule_name(rule->second.policy, rule->second.rule);
   }
 };
@@ -196,40 +196,45 @@ class Lane {
                                    {},
                                    node.compiled.problems},
                                   {from, to, "default", flow.udp}));
-    std::vector<std::string> by;
-    bool is_audited = false;
-    const bool allowed = kernel_allows(node, flow, by, is_audited);
+    std::vector<std::string> by, audits;
+    const bool allowed = kernel_allows(node, flow, by, audits);
     std::string text;
     if (std::ranges::find(by, kProxyDiffers) != by.end()) text += kProxyDiffers;
     if (allowed != reference.allowed() || (said.verdict == "ALLOW") != reference.allowed())
       text += std::string("allowed: reference ") + (reference.allowed() ? "yes" : "no") +
               ", authz check " + said.verdict + ", kernel " + (allowed ? "yes" : "no") + "\n";
-    if (is_audited != reference.audited())
+    if (audits.empty() == reference.audited())
       text += std::string("audited: reference ") + (reference.audited() ? "yes" : "no") +
-              ", kernel " + (is_audited ? "yes" : "no") + "\n";
+              ", kernel: by " + testing::PrintToString(audits) + "\n";
     // The rules that the kernel counts are those that are named.
-    for (const auto& end : said.paths.front().ends)
-      if (!end.policy.empty() && end.verdict == "DENY" && !allowed &&
-          std::ranges::find(by, end.policy) == by.end() && is_first_denial(said, end))
-        text +=
-            "authz check: by " + end.policy + "; kernel: by " + testing::PrintToString(by) + "\n";
+    std::vector<std::string> named, named_audits;
+    for (const auto& end : said.paths.front().ends) {
+      if (!end.policy.empty()) note(named, end.policy);
+      if (!end.audit.empty()) note(named_audits, end.audit);
+      if (end.verdict == "DENY") break;  // what is refused at one end never gets to the other
+    }
+    if (by != named)
+      text += "kernel: by " + testing::PrintToString(by) + "; authz check: by " +
+              testing::PrintToString(named) + "\n";
+    if (audits != named_audits)
+      text += "kernel: audited by " + testing::PrintToString(audits) + "; authz check: by " +
+              testing::PrintToString(named_audits) + "\n";
     return text;
   }
 
-  // The other end is told of too, but what is refused at the one never gets there.
   static constexpr const char* kProxyDiffers = "the proxy's connect is judged otherwise\n";
-  static bool is_first_denial(const api::AuthzReply& said, const api::AuthzReply::End& end) {
-    for (const auto& other : said.paths.front().ends)
-      if (other.verdict == "DENY") return &other == &end;
-    return false;
+  static void note(std::vector<std::string>& names, const std::string& name) {
+    if (names.empty() || names.back() != name) names.push_back(name);
   }
-
+  // by, audits: what ruled, in turn. The policies of the server are asked at both ends, and one
+  // policy may rule at both.
   bool kernel_allows(const Node& node, const CaseFlow& flow, std::vector<std::string>& by,
-                     bool& is_audited) {
+                     std::vector<std::string>& audits) {
     const auto see = [&](const um_decision& decision) {
       for (std::uint32_t i = 0; i < decision.rulings; ++i) {
-        by.push_back(node.name_of(decision.ruling[i]));
-        is_audited = is_audited || decision.ruling[i].audit != 0;
+        const um_verdict& ruling = decision.ruling[i];
+        if (ruling.policy != 0) note(by, node.name_of(ruling.policy));
+        if (ruling.audit != 0) note(audits, node.name_of(ruling.audit));
       }
       return decision.action == UM_PASS;
     };
