@@ -6,7 +6,8 @@
 #   Its DEPS are its allow-list too.
 # mesh_layer(NAME DEP...)
 #   The allow-list of a folder that is no mesh_library (cli).
-# mesh_test(NAME LABEL <unit|integration|bpf|e2e> SOURCES ... DEPS ... LIBS ...)
+# mesh_test(NAME LABEL <unit|integration|bpf|e2e> [THREADS] SOURCES ... DEPS ... LIBS ...)
+#   THREADS: what it tests has threads, or may be asked by several. The thread sanitizer runs no others.
 # mesh_fuzz(NAME SOURCES ... DEPS ...)
 
 add_library(mesh_warnings INTERFACE)
@@ -18,7 +19,8 @@ add_library(mesh::warnings ALIAS mesh_warnings)
 add_library(mesh_build INTERFACE)  # what every target of ours is compiled with
 target_include_directories(mesh_build INTERFACE "${PROJECT_SOURCE_DIR}/agent")
 if(MESH_SANITIZE STREQUAL "address+undefined")
-  target_compile_options(mesh_build INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+  target_compile_options(mesh_build INTERFACE -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=undefined
+    -fno-omit-frame-pointer)  # null: such an access ends the program anyway
   target_link_options(mesh_build INTERFACE -fsanitize=address,undefined)
   target_compile_definitions(mesh_build INTERFACE MESH_SANITIZED=1)
 elseif(MESH_SANITIZE STREQUAL "thread")
@@ -75,8 +77,8 @@ function(mesh_program name)
 endfunction()
 
 function(mesh_test name)
-  cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;DEPS;LIBS" ${ARGN})
-  if(NOT MESH_BUILD_TESTS)
+  cmake_parse_arguments(ARG "THREADS" "LABEL;TIMEOUT" "SOURCES;DEPS;LIBS" ${ARGN})
+  if(NOT MESH_BUILD_TESTS OR (MESH_SANITIZE STREQUAL "thread" AND NOT ARG_THREADS))
     return()
   endif()
   if(NOT ARG_TIMEOUT)
