@@ -255,7 +255,7 @@ void Sources::keep(const Compilation& compiled) {
               });
   for (const ObjectKey& key : kept_refused_)
     if (const ObjectPtr object = store_.find(key)) changed.push_back(object);
-  if (are_addresses_due) forget_addresses();
+  if (are_addresses_due) forget_addresses(compiled);
   note(numbers_.save());
   for (const ObjectPtr& object : changed)
     if (!compiled.refused.contains(object->key)) note(store_.accept(object));
@@ -267,17 +267,22 @@ void Sources::keep(const Compilation& compiled) {
   for (const auto& [key, acts] : compiled.refused) kept_refused_.insert(key);
 }
 
-// Of what there is no more.
-void Sources::forget_addresses() {
+// Of what there is no more. Of what is refused the last accepted version acts, with its addresses.
+void Sources::forget_addresses(const Compilation& compiled) {
   std::set<std::string> services;
   std::set<ObjectKey> kept;
+  const auto keep_hosts = [&](const config::Object& object) {
+    for (const std::string& host : hosts_without_address(object))
+      services.insert(number_key(object.key, host));
+  };
   for (const ObjectPtr& object : store_.objects()) {
     if (!wants_addresses(object->key)) continue;
     kept.insert(object->key);
     if (object->key.kind == "Service") services.insert(key_text(object->key));
-    for (const std::string& host : hosts_without_address(*object))
-      services.insert(number_key(object->key, host));
+    keep_hosts(*object);
   }
+  for (const auto& [key, acts] : compiled.refused)
+    if (const ObjectPtr last = store_.last_accepted(key)) keep_hosts(*last);
   std::erase_if(addressed_, [&](const auto& item) { return !kept.contains(item.first); });
   numbers_.forget_services_but(services);
 }

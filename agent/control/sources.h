@@ -55,7 +55,7 @@ class Sources {
                               const config::Snapshot* previous, bool is_candidate);
   config::Objects acting_objects(Compilation& compiled, bool& replaced) const;
   void keep(const Compilation& compiled);
-  void forget_addresses();
+  void forget_addresses(const Compilation& compiled);
 
   Store& store_;
   Numbers& numbers_;

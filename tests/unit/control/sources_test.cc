@@ -15,14 +15,16 @@ namespace json = boost::json;
 using test::MemoryFiles;
 
 struct Fixture {
-  explicit Fixture(MemoryFiles& in, unsigned seed) : files(in), random(seed) {
+  explicit Fixture(MemoryFiles& in, unsigned seed, const char* addresses = "10.97.0.0/24")
+      : files(in), random(seed), range(IpBlock::parse(addresses).value()) {
     EXPECT_TRUE(numbers.load());
     EXPECT_TRUE(store.open());
   }
   MemoryFiles& files;
   unsigned random;
+  IpBlock range;
   Store store{files, "/s", Random(random), [] { return "2026-01-01T00:00:00Z"; }};
-  Numbers numbers{files, "/ids.json", IpBlock::parse("10.97.0.0/24").value()};
+  Numbers numbers{files, "/ids.json", range};
   Sources sources{store, numbers, config::CompileOptions()};
 };
 
@@ -63,17 +65,21 @@ class Texts {
   unsigned pick(unsigned n) { return static_cast<unsigned>(random_()) % n; }
   std::string object() {
     const std::string name = "x" + std::to_string(pick(4));
-    switch (pick(4)) {
+    switch (pick(5)) {
       case 0:
         return head("networking.istio.io/v1", "WorkloadEntry", name) + "spec: {address: 10.77.0." +
                std::to_string(1 + pick(6)) + "}\n";
       case 1:
-        return head("v1", "Service", name) +
-               "spec: {ports: [{name: tcp, port: " + (pick(4) ? "80" : "0") + "}]" +
-               (pick(4) ? "" : ", clusterIP: 10.97.0." + std::to_string(1 + pick(6))) + "}\n";
+        return head("v1", "Service", name) + "spec: {ports: [{name: tcp, port: " + port() + "}]" +
+               (pick(4) ? "" : ", clusterIP: " + address()) + "}\n";
       case 2:
         return head("networking.istio.io/v1", "VirtualService", name) + "spec: {hosts: [x0], " +
                (pick(2) ? "http: [{route: [{destination: {host: x0}}]}]" : "odd: 1") + "}\n";
+      case 3:
+        return head("networking.istio.io/v1", "ServiceEntry", name) + "spec: {hosts: [" + name +
+               ".test], resolution: STATIC, ports: [{name: tcp, number: " + port() +
+               "}], endpoints: [{address: 192.0.2.1}]" +
+               (pick(4) ? "" : ", addresses: [" + address() + "]") + "}\n";
       default:
         return head("security.istio.io/v1", "AuthorizationPolicy", name) +
                "spec: {action: " + (pick(3) ? "DENY" : "ODD") + "}\n";
@@ -85,15 +91,20 @@ class Texts {
                           const std::string& name) {
     return "---\napiVersion: " + version + "\nkind: " + kind + "\nmetadata: {name: " + name + "}\n";
   }
+  std::string port() { return pick(4) ? "80" : "0"; }  // which is refused
+  std::string address() { return "10.97.0." + std::to_string(1 + pick(14)); }
+
   std::mt19937 random_;
 };
+
+constexpr const char* kFewAddresses = "10.97.0.0/28";  // so that many are asked for twice
 
 TEST(Sources, FollowEveryChangeAsIfReadAnew) {
   int refused = 0, failed = 0;
   for (unsigned seed = 0; seed < 30; ++seed) {
     Texts texts(seed);
     MemoryFiles files;
-    Fixture one(files, 1);
+    Fixture one(files, 1, kFewAddresses);
     Compilation last;
     for (int step = 0; step < 40; ++step) {
       const std::string path = "/s/objects/" + std::to_string(texts.pick(6)) + ".yaml";
@@ -115,7 +126,7 @@ TEST(Sources, FollowEveryChangeAsIfReadAnew) {
       }
       last = one.sources.compile(version, last.snapshot.get());
       ASSERT_THAT(one.sources.write_errors(), testing::IsEmpty());
-      Fixture anew(copy, 2);
+      Fixture anew(copy, 2, kFewAddresses);
       const Compilation expected = anew.sources.compile(version, nullptr);
       ASSERT_EQ(content_of(last), content_of(expected)) << where;
       ASSERT_EQ(kept_in(files), kept_in(copy)) << where;
@@ -209,6 +220,62 @@ TEST(Sources, WhatHasItsAddressStaysTheSameObjectWhileAnotherIsRefused) {
   const Compilation again = one.sources.compile(3, last.snapshot.get());
   EXPECT_TRUE(again.objects == last.objects);
   EXPECT_TRUE(again.for_proxy == last.for_proxy);
+}
+
+TEST(Sources, WhatActsInPlaceOfARefusedVersionKeepsItsAddress) {
+  MemoryFiles files;
+  files.set("/s/objects/entry.yaml", entry_text("e"));
+  Fixture one(files, 1);
+  Compilation last = one.sources.compile(1, nullptr);
+  const auto given = addresses_in(last);
+  files.set("/s/objects/entry.yaml", entry_text("e", ", addresses: [192.0.2.9], odd: 1"));
+  for (std::uint64_t version = 2; version < 5; ++version) {
+    files.set("/s/objects/other.yaml", service_text("s" + std::to_string(version)));
+    one.store.rescan();
+    last = one.sources.compile(version, last.snapshot.get());
+    ASSERT_EQ(last.refused.size(), 1U);
+    EXPECT_EQ(addresses_in(last).at("e"), given.at("e")) << version;
+  }
+}
+
+// The entry is given what "s" asks for in the version that acts; so it has to have another one.
+TEST(Sources, AnAddressThatARefusedServicesLastVersionTakesIsKnownToBeMovedNextTime) {
+  MemoryFiles files;
+  files.set("/s/objects/s.yaml", service_text("s", ", clusterIP: 10.97.0.1"));
+  Fixture one(files, 1);
+  Compilation last = one.sources.compile(1, nullptr);
+  files.set("/s/objects/s.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n"
+            "spec: {clusterIP: 10.97.0.9, ports: [{port: 0}]}\n");
+  files.set("/s/objects/e.yaml", entry_text("e"));
+  one.store.rescan();
+  last = one.sources.compile(2, last.snapshot.get());
+  ASSERT_EQ(last.refused.size(), 1U);
+  const auto given = addresses_in(last);
+  ASSERT_EQ(given.at("s"), "10.97.0.1");
+  ASSERT_NE(given.at("e"), "10.97.0.1");
+  last = one.sources.compile(3, last.snapshot.get());
+  EXPECT_EQ(addresses_in(last), given);
+  const auto entry = last.objects.versions({"ServiceEntry", "default", "e"}).at(0);
+  EXPECT_THAT(json::serialize(entry->tree), testing::HasSubstr("\"" + given.at("e") + "\""));
+}
+
+TEST(Sources, WhatHasNoAddressIsSaidAsLongAsThereIsNone) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml",
+            service_text("one") + service_text("two") + service_text("three"));
+  Fixture one(files, 1, "10.97.0.0/30");
+  Compilation last;
+  for (std::uint64_t version = 1; version < 3; ++version) {
+    last = one.sources.compile(version, last.snapshot.get());
+    ASSERT_FALSE(last.problems.empty()) << version;
+    EXPECT_THAT(last.problems[0].message, testing::HasSubstr("no service address is left"));
+  }
+  files.set("/s/objects/mine.yaml", service_text("two") + service_text("three"));
+  one.store.rescan();
+  last = one.sources.compile(3, last.snapshot.get());  // after which one address is free
+  last = one.sources.compile(4, last.snapshot.get());
+  EXPECT_THAT(last.problems, testing::IsEmpty());
 }
 
 TEST(Sources, CandidatesDoNotUseUpTheRange) {
