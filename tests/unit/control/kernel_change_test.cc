@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "config/objects.h"
 #include "control/kernel_state.h"
 #include "tests/support/memory_files.h"
 #include "tests/support/policy_cases.h"
@@ -259,6 +260,17 @@ class ChangingWorld {
   std::uint64_t version_ = 0;
 };
 
+void expect_same(const State& followed, const State& expected) {
+  ASSERT_EQ(followed.workloads, expected.workloads);
+  ASSERT_TRUE(followed.services == expected.services);
+  ASSERT_TRUE(followed.udp_services == expected.udp_services);
+  ASSERT_EQ(followed.slow_listeners, expected.slow_listeners);
+  ASSERT_TRUE(followed.peers == expected.peers);
+  ASSERT_TRUE(followed.blocks == expected.blocks);
+  ASSERT_TRUE(followed.sets == expected.sets);
+  ASSERT_TRUE(followed.refusals == expected.refusals);
+}
+
 TEST(KernelStates, FollowEveryChangeAsIfComputedFromNothing) {
   std::size_t rows = 0, refusals = 0, states = 0;
   State last;
@@ -271,28 +283,25 @@ TEST(KernelStates, FollowEveryChangeAsIfComputedFromNothing) {
     config::SnapshotPtr snapshot, acked;
     std::string history;
     for (int step = 0; step < kChanges; ++step) {
-      for (unsigned i = world.pick(3) ? 1 : 4; i > 0; --i) history += world.change() + "; ";
+      constexpr unsigned kAtOnce[] = {0, 1, 1, 1, 1, 4};
+      for (unsigned i = kAtOnce[world.pick(6)]; i > 0; --i) history += world.change() + "; ";
       snapshot = world.compile(snapshot.get());
       const auto clients = world.clients(*snapshot);
       const State followed = states_of_node.compute({*snapshot, acked.get(), current, clients});
       KernelStates anew(numbers);
       const State expected = anew.compute({*snapshot, acked.get(), current, clients});
       const std::string where = "seed " + std::to_string(seed) + ": " + history;
-      ASSERT_EQ(followed.workloads, expected.workloads) << where;
-      ASSERT_TRUE(followed.services == expected.services) << where;
-      ASSERT_TRUE(followed.udp_services == expected.udp_services) << where;
-      ASSERT_EQ(followed.slow_listeners, expected.slow_listeners) << where;
-      ASSERT_TRUE(followed.peers == expected.peers) << where;
-      ASSERT_TRUE(followed.blocks == expected.blocks) << where;
-      ASSERT_TRUE(followed.sets == expected.sets) << where;
-      ASSERT_TRUE(followed.refusals == expected.refusals) << where;
+      SCOPED_TRACE(where);
+      ASSERT_NO_FATAL_FAILURE(expect_same(followed, expected));
       states += followed.services == last.services && followed.sets == last.sets ? 0 : 1;
       for (const auto& [id, set] : followed.sets) rows += set.size();
       refusals += followed.refusals.size();
       last = followed;
       if (world.pick(4)) current = followed;  // else it could not be written
       if (world.pick(3) == 0) acked = snapshot;
-      if (world.pick(20) == 0) acked = nullptr, current = State();  // all of it is lost
+      const unsigned lost = world.pick(30);  // of either, or of both
+      if (lost == 0 || lost == 1) acked = nullptr;
+      if (lost == 1 || lost == 2) current = State();
       if (states_of_node.take_ended())
         for (const Space space : {Space::kSet, Space::kClass, Space::kService})
           numbers.keep_only(space, [&](auto n) { return states_of_node.uses(space, n); });
@@ -305,6 +314,148 @@ TEST(KernelStates, FollowEveryChangeAsIfComputedFromNothing) {
   EXPECT_GT(states, kWorlds * kChanges / 3);
   EXPECT_GT(rows, 20'000U);
   EXPECT_GT(refusals, 100U);
+}
+
+// --- what snapshots share
+
+// Of many services, so that all that is kept is in many blocks (base/shared_map.h); its workloads
+// come, go and move, and recompile() leaves alone what they are not behind.
+class LargeWorld {
+ public:
+  LargeWorld() {
+    for (unsigned i = 0; i < kServices; ++i) put_service(i), put_workload(i);
+    for (unsigned i = 0; i < 3; ++i)
+      put(object("WorkloadEntry", "networking.istio.io/v1", "c" + std::to_string(i),
+                 {{"address", "10.70.0." + std::to_string(1 + i)}}));
+    for (unsigned i = 0; i < kServices; i += 4)
+      put(object("AuthorizationPolicy", "security.istio.io/v1", "p" + std::to_string(i),
+                 {{"selector", {{"matchLabels", {{"app", app(i)}}}}},
+                  {"action", "DENY"},
+                  {"rules", json::array{json::object()}}}));
+  }
+  static constexpr unsigned kServices = 400;
+
+  unsigned pick(unsigned n) { return static_cast<unsigned>(random_()) % n; }
+  void move_workload() {
+    const unsigned i = pick(kServices);
+    if (pick(4) == 0)
+      objects_.set({"WorkloadEntry", "default", "w" + std::to_string(i)}, {});
+    else
+      put_workload(i);
+  }
+  void change_service() { put_service(pick(kServices)); }
+  void change_enrolment() { enrolled_ = pick(8); }
+
+  // True: it shares what stayed with the one before.
+  bool compile() {
+    std::optional<config::Compiled> followed;
+    if (compiled_.snapshot)
+      followed = config::recompile(compiled_, compiled_of_, objects_, ++version_, {});
+    compiled_ = followed ? *followed
+                         : config::compile({objects_.begin(), objects_.end()}, version_, {},
+                                           compiled_.snapshot.get());
+    compiled_of_ = objects_;
+    return followed.has_value();
+  }
+  const config::SnapshotPtr& snapshot() const { return compiled_.snapshot; }
+  std::vector<Client> clients() const {
+    std::vector<Client> clients;
+    for (unsigned i = 0; i < 3; ++i) {
+      if ((enrolled_ & (1U << i)) == 0) continue;
+      const auto& workload = snapshot()->workloads.at({"default", "c" + std::to_string(i)});
+      datapath::EnrolledWorkload kernel;
+      kernel.id = 10 + i;
+      kernel.netns_cookie = 1000 + i;
+      kernel.addresses = workload->addresses;
+      clients.push_back({kernel, workload});
+    }
+    return clients;
+  }
+
+ private:
+  static std::string app(unsigned i) { return "a" + std::to_string(i); }
+  static std::string numbered(const char* network, unsigned i) {
+    return network + std::to_string(i / 200) + "." + std::to_string(1 + i % 200);
+  }
+  static json::object object(const char* kind, const char* version, const std::string& name,
+                             json::object spec) {
+    return {{"apiVersion", version},
+            {"kind", kind},
+            {"metadata", {{"name", name}, {"namespace", "default"}}},
+            {"spec", std::move(spec)}};
+  }
+  void put(json::object tree) {
+    auto made =
+        std::make_shared<const config::Object>(config::make_object(std::move(tree)).value());
+    objects_.set(made->key, {made});
+  }
+  void put_workload(unsigned i) {
+    put(object("WorkloadEntry", "networking.istio.io/v1", "w" + std::to_string(i),
+               {{"address", numbered(pick(2) ? "10.77." : "10.78.", i)},
+                {"weight", pick(2) ? 1 : 2},
+                {"labels", {{"app", app(pick(3) ? i : pick(kServices))}}}}));
+  }
+  void put_service(unsigned i) {
+    json::array ports = {{{"name", pick(2) ? "http" : "tcp"}, {"port", 80}}};
+    if (pick(5) == 0) ports.push_back({{"name", "dns"}, {"port", 53}, {"protocol", "UDP"}});
+    json::object service = object("Service", "v1", "s" + std::to_string(i),
+                                  {{"clusterIP", numbered("10.96.", i)},
+                                   {"selector", {{"app", app(i)}}},
+                                   {"ports", std::move(ports)}});
+    if (pick(5) == 0)
+      service["metadata"].as_object()["annotations"] = {{"undermesh.io/fastpath", "disabled"}};
+    put(std::move(service));
+  }
+
+  std::mt19937 random_{1};
+  config::Objects objects_, compiled_of_;
+  config::Compiled compiled_;
+  std::uint64_t version_ = 0;
+  unsigned enrolled_ = 3;
+};
+
+TEST(KernelStates, FollowSnapshotsThatShareWhatStayed) {
+  constexpr int kSteps = 200;
+  test::MemoryFiles files;
+  Numbers numbers(files, "/ids.json", IpBlock::parse("10.79.0.0/16").value());
+  LargeWorld world;
+  KernelStates states_of_node(numbers);
+  State current, last;
+  config::SnapshotPtr acked;
+  int shared = 0, changed = 0;
+  std::size_t refusals = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    SCOPED_TRACE(step);
+    const unsigned what = world.pick(20);
+    if (what == 0) world.change_service();
+    if (what == 1) world.change_enrolment();
+    if (what > 2) world.move_workload();
+    const bool is_shared = world.compile();
+    const auto clients = world.clients();
+    const KernelInput input{*world.snapshot(), acked.get(), current, clients};
+    const State followed = states_of_node.compute(input);
+    ASSERT_NO_FATAL_FAILURE(expect_same(followed, KernelStates(numbers).compute(input)));
+    std::size_t looks = 0;
+    const auto same = [&](const auto& a, const auto& b) {
+      ++looks;
+      return a == b;
+    };
+    each_difference(last.services, followed.services, same,
+                    [](const auto*, const auto*) { return true; });
+    // Of a workload that moved: two services, each of a block; what the proxy has is new for all.
+    shared += is_shared ? 1 : 0;
+    changed += is_shared && what > 2 && looks != 0 && looks <= 2 * 64 ? 1 : 0;
+    refusals += followed.refusals.size();
+    last = followed;
+    if (world.pick(4)) current = followed;
+    if (world.pick(4) == 0) acked = world.snapshot();
+    const unsigned lost = world.pick(40);
+    if (lost == 0 || lost == 1) acked = nullptr;
+    if (lost == 1 || lost == 2) current = State();
+  }
+  EXPECT_GT(shared, kSteps * 3 / 4);
+  EXPECT_GT(changed, kSteps / 4);
+  EXPECT_GT(refusals, 1000U);
 }
 
 }  // namespace
