@@ -51,9 +51,15 @@ class NodeMisfitsTest : public NodeTest {
 TEST_F(NodeMisfitsTest, ASetIsNamedByItsPoliciesUntilItFits) {
   outcome(deny("a"));
   outcome(deny("b"));
+  outcome(object("AuthorizationPolicy", "security.istio.io/v1", "watch-b",
+                 {{"selector", {{"matchLabels", {{"app", "b"}}}}},
+                  {"action", "AUDIT"},
+                  {"rules", json::array{json::object()}}}));
   const std::string what = "does not fit into the kernel: denies all";
-  leave_out({.sets = {datapath_.state.peers.at(kServer).ingress}});
+  constexpr datapath::SetId kUnknown = 9999;  // of a state that is over
+  leave_out({.sets = {datapath_.state.peers.at(kServer).ingress, kUnknown}});
   EXPECT_EQ(row_of("deny-b"), what);
+  EXPECT_EQ(row_of("watch-b"), what) << "nothing is seen where all is denied";
   EXPECT_EQ(row_of("deny-a"), "accepted");
   EXPECT_EQ(node_->status(now_).state, "degraded");
   EXPECT_THAT(reasons(), Contains("AuthorizationPolicy default/deny-b: " + what));
@@ -99,13 +105,26 @@ TEST_F(NodeMisfitsTest, APeerIsNamedAndThePoliciesThatSelectItOrSpeakOfIt) {
   EXPECT_EQ(row_of("deny-b"), "does not fit into the kernel: denies all") << "what refuses most";
 }
 
+TEST_F(NodeMisfitsTest, APeerOfNoClassOfItsOwnIsNamedByWhatSelectsItAlone) {
+  outcome(deny("a"));
+  outcome(deny("b"));
+  ASSERT_EQ(datapath_.state.peers.at(kServer).peer, 0U) << "as a stranger";
+  leave_out({.peers = {kServer, IpAddress::v4(10, 99, 0, 1)}});
+  EXPECT_THAT(row_of("deny-b"), HasSubstr("denies these"));
+  EXPECT_EQ(row_of("deny-a"), "accepted");
+  EXPECT_THAT(reasons(), Contains(StartsWith("address 10.99.0.1: its address 10.99.0.1 does not")));
+}
+
 TEST_F(NodeMisfitsTest, ARefusalIsNamedByItsPolicy) {
   outcome(service("b"));
   acknowledge();
   outcome(deny("b"));
   ASSERT_FALSE(datapath_.state.refusals.empty());
-  leave_out({.refusals = {datapath_.state.refusals.begin()->first}});
+  const auto refusal = datapath_.state.refusals.begin()->first;
+  leave_out({.refusals = {refusal, {refusal.first, refusal.second + 1000}}});
   EXPECT_THAT(row_of("deny-b"), HasSubstr("its clients are denied all HTTP services"));
+  leave_out({.peers = {kServer}, .refusals = {refusal}});
+  EXPECT_THAT(row_of("deny-b"), HasSubstr("denies these")) << "what refuses more";
 }
 
 TEST_F(NodeMisfitsTest, AServiceIsNamedWithItsPort) {
