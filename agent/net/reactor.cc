@@ -196,9 +196,9 @@ void Reactor::look_again() {
       handles[count] = &handle;
       asked[count] = {handle.fd_, POLLIN, 0};
     }
-    if (::poll(asked.data(), count, 0) <= 0) continue;
-    for (nfds_t i = 0; i < count; ++i)
-      if ((asked[i].revents & POLLIN) != 0) set_readable(*handles[i]);
+    const int answers = ::poll(asked.data(), count, 0);
+    for (nfds_t i = 0; answers != 0 && i < count; ++i)  // it failed: who tries to read will see
+      if (answers < 0 || (asked[i].revents & POLLIN) != 0) set_readable(*handles[i]);
   }
   older_short_reads_.splice_back(short_reads_);
   if (!older_short_reads_.is_empty()) timers_.arm(look_again_, now_ + kLookAgain);

@@ -1,6 +1,8 @@
 #include "net/reactor.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <thread>
 #include <vector>
@@ -272,5 +274,29 @@ TEST_F(ReactorTest, EveryFailingOperationEndsBothSides) {
     if (faults.operations >= fail_at) {
       EXPECT_FALSE(wrote && read) << fail_at;
     }
+  }
+}
+
+// Its event has been used up: what is there is found by asking, and where that fails, by reading.
+TEST_F(ReactorTest, WhatWasDrainedByAShortReadIsLookedAtAgainAlsoWhereTheKernelRefusesToSay) {
+  for (const bool is_refused : {false, true}) {
+    int pair[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+    const mesh::UniqueFd own(pair[0]), other(pair[1]);
+    ASSERT_EQ(::send(other.get(), "x", 1, 0), 1);
+    net::IoHandle handle;
+    ASSERT_TRUE(handle.attach(reactor, own.get(), EPOLLIN));
+    reactor.run_once(0ms);
+    ASSERT_TRUE(handle.readable);
+    handle.drained_by_short_read();
+    rlimit files{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &files), 0);
+    const rlimit none{0, files.rlim_max};  // poll(2) asks for no more than that: EINVAL
+    if (is_refused) ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+    const auto give_up = net::Clock::now() + 10s;
+    while (!handle.readable && net::Clock::now() < give_up) reactor.run_once(100ms);
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &files), 0);
+    EXPECT_TRUE(handle.readable) << is_refused;
+    handle.detach(own.get());
   }
 }
