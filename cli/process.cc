@@ -1,11 +1,9 @@
 #include "process.h"
 
 #include <fcntl.h>
-#include <linux/sched.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/signalfd.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,6 +14,8 @@
 #include <iterator>
 #include <sstream>
 #include <utility>
+
+#include "base/clone.h"
 
 namespace mesh::cli {
 namespace {
@@ -28,16 +28,10 @@ Result<Child> spawn(const std::string& cgroup, unsigned long flags,
                     const std::function<int()>& body) {
   UniqueFd group(::open(cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!group) return errno_error(errno, "control group " + cgroup);
-  int pidfd = -1;
-  clone_args args{};
-  args.flags = flags | CLONE_PIDFD | CLONE_INTO_CGROUP;
-  args.pidfd = reinterpret_cast<std::uintptr_t>(&pidfd);
-  args.exit_signal = SIGCHLD;
-  args.cgroup = static_cast<std::uint64_t>(group.get());
-  long pid = ::syscall(SYS_clone3, &args, sizeof args);
-  if (pid < 0) return errno_error(errno, "cannot start a process in " + cgroup);
-  if (pid == 0) ::_exit(body());
-  return Child{static_cast<pid_t>(pid), UniqueFd(pidfd)};
+  Clone child = clone_into(group.get(), flags);
+  if (child.pid < 0) return errno_error(errno, "cannot start a process in " + cgroup);
+  if (child.pid == 0) ::_exit(body());
+  return Child{child.pid, std::move(child.pidfd)};
 }
 
 Result<SignalRelay> SignalRelay::open() {

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/sched.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
@@ -17,6 +16,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "base/clone.h"
 #include "bpf/shared.h"
 
 namespace mesh::datapath {
@@ -53,33 +53,27 @@ int connect_error(int family) {
   ::_exit(0);
 }
 
-// The pidfd of a child in this group; -1 and errno.
-int clone_into(const std::string& cgroup, int netns) {
+// The pidfd of a child in this group; none, and errno.
+UniqueFd send_into(const std::string& cgroup, int netns) {
   const UniqueFd group(::open(cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!group) return -1;
-  int pidfd = -1;
-  clone_args args{};
-  args.flags = CLONE_INTO_CGROUP | CLONE_PIDFD;
-  args.exit_signal = SIGCHLD;
-  args.pidfd = reinterpret_cast<std::uintptr_t>(&pidfd);
-  args.cgroup = static_cast<std::uint64_t>(group.get());
-  const long child = ::syscall(SYS_clone3, &args, sizeof args);
-  if (child == 0) fly(netns);
-  return child < 0 ? -1 : pidfd;
+  if (!group) return {};
+  Clone child = clone_into(group.get(), 0);
+  if (child.pid == 0) fly(netns);
+  return std::move(child.pidfd);
 }
 
 // A group whose children have controllers takes no process itself.
-int clone_below(const std::string& cgroup, int netns) {
-  const int pidfd = clone_into(cgroup, netns);
-  if (pidfd >= 0 || errno != EBUSY) return pidfd;
+UniqueFd send_below(const std::string& cgroup, int netns) {
+  UniqueFd pidfd = send_into(cgroup, netns);
+  if (pidfd || errno != EBUSY) return pidfd;
   std::error_code gone;
   for (std::filesystem::directory_iterator at(cgroup, gone), end; !gone && at != end;
        at.increment(gone)) {
     if (!at->is_directory(gone)) continue;
-    if (const int below = clone_below(at->path(), netns); below >= 0) return below;
+    if (UniqueFd below = send_below(at->path(), netns)) return below;
   }
   errno = EBUSY;
-  return -1;
+  return {};
 }
 
 Result<> outcome_of(int code) {
@@ -96,7 +90,7 @@ Result<> outcome_of(int code) {
 }  // namespace
 
 Result<Canary> Canary::send(int netns, const std::string& cgroup, Clock::time_point now) {
-  UniqueFd pidfd(clone_below(cgroup, netns));
+  UniqueFd pidfd = send_below(cgroup, netns);
   if (!pidfd) return errno_error(errno, "send a canary into " + cgroup);
   return Canary(std::move(pidfd), now);
 }

@@ -2,7 +2,6 @@
 
 #include <bpf/bpf.h>
 #include <fcntl.h>
-#include <linux/sched.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,6 +14,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "base/clone.h"
 #include "bpf/fastpath.h"
 #include "datapath/fastpath_trial.h"
 
@@ -56,16 +56,10 @@ Result<> FastPathProbe::attach(const std::string& cgroup) {
   const um_fast_config config{UM_FAST_ON, 1};
   if (::bpf_map_update_elem(copy_.config.get(), &zero, &config, BPF_ANY) != 0)
     return errno_error(errno, "write map um_fast_config");
-  int pidfd = -1;
-  clone_args args{};
-  args.flags = CLONE_INTO_CGROUP | CLONE_PIDFD | CLONE_NEWNET;
-  args.exit_signal = SIGCHLD;
-  args.pidfd = reinterpret_cast<std::uintptr_t>(&pidfd);
-  args.cgroup = static_cast<std::uint64_t>(group.get());
-  const long child = ::syscall(SYS_clone3, &args, sizeof args);
-  if (child == 0) run_child(copy_);
-  if (child < 0) return errno_error(errno, "start the self-test of the fast path");
-  pidfd_.reset(pidfd);
+  Clone child = clone_into(group.get(), CLONE_NEWNET);
+  if (child.pid == 0) run_child(copy_);
+  if (child.pid < 0) return errno_error(errno, "start the self-test of the fast path");
+  pidfd_ = std::move(child.pidfd);
   return success();
 }
 

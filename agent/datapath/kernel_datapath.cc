@@ -19,6 +19,7 @@
 
 #include "base/log.h"
 #include "bpf/shared.h"
+#include "datapath/adoption.h"
 #include "datapath/attach.h"
 #include "datapath/audit.h"
 #include "datapath/byte_order.h"
@@ -87,83 +88,6 @@ struct Maps {
   Map<um_refusal_key, std::uint32_t> refusals;
 };
 
-EnrolledWorkload adopted(WorkloadId id, const um_workload_record& record) {
-  EnrolledWorkload workload;
-  workload.id = id;
-  workload.netns_cookie = record.netns_cookie;
-  workload.cgroup = record.cgroup;
-  return workload;
-}
-
-// What a map of another layout holds; its values may be longer or shorter than ours.
-template <class Key, class Value, class Use>
-Result<> read_previous(const Object& object, const char* name, Use use) {
-  const UniqueFd fd = object.previous_map(name);
-  bpf_map_info info{};
-  std::uint32_t size = sizeof info;
-  if (!fd || ::bpf_obj_get_info_by_fd(fd.get(), &info, &size) != 0 ||
-      info.key_size != sizeof(Key) || info.value_size < sizeof(Value))
-    return Error{Errc::invalid_argument,
-                 std::string("the layout that was has no map ") + name +
-                     " that can be read: detach it with 'meshctl disable --all', then start again"};
-  std::vector<std::byte> value(info.value_size);
-  Key key{}, next{};
-  for (const void* at = nullptr; ::bpf_map_get_next_key(fd.get(), at, &next) == 0; at = &key) {
-    key = next;
-    if (::bpf_map_lookup_elem(fd.get(), &key, value.data()) != 0) continue;
-    Value found;
-    std::memcpy(&found, value.data(), sizeof found);
-    use(key, found);
-  }
-  return success();
-}
-
-void adopt_address(const um_own_key& key, std::uint32_t order, State& state) {
-  auto workload = state.workloads.find(key.workload);
-  if (workload == state.workloads.end()) return;
-  std::vector<IpAddress>& addresses = workload->second.addresses;
-  addresses.resize(std::max<std::size_t>(addresses.size(), order + 1));
-  addresses[order] = user_address(key.address);
-}
-
-// The proxied ones. Layout 2 had id and kind in um_services itself.
-Result<> adopt_previous_services(const Object& object, State& state) {
-  const auto adopt = [&state](const um_destination& address, std::uint32_t id, std::uint32_t kind) {
-    if (kind == UM_SERVICE_PROXY)
-      state.services[user_destination(address)] = {id, ServiceEntry::Kind::kProxy, {}};
-  };
-  const UniqueFd slots = object.previous_map("um_slots");
-  if (!slots) {
-    struct Service {
-      std::uint32_t id, kind;
-    };
-    return read_previous<um_destination, Service>(object, "um_services",
-                                                  [&](const auto& address, const Service& service) {
-                                                    adopt(address, service.id, service.kind);
-                                                  });
-  }
-  return read_previous<um_destination, std::uint32_t>(
-      object, "um_services", [&](const auto& address, std::uint32_t slot) {
-        um_service service{};
-        if (::bpf_map_lookup_elem(slots.get(), &slot, &service) == 0)
-          adopt(address, service.number, service.kind);
-      });
-}
-
-// What every layout says in the same words: who is enrolled, and what the proxy serves. The rest
-// follows from the configuration.
-Result<State> adopt_previous(const Object& object) {
-  State state;
-  MESH_TRY((read_previous<std::uint32_t, um_workload_record>(
-      object, "um_workload_records",
-      [&](auto id, const auto& record) { state.workloads[id] = adopted(id, record); })));
-  MESH_TRY((read_previous<um_own_key, std::uint32_t>(
-      object, "um_own_addresses",
-      [&](const auto& key, auto order) { adopt_address(key, order, state); })));
-  MESH_TRY(adopt_previous_services(object, state));
-  return state;
-}
-
 class KernelDatapath final : public Datapath {
  public:
   KernelDatapath(Object object, std::string pin_dir)
@@ -184,7 +108,7 @@ class KernelDatapath final : public Datapath {
     has_blocks_ = (config.flags & UM_CONFIG_HAS_BLOCKS) != 0;
     has_addresses_ = is_complete_ = (config.flags & UM_CONFIG_STATE_INCOMPLETE) == 0;
     MESH_TRY(maps_.read(generation()));
-    MESH_TRY(read_previous_rows());
+    MESH_TRY(previous_rows_, previous_cookies(object_));
     MESH_TRY(auto sets, object_.link_sets());
     for (const std::string& set : sets)
       if (set != kMeshLinks) link_sets_.insert(set);
@@ -597,26 +521,6 @@ class KernelDatapath final : public Datapath {
   // In the maps of the layout that was, too.
   bool has_row(std::uint64_t cookie) const {
     return maps_.policy.workloads().contains({cookie, 0, 0}) || previous_rows_.contains(cookie);
-  }
-
-  // Keys begin with the cookie in every layout.
-  Result<> read_previous_rows() {
-    const UniqueFd previous = object_.previous_map("um_workloads");
-    if (!previous) return success();
-    bpf_map_info info{};
-    std::uint32_t size = sizeof info;
-    if (::bpf_obj_get_info_by_fd(previous.get(), &info, &size) != 0 ||
-        info.key_size < sizeof(std::uint64_t))
-      return errno_error(errno, "read the workloads of the layout that was");
-    std::vector<std::byte> key(info.key_size), next(info.key_size);
-    for (const void* at = nullptr; ::bpf_map_get_next_key(previous.get(), at, next.data()) == 0;
-         at = key.data()) {
-      key = next;
-      std::uint64_t cookie = 0;
-      std::memcpy(&cookie, key.data(), sizeof cookie);
-      previous_rows_.insert(cookie);
-    }
-    return success();
   }
 
   // The row of a strict workload comes when it has all else: until then its hooks refuse.
