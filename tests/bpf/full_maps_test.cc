@@ -186,7 +186,7 @@ TEST_F(FullMapsTest, WithoutRoomToCountForAPolicyItIsAppliedAsEver) {
   EXPECT_EQ(connect_from_app(kFirst), kRefused);
   EXPECT_EQ(count("connects_denied_policy"), 1);
   EXPECT_EQ(count("policy_counts_lost"), 1);
-  for (auto& [what, decided] : state_.sets.at(3)) decided = {true, 22, 23};
+  for (auto& [what, decided] : state_.sets[3]) decided = {true, 22, 23};
   apply_all();
   EXPECT_EQ(connect_from_app(kFirst), 0);
   EXPECT_EQ(count("policy_counts_lost"), 3) << "for what allows, and for what audits";
