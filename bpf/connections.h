@@ -76,13 +76,27 @@ static __always_inline void um_record_connect(void* ctx, const struct um_connect
   if (bpf_map_update_elem(&um_connections, &cookie, &connection, BPF_ANY)) um_note_unrecorded();
 }
 
+// The policy that lets in what has just been established, as it is by now: the SYN may have come
+// before a change. Where it denies, none. Nothing is counted, as sk_lookup did that.
+static __always_inline __u32 um_let_in_by(struct bpf_sock_ops* ops, __u64 netns_cookie,
+                                          __u32 config) {
+  struct um_flow_key ends = {};
+  um_own_end(ops, &ends);
+  struct um_arrival in = {.netns_cookie = netns_cookie, .from = ends.to, .to = ends.from};
+  struct um_decision decision = {};
+  um_decide_arrival_by(config, &in, &decision);
+  return decision.action == UM_PASS ? um_last_policy(&decision) : 0;
+}
+
 static __always_inline void um_record_accept(struct bpf_sock_ops* ops) {
-  const struct um_workload* server =
-      um_find_workload(bpf_get_netns_cookie(ops), um_generation(um_config_flags()));
+  __u64 netns_cookie = bpf_get_netns_cookie(ops);
+  __u32 config = um_config_flags();
+  const struct um_workload* server = um_find_workload(netns_cookie, um_generation(config));
   if (!server) return;
   struct um_connection connection = {};
   connection.started = bpf_ktime_get_ns();
   connection.workload = server->id;
+  if (server->ingress) connection.policy = um_let_in_by(ops, netns_cookie, config);
   connection.flags = UM_CONNECTION_INBOUND | UM_CONNECTION_ESTABLISHED;
   __u64 cookie = bpf_get_socket_cookie(ops);
   long error = bpf_map_update_elem(&um_connections, &cookie, &connection, BPF_NOEXIST);

@@ -208,6 +208,110 @@ TEST_F(FlowsTest, AnArrivalThatIsDeniedIsReportedAtTheServer) {
   EXPECT_EQ(flow.reason, "arrivals_denied_policy");
 }
 
+// What let a connection in is in the server's record, whoever the client is: one that is not
+// enrolled has none of its own.
+class LetInTest : public FlowsTest {
+ protected:
+  static constexpr datapath::SetId kSet = 5;
+  static constexpr datapath::ClassId kFriend = 71;
+
+  void SetUp() override {
+    FlowsTest::SetUp();
+    if (IsSkipped()) return;
+    state_.workloads.erase(kApp);
+    state_.workloads[kServer] = workload(kServer, *server_, server_group_->path());
+    state_.workloads[kServer].addresses = {ip("10.9.0.2"), ip("10.9.0.3"), ip("fd09::2")};
+    state_.workloads[kServer].ingress = kSet;
+    verdict(kSet, 0, true, 21, 0);
+    apply_all();
+    server_group_->enter();  // whose listeners these are
+    four_ = server_->listen("0.0.0.0:8090");
+    six_ = server_->listen("[::]:8090");
+    both_ = server_->run([] {
+      UniqueFd fd(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      const RawAddress any = raw_address(at("[::]:8091"), AF_INET6);
+      if (::bind(fd.get(), any.get(), any.size) != 0 || ::listen(fd.get(), 9) != 0) fd.reset();
+      return fd;
+    });
+    elsewhere_->enter();  // a stranger, not the mesh
+    ASSERT_TRUE(both_);
+  }
+  // By what the record says; it is what was counted, once.
+  std::uint32_t let_in_by(const std::string& to, const UniqueFd& listener, const NetNs& from) {
+    auto expected = must(datapath_->counters()).allowed_by_policy;
+    UniqueFd client = from.run([&] { return UniqueFd(dial(to)); });
+    UniqueFd accepted = accept_within(listener.get());
+    EXPECT_TRUE(accepted) << to;
+    const auto counted = must(datapath_->counters()).allowed_by_policy;
+    accepted.reset();
+    client.reset();
+    const std::uint32_t policy = policy_of_record(to);
+    if (policy != 0) ++expected[policy];
+    EXPECT_EQ(counted, expected) << to;
+    return policy;
+  }
+  std::uint32_t policy_of_record(const std::string& to) {
+    const Flow flow = take(1).front();
+    EXPECT_TRUE(flow.is_inbound && flow.is_established);
+    EXPECT_EQ(flow.workload, kServer);
+    EXPECT_EQ(flow.local, at(to));
+    return flow.policy;
+  }
+
+  UniqueFd four_, six_, both_;
+};
+
+TEST_F(LetInTest, ByThePolicyOfItsPortAndClient) {
+  verdict(kSet, 8091, true, 22, 0);
+  verdict(kSet, 0, true, 23, kFriend);
+  apply_all();
+  EXPECT_EQ(let_in_by("10.9.0.2:8090", four_, *app_), 21);
+  EXPECT_EQ(let_in_by("[fd09::2]:8090", six_, *app_), 21);
+  EXPECT_EQ(let_in_by("10.9.0.3:8091", both_, *app_), 22) << "at a socket of IPv6";
+  state_.peers[ip("10.9.0.1")] = {kFriend, 0};
+  apply_all();
+  EXPECT_EQ(let_in_by("10.9.0.2:8090", four_, *app_), 23);
+  EXPECT_EQ(let_in_by("10.9.0.2:8091", both_, *app_), 23) << "at a socket of IPv6";
+  EXPECT_EQ(let_in_by("[fd09::2]:8091", both_, *app_), 22) << "another address of the client";
+}
+
+TEST_F(LetInTest, ByNoneWhereNoPolicySelectsAndOfItself) {
+  EXPECT_EQ(let_in_by("10.9.0.3:8090", four_, *server_), 0) << "by another of its addresses";
+  state_.workloads[kServer].ingress = 0;
+  apply_all();
+  EXPECT_EQ(let_in_by("10.9.0.2:8090", four_, *app_), 0);
+}
+
+TEST_F(LetInTest, TheGatewayIsKnownFromItsHost) {
+  state_.workloads[1] = workload(1, *app_, "");
+  has_set("10.9.0.2", kSet);
+  verdict(kSet, 0, true, 24);
+  apply_all();
+  mesh_group_->enter();
+  EXPECT_EQ(connect_from_mesh("10.9.0.2:8090"), 0);
+  EXPECT_TRUE(accept_within(four_.get()));
+  EXPECT_EQ(policy_of_record("10.9.0.2:8090"), 24);
+  elsewhere_->enter();
+  EXPECT_EQ(let_in_by("10.9.0.2:8090", four_, *app_), 21);
+}
+
+// The policy changes between the SYN and the end of the handshake.
+TEST_F(LetInTest, NoDenialStandsForWhatLetItIn) {
+  const int seconds = 60;
+  ::setsockopt(four_.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
+  for (const bool allowed : {false, true}) {
+    verdict(kSet, 0, true, 21, 0);
+    apply_all();
+    const UniqueFd client = app_->run([] { return UniqueFd(dial("10.9.0.2:8090")); });
+    verdict(kSet, 0, allowed, 25, 0);
+    apply_all();
+    ASSERT_TRUE(write_all(client.get(), 1));
+    EXPECT_TRUE(accept_within(four_.get()));
+    EXPECT_EQ(policy_of_record("10.9.0.2:8090"), allowed ? 25 : 0);
+  }
+  EXPECT_EQ(count("arrivals_denied_policy"), 0);
+}
+
 TEST_F(FlowsTest, WhatIsOpenIsListedWithWhatItSentSoFar) {
   Child client(&*app_group_, &*app_, [&] {
     const UniqueFd fd(dial(kService));

@@ -44,6 +44,29 @@ spec:
   action: DENY
   rules: [{from: [{source: {serviceAccounts: [client]}}]}]
 """
+# The host itself comes by no NetworkPolicy: a workload's node always may.
+ALLOW_ADDRESSES = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: anybody}
+spec:
+  selector: {matchLabels: {app: db}}
+  action: ALLOW
+  rules:
+    - from: [{source: {serviceAccounts: [nobody]}}]
+    - from: [{source: {ipBlocks: [0.0.0.0/0]}}]
+"""
+ALLOW_PODS = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: colleagues}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Ingress]
+  ingress:
+    - from: [{podSelector: {matchLabels: {app: nobody}}}]
+    - from: [{podSelector: {matchLabels: {app: client}}}]
+"""
 
 # Connects again and again: when each began and was over (CLOCK_MONOTONIC is the whole machine's), and how it went.
 CONNECTS = """
@@ -183,8 +206,8 @@ class Connections(unittest.TestCase):
         self.addCleanup(mesh.meshctl, "delete", "authorizationpolicy", "friends")
         self.start_client("refused")
         done = self.talk("client", 1, 1, client="refused")
-        self.assertEqual(self.ends(done)[0].verdict,
-                         "rbac_access_allowed_matched_policy[AuthorizationPolicy_default/friends[1]]")
+        for line in self.ends(done):
+            self.assertEqual(line.verdict, "rbac_access_allowed_matched_policy[AuthorizationPolicy_default/friends[1]]")
         mesh.eventually("it is counted", lambda: sums("source", "refused") == [1, 1, 1, done["sent"]], 30)
         apply(DENY)
         self.addCleanup(mesh.meshctl, "delete", "authorizationpolicy", "strangers")
@@ -196,6 +219,24 @@ class Connections(unittest.TestCase):
         mesh.eventually("it is counted by its policy",
                         lambda: mesh.denials("strangers").get(("AuthorizationPolicy default/strangers", 0)))
         self.assertEqual(sums("source", "refused"), [1, 1, 1, done["sent"]])  # it was none
+
+    def test_a_network_policy_that_allowed_it_is_told_by_both_ends(self):
+        apply(ALLOW_PODS)
+        self.addCleanup(mesh.meshctl, "delete", "networkpolicy", "colleagues")
+        for line in self.ends(self.talk("client", 1, 1)):
+            self.assertEqual(line.verdict, "rbac_access_allowed_matched_policy[NetworkPolicy_default/colleagues[1]]")
+
+    def test_a_stranger_that_is_allowed_is_told_by_the_server(self):
+        apply(ALLOW_ADDRESSES)
+        self.addCleanup(mesh.meshctl, "delete", "authorizationpolicy", "anybody")
+        with socket.create_connection((self.server, 9000), timeout=30) as stranger:  # of the host
+            stranger.sendall(json.dumps({"send": 0, "receive": 0, "end": "client"}).encode() + b"\n")
+            client = "%s:%s" % stranger.getsockname()
+            row, = (row for row in mesh.meshctl_json("bpf", "flows")["rows"] if row["peer"] == client)
+            self.assertEqual((row["policy"], row["rule"]), ("AuthorizationPolicy default/anybody", 1))
+        line, = self.lines(lambda line: line.client == client, 1)
+        self.assertEqual((line.verdict, line.cluster),
+                         ("rbac_access_allowed_matched_policy[AuthorizationPolicy_default/anybody[1]]", "inbound|9000||"))
 
     def test_a_change_of_policy_holds_from_its_acknowledgement_on(self):
         self.start_client("flipped")
