@@ -56,14 +56,6 @@ static __always_inline void um_report_denial(const struct um_decision* decision,
   bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }
 
-// Counters begin anew with each layout; that it ever happened outlives them.
-static __always_inline void um_note_unrecorded(void) {
-  __u32 zero = 0;
-  __u32* flag = bpf_map_lookup_elem(&um_unrecorded, &zero);
-  if (flag) *flag = 1;
-  um_count(UM_CONNECTIONS_UNRECORDED);
-}
-
 // A connect that goes to where it asked, or to a backend.
 static __always_inline void um_record_connect(void* ctx, const struct um_connect* in,
                                               const struct um_decision* decision) {
@@ -73,7 +65,8 @@ static __always_inline void um_record_connect(void* ctx, const struct um_connect
   connection.workload = decision->workload;
   connection.policy = um_last_policy(decision);
   __u64 cookie = bpf_get_socket_cookie(ctx);
-  if (bpf_map_update_elem(&um_connections, &cookie, &connection, BPF_ANY)) um_note_unrecorded();
+  if (bpf_map_update_elem(&um_connections, &cookie, &connection, BPF_ANY))
+    um_count(UM_CONNECTIONS_UNRECORDED);
 }
 
 // The policy that lets in what has just been established, as it is by now: the SYN may have come
@@ -101,7 +94,7 @@ static __always_inline void um_record_accept(struct bpf_sock_ops* ops) {
   __u64 cookie = bpf_get_socket_cookie(ops);
   long error = bpf_map_update_elem(&um_connections, &cookie, &connection, BPF_NOEXIST);
   // Both ends connected at once: this one is the client that it was.
-  if (error && error != -EEXIST) um_note_unrecorded();
+  if (error && error != -EEXIST) um_count(UM_CONNECTIONS_UNRECORDED);
 }
 
 // A FIN is counted as a byte, at either end, and so is a SYN that we sent.

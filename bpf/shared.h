@@ -24,7 +24,6 @@
   X(um_fast_sockets)       \
   X(um_mesh_sockets)       \
   X(um_connections)        \
-  X(um_unrecorded)         \
   X(um_records)            \
   X(um_clients)            \
   X(um_resolvers)          \
@@ -292,7 +291,6 @@ struct um_connection {
   __u32 flags;                    // um_connection_flags
 };
 UM_ASSERT(sizeof(struct um_connection) == 48);
-// um_unrecorded: one entry (__u32), 1 once um_connections had no room for somebody.
 
 enum um_event_kind {
   UM_EVENT_CLOSED = 1,

@@ -9,11 +9,13 @@ namespace mesh::datapath {
 namespace {
 
 Result<> end_unseen(SocketWork& work, const EnrolledWorkload& workload) {
-  const auto is_elsewhere = [&](const Connection& connection) {
-    return std::ranges::find(workload.addresses, connection.remote.ip) == workload.addresses.end();
+  const auto fate_of = [&](const Connection& connection) {
+    const bool is_own =
+        std::ranges::find(workload.addresses, connection.remote.ip) != workload.addresses.end();
+    return is_own ? Fate::kStays : Fate::kEnds;
   };
   for (const Transport transport : {Transport::kTcp, Transport::kUdp}) {
-    const Ended ended = end_connections(work, workload.netns, transport, is_elsewhere);
+    const Ended ended = end_connections(work, workload.netns, transport, fate_of);
     if (ended.failure) return *ended.failure;
   }
   return success();

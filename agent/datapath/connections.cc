@@ -14,7 +14,7 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
-#include <set>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,11 +27,13 @@ namespace mesh::datapath {
 namespace {
 
 constexpr std::uint32_t state_bit(int state) { return 1U << state; }
-// Not TIME_WAIT: it carries nothing any more.
-constexpr std::uint32_t kTcpStates =
-    state_bit(BPF_TCP_ESTABLISHED) | state_bit(BPF_TCP_SYN_SENT) | state_bit(BPF_TCP_SYN_RECV) |
-    state_bit(BPF_TCP_FIN_WAIT1) | state_bit(BPF_TCP_FIN_WAIT2) | state_bit(BPF_TCP_CLOSE_WAIT) |
-    state_bit(BPF_TCP_LAST_ACK) | state_bit(BPF_TCP_CLOSING) | state_bit(BPF_TCP_LISTEN);
+// Neither who listens nor TIME_WAIT, which carries nothing any more.
+constexpr std::uint32_t kTcpStates = state_bit(BPF_TCP_ESTABLISHED) | state_bit(BPF_TCP_SYN_SENT) |
+                                     state_bit(BPF_TCP_SYN_RECV) | state_bit(BPF_TCP_FIN_WAIT1) |
+                                     state_bit(BPF_TCP_FIN_WAIT2) | state_bit(BPF_TCP_CLOSE_WAIT) |
+                                     state_bit(BPF_TCP_LAST_ACK) | state_bit(BPF_TCP_CLOSING);
+// inet_diag_msg.idiag_timer of what is in TIME_WAIT, which may say FIN_WAIT2 of itself.
+constexpr std::uint8_t kTimeWaitTimer = 3;
 
 // Asks for what a map of socket storage holds of each socket, if its length says so.
 struct Request {
@@ -103,14 +105,20 @@ void add_fast(const rtattr* value, TcpCounts& counts) {
   counts.received += fast.received_bytes;
 }
 
+std::optional<tcp_info> info_in(const char* first, std::size_t size) {
+  const rtattr* at = attribute(first, size, INET_DIAG_INFO);
+  if (!at) return std::nullopt;
+  tcp_info info{};  // the kernel's may be longer or shorter
+  std::memcpy(&info, RTA_DATA(at), std::min<std::size_t>(RTA_PAYLOAD(at), sizeof info));
+  return info;
+}
+
 // A FIN of the other end is counted as a byte.
 TcpCounts counts_of(const inet_diag_msg& message, const char* first, std::size_t size) {
   TcpCounts counts;
-  if (const rtattr* at = attribute(first, size, INET_DIAG_INFO)) {
-    tcp_info info{};  // the kernel's may be longer or shorter
-    std::memcpy(&info, RTA_DATA(at), std::min<std::size_t>(RTA_PAYLOAD(at), sizeof info));
-    counts = {info.tcpi_bytes_sent - info.tcpi_bytes_retrans, info.tcpi_bytes_received,
-              info.tcpi_total_retrans};
+  if (const auto info = info_in(first, size)) {
+    counts = {info->tcpi_bytes_sent - info->tcpi_bytes_retrans, info->tcpi_bytes_received,
+              info->tcpi_total_retrans};
     const auto state = message.idiag_state;
     const bool has_ended =
         state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSING;
@@ -120,12 +128,21 @@ TcpCounts counts_of(const inet_diag_msg& message, const char* first, std::size_t
   return counts;
 }
 
-Found found_in(nlmsghdr* header, const Question& asked) {
-  const auto& message = *static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
-  const char* first = static_cast<const char*>(NLMSG_DATA(header)) + NLMSG_ALIGN(sizeof message);
-  const std::size_t size = header->nlmsg_len - NLMSG_LENGTH(sizeof message);
-  return {message.idiag_family, message.idiag_state, message.id, first_word(stored(first, size)),
-          asked.counts ? counts_of(message, first, size) : TcpCounts{}};
+// A message of the answer, and its attributes.
+struct Message {
+  explicit Message(nlmsghdr* header)
+      : body(*static_cast<const inet_diag_msg*>(NLMSG_DATA(header))),
+        first(static_cast<const char*>(NLMSG_DATA(header)) + NLMSG_ALIGN(sizeof body)),
+        size(header->nlmsg_len - NLMSG_LENGTH(sizeof body)) {}
+  const inet_diag_msg& body;
+  const char* first;
+  std::size_t size;
+};
+
+Found found_in(const Message& message, const Question& asked) {
+  const auto& [body, first, size] = message;
+  return {body.idiag_family, body.idiag_state, body.id, first_word(stored(first, size)),
+          asked.counts ? counts_of(body, first, size) : TcpCounts{}};
 }
 
 // Calls `see` with each message of the answer, which an error or its end ends.
@@ -156,7 +173,10 @@ int list(int fd, int family, Transport transport, std::uint32_t states, const Qu
   if (asked.counts) body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
   const int error = send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body, asked.storage);
   if (error != 0) return error;
-  return read_answer(fd, [&](nlmsghdr* message) { found.push_back(found_in(message, asked)); });
+  return read_answer(fd, [&](nlmsghdr* header) {
+    const Message message(header);
+    if (message.body.idiag_timer != kTimeWaitTimer) found.push_back(found_in(message, asked));
+  });
 }
 
 SocketAddress address_of(std::uint8_t family, const std::uint32_t* words, std::uint16_t port) {
@@ -170,21 +190,73 @@ SocketAddress address_of(std::uint8_t family, const std::uint32_t* words, std::u
   return {user_address(address), network_order(port)};
 }
 
-// ENOENT: it ended by itself meanwhile.
-int end(int fd, Transport transport, const Found& found) {
+inet_diag_req_v2 request_for(const Found& found, Transport transport) {
   inet_diag_req_v2 body{};
   body.sdiag_family = found.family;
   body.sdiag_protocol = static_cast<std::uint8_t>(transport);
   body.idiag_states = state_bit(found.state);
   body.id = found.id;
-  const int error = send_request(fd, SOCK_DESTROY, NLM_F_ACK, body);
+  return body;
+}
+
+// ENOENT: it ended by itself meanwhile.
+int end(int fd, Transport transport, const Found& found) {
+  const int error = send_request(fd, SOCK_DESTROY, NLM_F_ACK, request_for(found, transport));
   return error != 0 ? error : read_answer(fd, [](nlmsghdr*) {});
 }
 
-struct All {
-  std::vector<Found> found;
-  std::set<SocketAddress> listening;
+// What one message tells of a TCP connection's own direction, in the order in which the kernel
+// reads it: all but the first three under the socket's lock.
+struct Sequence {
+  std::uint8_t state = 0;
+  std::uint32_t not_acked = 0;  // of what was written, sent or not; so with the next
+  std::uint8_t state_then = 0;
+  std::uint32_t not_sent = 0;
+  std::uint64_t acked = 0, sent = 0, sent_again = 0;
+  bool operator==(const Sequence&) const = default;
 };
+
+std::optional<Sequence> sequence_of(int fd, const Found& found) {
+  inet_diag_req_v2 body = request_for(found, Transport::kTcp);
+  body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
+  if (send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_ACK, body) != 0) return std::nullopt;
+  std::optional<Sequence> sequence;
+  const int error = read_answer(fd, [&](nlmsghdr* header) {
+    const Message message(header);
+    if (const auto info = info_in(message.first, message.size))
+      sequence = {message.body.idiag_state, message.body.idiag_wqueue, info->tcpi_state,
+                  info->tcpi_notsent_bytes, info->tcpi_bytes_acked,    info->tcpi_bytes_sent,
+                  info->tcpi_bytes_retrans};
+  });
+  return error == 0 ? sequence : std::nullopt;
+}
+
+// How far the sequence numbers went, but for data and FIN: by the SYN, if it was ours. (The number
+// of a SYN that answers one is none of these counts.)
+std::uint64_t syns_in(const Sequence& sequence) {
+  const auto state = sequence.state;
+  const bool has_fin = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2 ||
+                       state == BPF_TCP_CLOSING || state == BPF_TCP_LAST_ACK;
+  const std::uint64_t fin = has_fin && sequence.not_sent == 0 ? 1 : 0;
+  return sequence.acked + sequence.not_acked - sequence.not_sent -
+         (sequence.sent - sequence.sent_again) - fin;
+}
+
+// The message that repeats the one before it tells of one moment. Who sends without pause has such
+// moments, too: between two of its segments. A process can make this too small (what leaves with an
+// error is counted as sent, and again when it leaves), so nothing but 1 says anything
+// (docs/decisions/0007).
+bool has_surely_connected(int fd, const Found& found) {
+  constexpr int kTries = 64;
+  std::optional<Sequence> last;
+  for (int i = 0; i < kTries; ++i) {
+    const auto now = sequence_of(fd, found);
+    if (!now) return false;
+    if (now == last && now->state == now->state_then) return syns_in(*now) == 1;
+    last = now;
+  }
+  return false;
+}
 
 // Beside the sockets' cookies, which count from 1. Only who counts waits for locks.
 constexpr std::uint64_t kListing = 0, kCounting = ~std::uint64_t{0};
@@ -194,7 +266,8 @@ Error failure_of(int error, const char* what) {
   return errno_error(error, what);
 }
 
-Result<All> list_all(SocketWork& work, int netns, Transport transport, const Question& asked) {
+Result<std::vector<Found>> list_all(SocketWork& work, int netns, Transport transport,
+                                    const Question& asked) {
   auto found = std::make_shared<std::vector<Found>>();
   const auto list_both = [=](int diag, std::size_t) {
     const auto states = transport == Transport::kTcp ? kTcpStates : state_bit(BPF_TCP_ESTABLISHED);
@@ -205,33 +278,17 @@ Result<All> list_all(SocketWork& work, int netns, Transport transport, const Que
           work.run(netns, {asked.counts ? kCounting : kListing}, asked.storage, list_both)[0];
       error != 0)
     return failure_of(error, "look at the connections of a network namespace");
-  All all{std::move(*found), {}};
-  for (const Found& one : all.found)
-    if (one.state == BPF_TCP_LISTEN)
-      all.listening.insert(address_of(one.family, one.id.idiag_src, one.id.idiag_sport));
-  std::erase_if(all.found, [](const Found& one) { return one.state == BPF_TCP_LISTEN; });
-  return all;
-}
-
-// At the address itself, or at all of them (one of IPv6 hears IPv4, too).
-bool is_listening(const All& all, const SocketAddress& at) {
-  const IpAddress any4 = IpAddress::v4(0, 0, 0, 0), any6;
-  return all.listening.contains(at) || all.listening.contains({any6, at.port}) ||
-         (at.ip.is_v4() && all.listening.contains({any4, at.port}));
+  return std::move(*found);
 }
 
 std::uint64_t cookie_of(const Found& found) {
   return std::uint64_t{found.id.idiag_cookie[1]} << 32U | found.id.idiag_cookie[0];
 }
 
-Connection connection_of(const Found& found, const All& all) {
-  const SocketAddress local = address_of(found.family, found.id.idiag_src, found.id.idiag_sport);
-  return {local,
-          address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
-          is_listening(all, local),
-          cookie_of(found),
-          found.state,
-          found.stored};
+Connection connection_of(const Found& found) {
+  return {address_of(found.family, found.id.idiag_src, found.id.idiag_sport),
+          address_of(found.family, found.id.idiag_dst, found.id.idiag_dport), cookie_of(found),
+          found.state, found.stored};
 }
 
 }  // namespace
@@ -244,24 +301,27 @@ void load_diag_modules() {
 }
 
 Ended end_connections(SocketWork& work, int netns, Transport transport,
-                      const std::function<bool(const Connection&)>& is_forbidden,
-                      int mesh_sockets) {
+                      const std::function<Fate(const Connection&)>& fate_of, int mesh_sockets) {
   Ended out;
   auto all = list_all(work, netns, transport, {mesh_sockets, false});
   if (!all) {
     out.failure = all.error();
     return out;
   }
-  auto forbidden = std::make_shared<std::vector<Found>>();
+  auto forbidden = std::make_shared<std::vector<std::pair<Found, Fate>>>();
   std::vector<std::uint64_t> cookies;
-  for (const Found& found : all.value().found) {
-    const Connection connection = connection_of(found, all.value());
-    if (connection.remote.ip.is_loopback() || !is_forbidden(connection)) continue;
-    forbidden->push_back(found);
+  for (const Found& found : all.value()) {
+    const Connection connection = connection_of(found);
+    if (connection.remote.ip.is_loopback()) continue;
+    const Fate fate = fate_of(connection);
+    if (fate == Fate::kStays) continue;
+    forbidden->emplace_back(found, fate);
     cookies.push_back(connection.cookie);
   }
   const auto outcomes = work.run(netns, cookies, -1, [=](int diag, std::size_t i) {
-    return end(diag, transport, (*forbidden)[i]);
+    const auto& [found, fate] = (*forbidden)[i];
+    const bool stays = fate == Fate::kEndsUnlessItConnected && has_surely_connected(diag, found);
+    return stays ? ENOENT : end(diag, transport, found);
   });
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
     if (outcomes[i] == 0) out.ended.push_back(cookies[i]);
@@ -276,7 +336,7 @@ Result<> for_each_connection(SocketWork& work, int netns, int fast_sockets,
                              const std::function<void(const Connection&, const TcpCounts&)>& see) {
   MESH_TRY(const auto all,
            list_all(work, netns, Transport::kTcp, {fast_sockets, fast_sockets >= 0}));
-  for (const Found& found : all.found) see(connection_of(found, all), found.counts);
+  for (const Found& found : all) see(connection_of(found), found.counts);
   return success();
 }
 

@@ -23,7 +23,6 @@ void load_diag_modules();
 
 struct Connection {
   SocketAddress local, remote;
-  bool is_to_listener = false;  // TCP: somebody listens at the local address and port now
   std::uint64_t cookie = 0;
   std::uint8_t state = 0;  // TCP's
   std::uint32_t mesh = 0;  // um_mesh_socket, where that was asked for; 0: it is not the mesh's own
@@ -35,18 +34,24 @@ struct TcpCounts {
   std::uint32_t retransmits = 0;
 };
 
+// What is to become of a connection.
+enum class Fate : std::uint8_t {
+  kStays,
+  kEnds,
+  kEndsUnlessItConnected,  // TCP: it stays if, by the kernel's counts, this end surely sent the SYN
+};
+
 struct [[nodiscard]] Ended {
   std::vector<std::uint64_t> ended;  // by cookie
   std::size_t not_ended = 0;         // although they should have been
   std::optional<Error> failure;      // the first one: of those, or of looking at all
 };
-// Resets every connection (also one that is just being made) of which `is_forbidden` says so.
+// Resets every connection (also one that is just being made) of which `fate_of` says so.
 // Either end of a TCP connection gets a reset, a connected UDP socket an error, and it is connected
 // no more. Loopback connections are not asked about. `mesh_sockets`: -1, or the map
 // um_mesh_sockets, which says whose a socket is.
 Ended end_connections(SocketWork& work, int netns, Transport transport,
-                      const std::function<bool(const Connection&)>& is_forbidden,
-                      int mesh_sockets = -1);
+                      const std::function<Fate(const Connection&)>& fate_of, int mesh_sockets = -1);
 
 // Shows every TCP connection, also one that is just being made, loopback among them.
 // `fast_sockets`: the map um_fast_sockets.

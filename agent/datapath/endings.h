@@ -28,7 +28,7 @@ class Endings {
   void add_to(Counters& counters) const;
 
  private:
-  using IsOver = std::function<bool(const EnrolledWorkload&, Transport, const Connection&)>;
+  using FateOf = std::function<Fate(const EnrolledWorkload&, Transport, const Connection&)>;
   // Which, why (a counter's name, and the reason of flows), and how many so far.
   struct Kind {
     const char* counter;
@@ -36,10 +36,10 @@ class Endings {
   };
 
   std::optional<Error> end_where(const State& state, std::initializer_list<Transport> transports,
-                                 Kind& kind, const IsOver& is_over);
-  std::optional<Error> end_of_the_gateway(const State& state, const IsOver& is_over);
+                                 Kind& kind, const FateOf& fate_of);
+  std::optional<Error> end_of_the_gateway(const State& state, const FateOf& fate_of);
   std::optional<Error> end_in(int netns, Transport transport, Kind& kind,
-                              const std::function<bool(const Connection&)>& is_over);
+                              const std::function<Fate(const Connection&)>& fate_of);
 
   const Object& object_;
   SocketWork& work_;

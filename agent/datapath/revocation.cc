@@ -24,21 +24,24 @@ bool is_believed(const um_udp_flow& flow) {
   return flow.connected != 0 || now < flow.used || now - flow.used < UM_UDP_LASTS_NS;
 }
 
-// By Linux, unless a namespace says otherwise (ip_local_port_range): whoever can set that cannot
-// make servers of its ports clients.
-bool is_given_to_clients(std::uint16_t port) { return port >= 32768 && port <= 60999; }
-
 }  // namespace
 
-bool Revocation::is_forbidden(const EnrolledWorkload& workload, Transport transport,
-                              const Connection& connection) const {
+// What nobody wrote down may be either end, so both ways must be allowed. But else an enrolment, or
+// any change of policy, would end what a workload has open to its database, as no ingress policy
+// names that: so who surely connected is no server, but in a strict workload, whose older
+// connections were ended: what has no record there is a stranger's.
+Fate Revocation::fate_of(const EnrolledWorkload& workload, Transport transport,
+                         const Connection& connection) const {
   const IpAddress& other = connection.remote.ip;
-  if (std::ranges::find(workload.addresses, other) != workload.addresses.end()) return false;
+  if (std::ranges::find(workload.addresses, other) != workload.addresses.end()) return Fate::kStays;
   const Direction direction = direction_of(workload, transport, connection);
-  if (direction != Direction::kOutbound &&
-      is_denied(workload.ingress, class_of_client(connection), transport, connection.local.port))
-    return true;
-  return direction != Direction::kInbound && is_denied_outbound(workload, transport, connection);
+  if (direction != Direction::kInbound && is_denied_outbound(workload, transport, connection))
+    return Fate::kEnds;
+  if (direction == Direction::kOutbound ||
+      !is_denied(workload.ingress, class_of_client(connection), transport, connection.local.port))
+    return Fate::kStays;
+  return direction == Direction::kUnknown && !workload.strict ? Fate::kEndsUnlessItConnected
+                                                              : Fate::kEnds;
 }
 
 bool Revocation::is_denied_outbound(const EnrolledWorkload& workload, Transport transport,
@@ -71,13 +74,8 @@ bool Revocation::is_removed(const Connection& connection) const {
 }
 
 // TCP: what the programs wrote down as it was made; of the mesh's own sockets, in their storage.
-// What is older than the enrolment, of another cgroup, or found the map full has no record, and may
-// be either end. That somebody listens at its port a client can arrange, so it proves nothing; but
-// where nobody does, and the port is one that the kernel gives to who connects, it is taken for one
-// that asked. Else an enrolment, or any change of policy, would end what a workload has open to its
-// database, as no ingress policy names that. A server is taken for a client so only at such a port
-// where it listens no more (docs/security.md). Not in a strict workload, whose older connections
-// were ended: what has no record there is a stranger's.
+// Nothing is written down of what is older than the enrolment, of another cgroup, or found the map
+// full.
 // UDP: a socket that connected to who had asked it. Without a record it is taken for one that
 // asked: then its own way must be allowed.
 Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
@@ -88,10 +86,7 @@ Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
       return (record->flags & UM_CONNECTION_INBOUND) != 0 ? Direction::kInbound
                                                           : Direction::kOutbound;
     if (connection.mesh == UM_MESH_ACCEPTED) return Direction::kInbound;
-    if (connection.mesh != 0) return Direction::kOutbound;
-    const bool may_be_inbound = workload.strict || has_unrecorded_ || connection.is_to_listener ||
-                                !is_given_to_clients(connection.local.port);
-    return may_be_inbound ? Direction::kUnknown : Direction::kOutbound;
+    return connection.mesh != 0 ? Direction::kOutbound : Direction::kUnknown;
   }
   const um_udp_flow_key key{workload.id, network_order(connection.local.port), 0,
                             kernel_destination(connection.remote, UM_UDP)};

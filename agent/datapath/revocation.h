@@ -13,17 +13,16 @@ namespace mesh::datapath {
 
 class Revocation {
  public:
-  // has_unrecorded: um_connections was ever full, so who has no record may be anybody.
-  Revocation(const Object& object, const Flows& flows, const State& state, bool has_unrecorded)
-      : object_(object), flows_(flows), state_(state), has_unrecorded_(has_unrecorded) {}
+  Revocation(const Object& object, const Flows& flows, const State& state)
+      : object_(object), flows_(flows), state_(state) {}
 
-  bool is_forbidden(const EnrolledWorkload& workload, Transport transport,
-                    const Connection& connection) const;
+  Fate fate_of(const EnrolledWorkload& workload, Transport transport,
+               const Connection& connection) const;
   // It went through a service with resets_on_removal that has no such endpoint (any more).
   bool is_removed(const Connection& connection) const;
 
  private:
-  // kUnknown: both ways must be allowed.
+  // kUnknown: nobody wrote it down.
   enum class Direction : std::uint8_t { kInbound, kOutbound, kUnknown };
   Direction direction_of(const EnrolledWorkload& workload, Transport transport,
                          const Connection& connection) const;
@@ -36,7 +35,6 @@ class Revocation {
   const Object& object_;
   const Flows& flows_;
   const State& state_;
-  const bool has_unrecorded_;
 };
 
 }  // namespace mesh::datapath

@@ -1,5 +1,8 @@
 // The server's end, live: whoever connects, the program in its namespace judges.
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <linux/bpf.h>  // BPF_TCP_*
+#include <linux/tcp.h>
 #include <poll.h>
 
 #include <atomic>
@@ -8,6 +11,7 @@
 #include "tests/support/accepts_once.h"
 #include "tests/support/datagrams.h"
 #include "tests/support/datapath_fixture.h"
+#include "tests/support/eventually.h"
 
 namespace mesh::test {
 namespace {
@@ -372,6 +376,201 @@ TEST_F(UnrecordedTest, WhoAcceptedInAnotherGroupAndListensNoMoreIsAServer) {
   EXPECT_EQ(client.error(30'000), ECONNRESET);
   EXPECT_EQ(count("connections_ended_by_policy"), 1);
   EXPECT_EQ(of_database.error(0), 0);
+}
+
+// Connections that the workload has, of which nobody wrote anything down: one that it made, one
+// that it accepted, at a port that the kernel gives to clients, where it listens no more.
+class UnrecordedPairTest : public UnrecordedTest {
+ protected:
+  void have(const std::string& database, const std::string& server, const char* from = nullptr) {
+    apply_all();
+    elsewhere_->enter();
+    {
+      const UniqueFd listener = app_->listen(database);
+      made_ = server_->run([&] { return connected(database, from); });
+      others_[0] = accept_within(listener.get());
+    }
+    {
+      const UniqueFd listener = server_->listen(server);
+      others_[1] = app_->run([&] { return connected(server, nullptr); });
+      accepted_ = accept_within(listener.get());
+    }
+    for (const UniqueFd* fd : all()) {
+      ASSERT_TRUE(*fd);
+      ASSERT_EQ(::fcntl(fd->get(), F_SETFL, O_NONBLOCK), 0);
+    }
+    ASSERT_EQ(entries_of("um_connections"), 0);
+  }
+  std::vector<const UniqueFd*> own() const { return {&made_, &accepted_}; }
+  std::vector<const UniqueFd*> all() const {
+    return {&made_, &accepted_, &others_[0], &others_[1]};
+  }
+  static tcp_info info_of(const UniqueFd& fd) {
+    tcp_info info{};
+    socklen_t size = sizeof info;
+    if (::getsockopt(fd.get(), IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
+      fixture_failed("TCP_INFO");
+    return info;
+  }
+  // As much as there is room for, as nobody reads.
+  static void fill(const UniqueFd& fd) {
+    const std::string some(65536, 'x');
+    const auto is_full = [&] {
+      while (::send(fd.get(), some.data(), some.size(), MSG_NOSIGNAL) > 0) continue;
+      return info_of(fd).tcpi_notsent_bytes != 0;
+    };
+    ASSERT_TRUE(eventually(is_full));
+  }
+  void what_is_sent_is_lost() const {
+    server_->command("ip neigh replace 10.9.0.1 dev veth0 nud permanent lladdr 02:00:00:00:00:99");
+  }
+  static bool has_ended(const UniqueFd& fd) {
+    pollfd end{fd.get(), 0, 0};
+    return ::poll(&end, 1, 0) == 1 && (end.revents & POLLERR) != 0;
+  }
+  void expect_that_only_what_came_ends() {
+    from_now_on_nobody_may_come();
+    EXPECT_TRUE(has_ended(accepted_));
+    EXPECT_FALSE(has_ended(made_));
+    EXPECT_EQ(count("connections_ended_by_policy"), 1);
+  }
+
+  UniqueFd made_, accepted_, others_[2];
+
+ private:
+  static UniqueFd connected(const std::string& to, const char* from) {
+    UniqueFd fd = from ? bound(from) : tcp_socket_for(to);
+    if (connect_socket(fd.get(), to) != 0) fixture_failed("connect to " + to);
+    return fd;
+  }
+};
+
+TEST_F(UnrecordedPairTest, WhoConnectedIsNoServer) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, WhoConnectedIsNoServerByIpv6) {
+  have("[fd09::1]:5432", "[fd09::2]:40010");
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, WhoConnectedFromAServersPortIsNoServer) {
+  have("10.9.0.1:5432", "10.9.0.2:40010", "10.9.0.2:8070");
+  const UniqueFd listener = server_->listen("10.9.0.3:8070");
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, WhoStillConnectsIsNoServer) {
+  server_->command("ip neigh replace 10.9.0.99 dev veth0 nud permanent lladdr 02:00:00:00:00:99");
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  const UniqueFd connects = server_->run([] {
+    UniqueFd fd = tcp_socket_for("10.9.0.99:1");
+    ::fcntl(fd.get(), F_SETFL, O_NONBLOCK);
+    return connect_socket(fd.get(), "10.9.0.99:1") == EINPROGRESS ? std::move(fd) : UniqueFd();
+  });
+  ASSERT_TRUE(connects);
+  expect_that_only_what_came_ends();
+  EXPECT_FALSE(has_ended(connects));
+}
+
+TEST_F(UnrecordedPairTest, AlsoWithDataThatNobodyReads) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  for (const UniqueFd* fd : all()) fill(*fd);
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, AlsoWithAFinThatWaitsBehindData) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  for (const UniqueFd* fd : all()) fill(*fd);
+  for (const UniqueFd* fd : all()) ASSERT_EQ(::shutdown(fd->get(), SHUT_WR), 0);
+  for (const UniqueFd* fd : own()) ASSERT_EQ(info_of(*fd).tcpi_state, BPF_TCP_FIN_WAIT1);
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, AlsoHalfClosed) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  for (const UniqueFd* fd : own()) {
+    ASSERT_EQ(::send(fd->get(), "x", 1, MSG_NOSIGNAL), 1);
+    ASSERT_EQ(::shutdown(fd->get(), SHUT_WR), 0);
+    ASSERT_TRUE(eventually([&] { return info_of(*fd).tcpi_state == BPF_TCP_FIN_WAIT2; }));
+  }
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, AlsoHalfClosedByTheOther) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  for (const UniqueFd& fd : others_) ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
+  for (const UniqueFd* fd : own()) {
+    ASSERT_TRUE(eventually([&] { return info_of(*fd).tcpi_state == BPF_TCP_CLOSE_WAIT; }));
+    ASSERT_EQ(::send(fd->get(), "x", 1, MSG_NOSIGNAL), 1);
+  }
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, AlsoWhatIsSentAgainAndAgain) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  for (const UniqueFd& fd : others_) ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
+  for (const UniqueFd* fd : own())
+    ASSERT_TRUE(eventually([&] { return info_of(*fd).tcpi_state == BPF_TCP_CLOSE_WAIT; }));
+  what_is_sent_is_lost();
+  for (const UniqueFd* fd : own()) {
+    ASSERT_EQ(::send(fd->get(), "hello", 5, MSG_NOSIGNAL), 5);
+    ASSERT_EQ(::shutdown(fd->get(), SHUT_WR), 0);
+  }
+  for (const UniqueFd* fd : own()) {
+    ASSERT_TRUE(eventually([&] { return info_of(*fd).tcpi_bytes_retrans > 5; }));
+    ASSERT_EQ(info_of(*fd).tcpi_state, BPF_TCP_LAST_ACK);
+  }
+  expect_that_only_what_came_ends();
+}
+
+TEST_F(UnrecordedPairTest, AlsoWhatWasSentAgain) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  what_is_sent_is_lost();
+  for (const UniqueFd* fd : own()) ASSERT_EQ(::send(fd->get(), "hello", 5, MSG_NOSIGNAL), 5);
+  for (const UniqueFd* fd : own())
+    ASSERT_TRUE(eventually([&] { return info_of(*fd).tcpi_bytes_retrans >= 5; }));
+  server_->command("ip neigh del 10.9.0.1 dev veth0");
+  for (const UniqueFd* fd : own())
+    ASSERT_TRUE(eventually([&] { return info_of(*fd).tcpi_unacked == 0; }));
+  expect_that_only_what_came_ends();
+}
+
+// Any process can do that: without a way to the other end, what it sends is counted as sent, and
+// again when it leaves. So to look as who accepted is worth nothing.
+TEST_F(UnrecordedPairTest, WhoLooksAsIfItHadAcceptedIsJudgedBothWays) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  server_->command("ip route add prohibit 10.9.0.1/32");
+  ASSERT_EQ(::send(made_.get(), "x", 1, MSG_NOSIGNAL), 1);
+  ASSERT_EQ(info_of(made_).tcpi_bytes_sent, 1);
+  server_->command("ip route del prohibit 10.9.0.1/32");
+  ASSERT_TRUE(eventually([&] { return info_of(made_).tcpi_bytes_acked == 2; }));
+  ASSERT_GT(info_of(made_).tcpi_bytes_sent, 1);
+  state_.workloads[kServer].egress = 6;
+  verdict(6, 0, false, 61, 0);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  EXPECT_TRUE(has_ended(made_));
+  EXPECT_TRUE(has_ended(accepted_));
+}
+
+// A socket's counts are none of what it accepts later.
+TEST_F(UnrecordedPairTest, WhoListensOnASocketThatHadConnectedIsAServer) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  ASSERT_EQ(::send(made_.get(), "x", 1, MSG_NOSIGNAL), 1);
+  sockaddr nobody{};
+  nobody.sa_family = AF_UNSPEC;
+  ASSERT_EQ(::connect(made_.get(), &nobody, sizeof nobody), 0);
+  const RawAddress raw = raw_address(at("10.9.0.2:40011"), AF_INET);
+  ASSERT_EQ(::bind(made_.get(), raw.get(), raw.size), 0);
+  ASSERT_EQ(::listen(made_.get(), 1), 0);
+  others_[0] = app_->run([] { return UniqueFd(dial("10.9.0.2:40011", AF_INET)); });
+  const UniqueFd accepted = accept_within(made_.get());
+  ASSERT_TRUE(accepted);
+  from_now_on_nobody_may_come();
+  EXPECT_TRUE(has_ended(accepted));
+  EXPECT_EQ(count("connections_ended_by_policy"), 2);
 }
 
 TEST_F(UnrecordedTest, InAStrictWorkloadItMayGoOnIfBothWaysAreAllowed) {

@@ -42,7 +42,7 @@ class SocketWorkTest : public testing::Test {
   }
   Ended end_all() {
     return end_connections(work_, ns_.fd(), Transport::kTcp,
-                           [](const Connection&) { return true; });
+                           [](const Connection&) { return Fate::kEnds; });
   }
   std::size_t count() {
     std::size_t open = 0;

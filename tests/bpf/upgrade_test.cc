@@ -7,7 +7,6 @@
 #include <thread>
 
 #include "datapath/byte_order.h"
-#include "tests/support/accepts_once.h"
 #include "tests/support/datapath_fixture.h"
 #include "tests/support/eventually.h"
 
@@ -224,32 +223,6 @@ TEST_F(UpgradeTest, AnotherLayoutTakesOverWithoutAGap) {
   datapath_.reset();
   open();
   EXPECT_EQ(must(datapath_->adopt()).peers, state_.peers);
-}
-
-// Its counters begin at 0. At a port that the kernel gives to who connects, nothing else says that
-// this one may be a server.
-TEST_F(UpgradeTest, ThatTheMapOfConnectionsWasEverFullIsKnownOfAnotherLayout) {
-  fill(map("um_connections").get());
-  const AcceptsOnce server(*app_group_, *app_, "10.9.0.1:40010");
-  elsewhere_->enter();
-  const UniqueFd client = server_->run([] { return UniqueFd(dial("10.9.0.1:40010", AF_INET)); });
-  mesh_group_->enter();
-  ASSERT_TRUE(server.listens_no_more());
-  EXPECT_EQ(count("connections_unrecorded"), 1);
-  becomes_another_layout(77);
-  take_over();
-  EXPECT_EQ(count("connections_unrecorded"), 0);
-  state_.peers.clear();  // what asks may go anywhere
-  apply_all();
-  must(datapath_->end_forbidden(state_));
-  EXPECT_EQ(count("connections_ended_by_policy"), 0);
-  state_.workloads[kApp].ingress = 5;
-  verdict(5, 0, false, 52, 0);
-  apply_all();
-  must(datapath_->end_forbidden(state_));
-  EXPECT_EQ(count("connections_ended_by_policy"), 1);
-  pollfd end{client.get(), POLLIN, 0};
-  EXPECT_EQ(::poll(&end, 1, 30'000), 1);
 }
 
 TEST_F(UpgradeTest, OfAnotherLayoutTheProxiedServicesAreKnown) {
