@@ -537,6 +537,16 @@ TEST_F(UnrecordedPairTest, AlsoWhatWasSentAgain) {
   expect_that_only_what_came_ends();
 }
 
+// The kernel keeps no counts of it, and it carries nothing any more.
+TEST_F(UnrecordedPairTest, WhatIsClosedAndNotYetByTheOtherIsLeftAlone) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  made_.reset();
+  ASSERT_TRUE(eventually([&] { return info_of(others_[0]).tcpi_state == BPF_TCP_CLOSE_WAIT; }));
+  from_now_on_nobody_may_come();
+  EXPECT_TRUE(has_ended(accepted_));
+  EXPECT_EQ(count("connections_ended_by_policy"), 1);
+}
+
 // Any process can do that: without a way to the other end, what it sends is counted as sent, and
 // again when it leaves. So to look as who accepted is worth nothing.
 TEST_F(UnrecordedPairTest, WhoLooksAsIfItHadAcceptedIsJudgedBothWays) {
