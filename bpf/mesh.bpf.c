@@ -76,8 +76,9 @@ static __always_inline int um_is_in_fast_path(struct bpf_sock* sk) {
 
 // Decides, counts and remembers; true where the caller shall go on and act on `decision`.
 static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct bpf_sock* sk,
-                                               const struct um_connect* in,
+                                               struct um_datagram* datagram,
                                                struct um_decision* decision) {
+  const struct um_connect* in = &datagram->to;
   if (um_is_in_fast_path(sk)) return um_refuse_as(UM_CONNECTS_REFUSED_FAST_PATH, EPERM);
   // A socket can connect again (after AF_UNSPEC, or a refusal): what it remembers is over. One of
   // UDP that is refused stays connected where it was.
@@ -86,8 +87,8 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
     if (in->to.protocol != UM_UDP) socket->flags = 0;
   }
 
-  struct um_datagram datagram = {.to = *in, .port = bpf_htons((__u16)sk->src_port)};
-  um_decide_datagram(&datagram, 1, decision);
+  datagram->port = bpf_htons((__u16)sk->src_port);
+  um_decide_datagram(datagram, 1, decision);
   um_count_rulings(decision);
   if (decision->action == UM_REFUSE) {
     if (decision->counter == UM_CONNECTS_CANARY)
@@ -196,11 +197,11 @@ int um_connect4(struct bpf_sock_addr* ctx) {
   if (kind == UM_NO_SUCH_PROTOCOL) return um_refuse(UM_DATAGRAMS_REFUSED_PROTOCOL);
   struct bpf_sock* sk = ctx->sk;
   if (!sk) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
-  struct um_connect in = {};
-  um_read_connect4(ctx, &in);
-  in.no_lo = um_is_bound_elsewhere(sk);
+  struct um_datagram in = {};
+  um_read_connect4(ctx, &in.to);
+  in.to.no_lo = um_is_bound_elsewhere(sk);
   struct um_decision decision = {};
-  int goes = um_is_mesh_socket(sk) ? um_connect_mesh(&in, &decision)
+  int goes = um_is_mesh_socket(sk) ? um_connect_mesh(&in.to, &decision)
                                    : um_connect_workload(ctx, sk, &in, &decision);
   if (!goes) return 0;
   return um_go4(ctx, &decision);
@@ -215,14 +216,14 @@ int um_connect6(struct bpf_sock_addr* ctx) {
   if (kind == UM_NO_SUCH_PROTOCOL) return um_refuse(UM_DATAGRAMS_REFUSED_PROTOCOL);
   struct bpf_sock* sk = ctx->sk;
   if (!sk) return um_refuse(UM_CONNECTS_REFUSED_NO_MEMORY);
-  struct um_connect in = {};
-  um_read_connect6(ctx, &in);
-  in.no_lo = um_is_bound_elsewhere(sk);
+  struct um_datagram in = {};
+  um_read_connect6(ctx, &in.to);
+  in.to.no_lo = um_is_bound_elsewhere(sk);
   struct um_decision decision = {};
-  int goes = um_is_mesh_socket(sk) ? um_connect_mesh(&in, &decision)
+  int goes = um_is_mesh_socket(sk) ? um_connect_mesh(&in.to, &decision)
                                    : um_connect_workload(ctx, sk, &in, &decision);
   if (!goes) return 0;
-  return um_go6(ctx, &in, &decision);
+  return um_go6(ctx, &in.to, &decision);
 }
 
 // connect4/6 at the mesh's cgroup: the mesh's own sockets, in whatever namespace. Refuses what the
