@@ -1,8 +1,6 @@
 #include "netlink.h"
 
 #include <linux/if_link.h>
-#include <linux/netlink.h>
-#include <linux/rtnetlink.h>
 #include <linux/veth.h>
 #include <net/if.h>
 #include <sys/socket.h>
@@ -10,72 +8,10 @@
 
 #include <cerrno>
 #include <cstring>
-#include <span>
-#include <vector>
+
+#include "netlink_message.h"
 
 namespace mesh::cli {
-
-// A netlink request under construction: a header, then attributes, some of them nested.
-class Netlink::Message {
- public:
-  template <class Header>
-  Message(std::uint16_t type, std::uint16_t flags, const Header& header) {
-    nlmsghdr base{};
-    base.nlmsg_type = type;
-    base.nlmsg_flags = static_cast<std::uint16_t>(NLM_F_REQUEST | NLM_F_ACK | flags);
-    append(&base, sizeof base);
-    append(&header, sizeof header);
-  }
-
-  void attribute(std::uint16_t type, const void* data, std::size_t size) {
-    rtattr head{};
-    head.rta_type = type;
-    head.rta_len = static_cast<std::uint16_t>(RTA_LENGTH(size));
-    append(&head, sizeof head);
-    append(data, size);
-  }
-  void attribute(std::uint16_t type, std::string_view text) {
-    std::string copy(text);
-    attribute(type, copy.c_str(), copy.size() + 1);
-  }
-  void attribute(std::uint16_t type, std::uint32_t value) { attribute(type, &value, sizeof value); }
-  void attribute(std::uint16_t type, const Mac& mac) { attribute(type, mac.data(), mac.size()); }
-  void attribute(std::uint16_t type, const IpAddress& ip) {
-    std::span<const std::uint8_t> bytes(ip.bytes());
-    if (ip.is_v4()) bytes = bytes.subspan(12);
-    attribute(type, bytes.data(), bytes.size());
-  }
-
-  // Everything that `fill` appends becomes the content of one attribute.
-  template <class Fill>
-  void nested(std::uint16_t type, Fill fill) {
-    std::size_t start = bytes_.size();
-    attribute(type, nullptr, 0);
-    fill();
-    auto length = static_cast<std::uint16_t>(bytes_.size() - start);
-    std::memcpy(bytes_.data() + start + offsetof(rtattr, rta_len), &length, sizeof length);
-  }
-  template <class T>
-  void raw(const T& value) {
-    append(&value, sizeof value);
-  }
-
-  std::span<const char> finish(std::uint32_t sequence) {
-    auto length = static_cast<std::uint32_t>(bytes_.size());
-    std::memcpy(bytes_.data() + offsetof(nlmsghdr, nlmsg_len), &length, sizeof length);
-    std::memcpy(bytes_.data() + offsetof(nlmsghdr, nlmsg_seq), &sequence, sizeof sequence);
-    return bytes_;
-  }
-
- private:
-  void append(const void* data, std::size_t size) {
-    const char* from = static_cast<const char*>(data);
-    if (size > 0) bytes_.insert(bytes_.end(), from, from + size);
-    bytes_.resize(NLMSG_ALIGN(bytes_.size()));
-  }
-
-  std::vector<char> bytes_;
-};
 
 namespace {
 
@@ -132,7 +68,7 @@ Result<Netlink> Netlink::open() {
   return Netlink(std::move(fd));
 }
 
-Result<> Netlink::exchange(Message& message, std::string_view what) {
+Result<> Netlink::exchange(NetlinkMessage& message, std::string_view what) {
   auto request = message.finish(++sequence_);
   if (::send(fd_.get(), request.data(), request.size(), 0) < 0) return errno_error(errno, what);
   alignas(nlmsghdr) char buffer[16384];
@@ -156,7 +92,7 @@ Result<> Netlink::exchange(Message& message, std::string_view what) {
 
 Result<std::optional<int>> Netlink::find_link(std::string_view name) {
   ifinfomsg header = link_header(0);
-  Message message(RTM_GETLINK, 0, header);
+  NetlinkMessage message(RTM_GETLINK, 0, header);
   message.attribute(IFLA_IFNAME, name);
   // The answer proper carries the index; the acknowledgement that follows is awaited by exchange().
   auto request = message.finish(++sequence_);
@@ -188,7 +124,7 @@ Result<int> Netlink::index_of(std::string_view name) {
 }
 
 Result<> Netlink::create_bridge(std::string_view name, const Mac& mac) {
-  Message message(RTM_NEWLINK, kCreate, link_header(0));
+  NetlinkMessage message(RTM_NEWLINK, kCreate, link_header(0));
   message.attribute(IFLA_IFNAME, name);
   message.attribute(IFLA_ADDRESS, mac);
   message.nested(IFLA_LINKINFO, [&] { message.attribute(IFLA_INFO_KIND, "bridge"); });
@@ -199,7 +135,7 @@ Result<> Netlink::create_bridge(std::string_view name, const Mac& mac) {
 Result<> Netlink::create_veth(std::string_view name, std::string_view bridge, std::string_view peer,
                               int netns, const Mac& mac, const Mac& peer_mac) {
   MESH_TRY(auto master, index_of(bridge));
-  Message message(RTM_NEWLINK, kCreate, link_header(0));
+  NetlinkMessage message(RTM_NEWLINK, kCreate, link_header(0));
   message.attribute(IFLA_IFNAME, name);
   message.attribute(IFLA_ADDRESS, mac);
   message.attribute(IFLA_MASTER, static_cast<std::uint32_t>(master));
@@ -219,7 +155,7 @@ Result<> Netlink::create_veth(std::string_view name, std::string_view bridge, st
 }
 
 Result<> Netlink::delete_link(std::string_view name) {
-  Message message(RTM_DELLINK, 0, link_header(0));
+  NetlinkMessage message(RTM_DELLINK, 0, link_header(0));
   message.attribute(IFLA_IFNAME, name);
   auto deleted = exchange(message, "cannot delete the link " + std::string(name));
   if (!deleted && deleted.error().code == Errc::not_found) return success();
@@ -229,7 +165,7 @@ Result<> Netlink::delete_link(std::string_view name) {
 // In a message of its own, while the link is down: the address is made as it comes up, and of a
 // message that has both the kernel does IFF_UP first.
 Result<> Netlink::refuse_link_local(std::string_view name) {
-  Message message(RTM_NEWLINK, 0, link_header(0));
+  NetlinkMessage message(RTM_NEWLINK, 0, link_header(0));
   message.attribute(IFLA_IFNAME, name);
   const std::uint8_t mode = IN6_ADDR_GEN_MODE_NONE;
   message.nested(IFLA_AF_SPEC, [&] {
@@ -243,7 +179,7 @@ Result<> Netlink::set_up(std::string_view name) {
   if (::access("/proc/net/if_inet6", F_OK) == 0) {
     MESH_TRY(refuse_link_local(name));
   }
-  Message message(RTM_NEWLINK, 0, link_header(IFF_UP));
+  NetlinkMessage message(RTM_NEWLINK, 0, link_header(IFF_UP));
   message.attribute(IFLA_IFNAME, name);
   return exchange(message, "cannot bring up the link " + std::string(name));
 }
@@ -255,7 +191,7 @@ Result<> Netlink::add_address(std::string_view name, const IpBlock& block) {
   header.ifa_prefixlen = static_cast<std::uint8_t>(block.prefix_length);
   header.ifa_flags = block.base.is_v4() ? 0 : IFA_F_NODAD;
   header.ifa_index = static_cast<std::uint32_t>(index);
-  Message message(RTM_NEWADDR, kCreate, header);
+  NetlinkMessage message(RTM_NEWADDR, kCreate, header);
   message.attribute(IFA_LOCAL, block.base);
   message.attribute(IFA_ADDRESS, block.base);
   return exchange(message, "cannot give " + block.to_string() + " to " + std::string(name));
@@ -263,7 +199,7 @@ Result<> Netlink::add_address(std::string_view name, const IpBlock& block) {
 
 Result<> Netlink::add_default_route(std::string_view name, const IpAddress& gateway) {
   MESH_TRY(auto index, index_of(name));
-  Message message(RTM_NEWROUTE, kCreate, route_header(gateway, RTN_UNICAST));
+  NetlinkMessage message(RTM_NEWROUTE, kCreate, route_header(gateway, RTN_UNICAST));
   message.attribute(RTA_GATEWAY, gateway);
   message.attribute(RTA_OIF, static_cast<std::uint32_t>(index));
   return exchange(message, "cannot add the default route by " + gateway.to_string());
@@ -272,7 +208,7 @@ Result<> Netlink::add_default_route(std::string_view name, const IpAddress& gate
 Result<> Netlink::add_unreachable_route(const IpBlock& block) {
   rtmsg header = route_header(block.base, RTN_UNREACHABLE);
   header.rtm_dst_len = static_cast<std::uint8_t>(block.prefix_length);
-  Message message(RTM_NEWROUTE, kCreate, header);
+  NetlinkMessage message(RTM_NEWROUTE, kCreate, header);
   message.attribute(RTA_DST, block.base);
   return exchange(message, "cannot make " + block.to_string() + " unreachable");
 }

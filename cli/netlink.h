@@ -16,6 +16,7 @@
 namespace mesh::cli {
 
 using Mac = std::array<std::uint8_t, 6>;
+class NetlinkMessage;
 
 class Netlink {
  public:
@@ -37,8 +38,7 @@ class Netlink {
 
  private:
   explicit Netlink(UniqueFd fd) : fd_(std::move(fd)) {}
-  class Message;
-  Result<> exchange(Message& message, std::string_view what);
+  Result<> exchange(NetlinkMessage& message, std::string_view what);
   Result<int> index_of(std::string_view name);
   Result<> refuse_link_local(std::string_view name);
 

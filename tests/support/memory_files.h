@@ -17,6 +17,7 @@ class MemoryFiles final : public control::Files {
   std::map<std::string, std::string> texts;  // path -> what is there
   int fail_at = 0;                           // the n-th operation fails (1: the next); 0: none
   int operations = 0;
+  std::string full;  // what is done to a path that begins so fails; "": none
 
   // What a crash leaves: the directory entries that were synced.
   void crash() {
@@ -112,7 +113,8 @@ class MemoryFiles final : public control::Files {
   }
   Result<> operation(const std::string& what) {
     ++operations;
-    if (fail_at == 0 || --fail_at > 0) return success();
+    const bool is_full = !full.empty() && what.substr(what.find(' ') + 1).starts_with(full);
+    if (!is_full && (fail_at == 0 || --fail_at > 0)) return success();
     return Error{Errc::internal, what + ": no space left on device"};
   }
   std::map<std::string, std::string> synced_, away_;

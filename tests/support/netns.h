@@ -8,8 +8,6 @@
 //   UniqueFd l = server.listen("10.1.0.2:80");            // belongs to that namespace for ever
 //   Cgroup group = Cgroup::create("app");
 //   int err = in_child(&group, &client, [] { return try_connect("10.1.0.2:80"); });
-//
-// Set-up failures end the test process with a message: a fixture that half works hides bugs.
 #pragma once
 
 #include <arpa/inet.h>
@@ -39,17 +37,13 @@
 
 #include "base/address.h"
 #include "base/unique_fd.h"
+#include "tests/support/links.h"
 
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71
 #endif
 
 namespace mesh::test {
-
-[[noreturn]] inline void fixture_failed(const std::string& what) {
-  std::fprintf(stderr, "fixture: %s: %s\n", what.c_str(), std::strerror(errno));
-  std::abort();
-}
 
 inline bool is_root() { return ::geteuid() == 0; }
 
@@ -133,7 +127,7 @@ class NetNs {
       made.fd_.reset(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
     }).join();
     if (!made.fd_) fixture_failed("open the namespace");
-    made.command("ip link set lo up");
+    made.set_up("lo");
     return made;
   }
 
@@ -162,9 +156,15 @@ class NetNs {
   void command(const std::string& line) const {
     if (run([&] { return std::system(line.c_str()); }) != 0) fixture_failed(line);
   }
+  void set_up(const std::string& device) const {
+    run([&] { set_link_up(device); });
+  }
   void add_address(const std::string& device, const std::string& with_prefix) const {
-    command("ip addr add " + with_prefix + " dev " + device +
-            (with_prefix.find(':') == std::string::npos ? "" : " nodad"));
+    const std::size_t slash = with_prefix.find('/');
+    const auto address = IpAddress::parse(with_prefix.substr(0, slash));
+    if (!address || slash == std::string::npos) fixture_failed("address " + with_prefix);
+    const int prefix = std::atoi(with_prefix.c_str() + slash + 1);
+    run([&] { add_link_address(device, {address.value(), prefix}); });
   }
 
   std::uint64_t cookie() const {
@@ -205,9 +205,9 @@ class NetNs {
 // is called `name` at both ends.
 inline void join_veth(const NetNs& a, const std::string& address_a, const NetNs& b,
                       const std::string& address_b, const std::string& name = "veth0") {
-  a.command("ip link add " + name + " type veth peer name " + name + " netns " + b.path());
+  a.run([&] { add_veth(name, name, b.fd()); });
   for (const auto& [ns, address] : {std::pair(&a, &address_a), std::pair(&b, &address_b)}) {
-    ns->command("ip link set " + name + " up");
+    ns->set_up(name);
     ns->add_address(name, *address);
   }
 }

@@ -224,14 +224,14 @@ class BridgedTest : public DatapathTest {
     home_netns_.reset(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
     host_.emplace(NetNs::create());
     host_->enter();
-    host_->command("ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up");
+    add_bridge("br0");
     plug(*app_, "to-app", "10.9.0.1/24");
     plug(*server_, "to-server", "10.9.0.2/24");
   }
   void plug(const NetNs& ns, const std::string& device, const std::string& address) {
-    host_->command("ip link add " + device + " type veth peer name veth0 netns " + ns.path() +
-                   " && ip link set " + device + " master br0 up");
-    ns.command("ip link set veth0 up");
+    add_veth(device, "veth0", ns.fd());
+    plug_link(device, "br0");
+    ns.set_up("veth0");
     ns.add_address("veth0", address);
     carries(ns, device);
   }
@@ -239,11 +239,14 @@ class BridgedTest : public DatapathTest {
   // it does later, in a work queue: with many namespaces being taken down, seconds later.
   void carries(const NetNs& ns, const std::string& device) const {
     const auto until_up = [](const std::string& end) {
-      return "for i in $(seq 600); do ip -o link show " + end +
-             " | grep -q 'state UP' && exit 0; sleep 0.05; done; exit 1";
+      for (int i = 0; i < 3000; ++i) {
+        if (is_link_running(end)) return;
+        ::usleep(10'000);
+      }
+      fixture_failed("no carrier at " + end);
     };
-    host_->command(until_up(device));
-    ns.command(until_up("veth0"));
+    host_->run([&] { until_up(device); });
+    ns.run([&] { until_up("veth0"); });
   }
   void TearDown() override {
     DatapathTest::TearDown();
