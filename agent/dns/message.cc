@@ -56,7 +56,7 @@ class Reader {
 // Every pointer leads to before the one before it, so there is no way round in circles; and they
 // are counted, since a message of pointers alone, each record at its top, is walked a record long.
 bool Reader::name(std::string* text) {
-  std::size_t from = at_, most = at_, length = 1;
+  std::size_t from = at_, most = at_, length = 0;
   int jumps = 0;
   bool is_plain = true;
   if (text) text->clear();

@@ -117,6 +117,18 @@ TEST(DnsMessage, FollowsABoundedNumberOfPointersOfOneName) {
   EXPECT_FALSE(read_records(view(with_pointers(0x8180, 64))));
 }
 
+// 255 bytes with the lengths of its labels and the root's (RFC 1035, 3.1): 253 as it is written.
+TEST(DnsQuery, HasANameAsLongAsANameMayBe) {
+  const std::string label(49, 'a');
+  const std::string start = label + "." + label + "." + label + "." + label + ".";  // 200
+  const std::string longest = start + std::string(53, 'b');
+  ASSERT_EQ(longest.size(), 253U);
+  const auto query = parse_query(view(bytes::query(longest, type::kA)));
+  ASSERT_TRUE(query);
+  EXPECT_EQ(query->name, longest);
+  EXPECT_FALSE(parse_query(view(bytes::query(longest + "b", type::kA))));
+}
+
 TEST(DnsQuery, IsNoLongerThanAQueryNeeds) {
   const auto padded = [](std::size_t size, unsigned flags = 0x0100) {
     const std::string start = bytes::header(1, flags, 1, 0, 0, 1) + bytes::question("a.b", 1);
