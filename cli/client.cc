@@ -13,6 +13,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "base/unique_fd.h"
@@ -25,10 +26,17 @@ namespace http = boost::beast::http;
 using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::seconds kPatience{6};  // longer than any answer that meshd holds back
+
 // What Beast needs of a stream, over a blocking descriptor with a deadline for the whole exchange.
 class UnixStream {
  public:
-  UnixStream(UniqueFd fd, Clock::time_point deadline) : fd_(std::move(fd)), deadline_(deadline) {}
+  // With something to wait for (`seconds`: how long), a person is told after kPatience.
+  UnixStream(UniqueFd fd, Clock::time_point deadline, std::int64_t seconds = 0)
+      : fd_(std::move(fd)),
+        deadline_(deadline),
+        word_at_(seconds == 0 ? deadline : std::min(deadline, Clock::now() + kPatience)),
+        seconds_(seconds) {}
 
   template <class Buffers>
   std::size_t read_some(const Buffers& buffers, error_code& ec) {
@@ -88,7 +96,13 @@ class UnixStream {
   bool wait(short event) {
     pollfd poll{fd_.get(), event, 0};
     for (;;) {
-      auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - Clock::now());
+      const auto now = Clock::now();
+      if (now >= word_at_ && word_at_ != deadline_) {
+        word_at_ = deadline_;
+        std::fprintf(stderr, "meshd has not answered yet; waiting up to %lld s\n",
+                     static_cast<long long>(seconds_));
+      }
+      auto left = std::chrono::duration_cast<std::chrono::milliseconds>(word_at_ - now);
       if (left.count() < 0) return false;
       int n = ::poll(&poll, 1, static_cast<int>(std::min<std::int64_t>(left.count() + 1, 1 << 30)));
       if (n > 0) return true;
@@ -98,6 +112,8 @@ class UnixStream {
 
   UniqueFd fd_;
   Clock::time_point deadline_;
+  Clock::time_point word_at_;  // deadline_: there is none to say, or it was said
+  std::int64_t seconds_;
 };
 
 Result<UniqueFd> dial(const std::string& path) {
@@ -121,7 +137,7 @@ Result<UniqueFd> dial(const std::string& path) {
 
 Error broken(const error_code& ec, std::string_view target) {
   if (ec == asio::error::timed_out)
-    return {Errc::timed_out,
+    return {Errc::unavailable,
             "meshd did not answer " + std::string(target) +
                 " in time; `meshctl status` and its log (logs/meshd.log in the run "
                 "directory) may say why"};
@@ -155,7 +171,8 @@ http::request<http::string_body> make_request(std::string_view method, std::stri
 Result<std::string> Client::request(std::string_view method, std::string_view target,
                                     std::string body, Deadline within) const {
   MESH_TRY(auto fd, dial(run_dir_ + "/" + std::string(api::kSocketName)));
-  UnixStream stream(std::move(fd), Clock::now() + within);
+  UnixStream stream(std::move(fd), Clock::now() + within,
+                    std::chrono::ceil<std::chrono::seconds>(within).count());
   auto message = make_request(method, target, std::move(body));
   error_code sent;
   http::write(stream, message, sent);  // a refusal may come before the whole body went out

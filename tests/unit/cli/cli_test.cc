@@ -1,6 +1,14 @@
 #include <gmock/gmock.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <filesystem>
 
 #include "addresses.h"
+#include "base/unique_fd.h"
+#include "client.h"
+#include "environment.h"
 #include "kinds.h"
 #include "output.h"
 #include "process.h"
@@ -160,6 +168,25 @@ TEST(Kinds, CellsSurviveTreesOfAnyShape) {
           boost::json::object{
               {"spec", {{"ports", "x"}, {"servers", {1, nullptr}}, {"hosts", {{}, 2}}}}}})
       EXPECT_EQ(kind.cells(tree).size(), kind.columns.size()) << kind.kind;
+}
+
+// It is connected to, as a process is that was stopped.
+TEST(Client, SaysOfAMeshdThatHangsThatItDoesNotRun) {
+  std::string directory = testing::TempDir() + "client-XXXXXX";
+  ASSERT_NE(::mkdtemp(directory.data()), nullptr);
+  const std::string path = directory + "/" + std::string(api::kSocketName);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  ASSERT_LT(path.size(), sizeof address.sun_path);
+  path.copy(address.sun_path, path.size());
+  const UniqueFd silent(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(::bind(silent.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(silent.get(), 1), 0);
+  const auto answer = Client(directory).get<api::Status>("/v1/status", milliseconds(1));
+  ASSERT_FALSE(answer);
+  EXPECT_THAT(answer.error().message, HasSubstr("did not answer /v1/status in time"));
+  EXPECT_EQ(exit_code(answer.error()), kNotRunning);
+  std::filesystem::remove_all(directory);
 }
 
 TEST(ExitStatus, IsTheShells) {
