@@ -67,30 +67,58 @@ constexpr std::string_view kLaterKinds[] = {"Sidecar",
                                             "ConfigMap",
                                             "Secret",
                                             "Endpoints",
-                                            "Ingress"};
+                                            "Ingress",
+                                            "IngressClass",
+                                            "IPAddress",
+                                            "ServiceCIDR"};
+
+// Of whose kinds all are above: another one is a typing error.
+constexpr std::string_view kWholeGroups[] = {"security.istio.io", "networking.k8s.io"};
+
+// "" is core's.
+std::string_view group_of(std::string_view api_version) {
+  const std::size_t slash = api_version.find('/');
+  return slash == std::string_view::npos ? "" : api_version.substr(0, slash);
+}
+
+const KindEntry* entry_of(std::string_view kind) {
+  const auto* entry = std::ranges::find(kKinds, kind, &KindEntry::name);
+  return entry == std::end(kKinds) ? nullptr : entry;
+}
+
+bool is_later(std::string_view kind) {
+  return std::ranges::find(kLaterKinds, kind) != std::end(kLaterKinds);
+}
+
+// A kind that it may have been meant for; "": none.
+std::string_view meant_by(std::string_view kind) {
+  std::vector<std::string_view> names;
+  for (const KindEntry& entry : kKinds) names.push_back(entry.name);
+  return closest(kind, names);
+}
+
+void report_unknown(Report& report) {
+  const std::string& kind = report.object().key.kind;
+  const std::string_view meant = is_later(kind) ? "" : meant_by(kind);
+  report.error("kind",
+               "the kind " + kind +
+                   (is_later(kind)  ? " is not supported yet"
+                    : meant.empty() ? " is unknown"
+                                    : " is unknown (did you mean " + std::string(meant) + "?)"));
+}
 
 // Null for other kinds. Reports those, and versions that are not known.
 const KindEntry* find_kind(Report& report) {
   const Object& object = report.object();
   const std::string& name = object.key.kind;
-  auto entry = std::find_if(std::begin(kKinds), std::end(kKinds),
-                            [&](const KindEntry& e) { return e.name == name; });
-  if (entry == std::end(kKinds)) {
-    bool is_later =
-        std::find(std::begin(kLaterKinds), std::end(kLaterKinds), name) != std::end(kLaterKinds);
-    std::vector<std::string_view> names;
-    for (const KindEntry& e : kKinds) names.push_back(e.name);
-    std::string_view meant = is_later ? "" : closest(name, names);
-    report.error("kind",
-                 "the kind " + name +
-                     (is_later        ? " is not supported yet"
-                      : meant.empty() ? " is unknown"
-                                      : " is unknown (did you mean " + std::string(meant) + "?)"));
+  const KindEntry* entry = entry_of(name);
+  if (!entry) {
+    report_unknown(report);
     return nullptr;
   }
   std::string_view given = object.api_version;
+  std::string_view group = group_of(given);
   std::size_t slash = given.find('/');
-  std::string_view group = slash == std::string_view::npos ? "" : given.substr(0, slash);
   std::string_view version = slash == std::string_view::npos ? given : given.substr(slash + 1);
   bool known = group == entry->group && std::find(entry->versions.begin(), entry->versions.end(),
                                                   version) != entry->versions.end();
@@ -167,6 +195,18 @@ std::shared_ptr<const Surroundings> surroundings_of(const Parts& parts, const Sn
 }
 
 }  // namespace
+
+std::optional<Problem> mistaken_kind(const Object& object) {
+  const std::string& kind = object.key.kind;
+  if (entry_of(kind) || is_later(kind)) return std::nullopt;
+  const std::string_view group = group_of(object.api_version);
+  if (meant_by(kind).empty() && std::ranges::find(kWholeGroups, group) == std::end(kWholeGroups))
+    return std::nullopt;
+  std::vector<Problem> problems;
+  Report report(object, problems);
+  report_unknown(report);
+  return problems.front();
+}
 
 void read_object(Report& report, const CompileOptions& options, Parts& parts) {
   const KindEntry* entry = find_kind(report);

@@ -103,6 +103,10 @@ std::optional<Compiled> recompile(const Compiled& compiled, const Objects& befor
                                   const Objects& objects, std::uint64_t version,
                                   const CompileOptions& options);
 
+// What is wrong where an object's kind can only be a mistake: it is spelt almost as one that is
+// known, or is none of a group of policies. nullopt: it is right, or some other program's.
+std::optional<Problem> mistaken_kind(const Object& object);
+
 // Checks one object by itself, as compile would (also offline): its own fields, not its references.
 std::vector<Problem> validate(const Object& object);
 

@@ -222,6 +222,12 @@ Store::SourceFile Store::read_file(const Files::Entry& entry, const SourceFile* 
     file.error = parsed.error().message;
     return file;
   }
+  // It may have been a policy's, which must not lapse by a typing error.
+  for (const Object& object : parsed.value())
+    if (auto mistake = config::mistaken_kind(object)) {
+      file.error = mistake->to_string();
+      return file;
+    }
   std::map<ObjectKey, ObjectPtr> known;
   if (before)
     for (const ObjectPtr& object : before->objects) known.emplace(object->key, object);

@@ -306,6 +306,39 @@ TEST(Store, ABrokenFileIsNamedOnceWithItsLine) {
       "more); nothing of it is known from before");
 }
 
+// A policy must not lapse by a typing error.
+TEST(Store, WhatWasInAFileStaysWhereItHasAKindThatCanOnlyBeAMistake) {
+  MemoryFiles files;
+  files.set("/s/objects/mine.yaml", denial("closed"));
+  Fixture one{files};
+  ASSERT_TRUE(one.store.open());
+  ASSERT_TRUE(one.store.remember_policies());
+  const config::ObjectKey policy{"AuthorizationPolicy", "default", "closed"};
+  for (const char* kind :
+       {"AuthorizationPolicies", "AuthorizationPolcy", "Authorization", "NetworkPolcy"}) {
+    std::string text = denial("closed");
+    text.replace(text.find(policy.kind), policy.kind.size(), kind);
+    files.set("/s/objects/mine.yaml", text);
+    EXPECT_TRUE(one.store.rescan()) << kind;
+    EXPECT_TRUE(one.store.find(policy)) << kind;
+    ASSERT_EQ(one.store.problems().size(), 1U) << kind;
+    EXPECT_THAT(one.store.problems()[0].to_string(),
+                testing::AllOf(testing::StartsWith("/s/objects/mine.yaml:2: "),
+                               testing::HasSubstr("the kind " + std::string(kind) + " is unknown"),
+                               testing::HasSubstr("what was last known of it stays")));
+  }
+  // Another program's, and one of another group's API that is not supported yet.
+  for (const char* other : {"apiVersion: argoproj.io/v1\nkind: Rollout\n",
+                            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"}) {
+    files.set("/s/objects/mine.yaml", other + std::string("metadata: {name: x}\n"));
+    one.store.rescan();
+    EXPECT_FALSE(one.store.find(policy)) << other;
+    EXPECT_TRUE(one.store.problems().empty()) << other;
+    files.set("/s/objects/mine.yaml", denial("closed"));
+    one.store.rescan();
+  }
+}
+
 // A disk that is not mounted, for one: that is no reason to let anything lapse.
 TEST(Store, WithoutItsDirectoryAllStaysAsItWasAcceptedAlsoOverARestart) {
   MemoryFiles files;
