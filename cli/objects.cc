@@ -35,7 +35,7 @@ Result<std::string> read_text(const std::string& file) {
   return std::string(std::istreambuf_iterator<char>(stream), {});
 }
 
-// Prints what became of each object, kubectl's way; true when none was refused.
+// Prints what became of each object, kubectl's way; true when none was refused and all acts.
 bool print_results(const api::ApplyReply& reply, std::string_view suffix) {
   bool all_good = true;
   for (const auto& result : reply.results) {
@@ -51,7 +51,11 @@ bool print_results(const api::ApplyReply& reply, std::string_view suffix) {
     for (const auto& problem : result.problems)
       std::fprintf(stderr, "%s%s\n", refused ? "  " : "warning: ", problem.c_str());
   }
-  return all_good;
+  if (reply.not_in_force.empty()) return all_good;
+  std::fprintf(stderr,
+               "error: stored, but not in force: %s; it is tried again: see `meshctl status`\n",
+               reply.not_in_force.c_str());
+  return false;
 }
 
 std::string created(const json::object& tree) {

@@ -82,9 +82,14 @@ Result<int> policy_list(const Environment& environment, const PolicySelection& s
   });
   if (format != Format::kTable) {
     json::array rows(reply.rows.begin(), reply.rows.end());
-    std::fputs(render(format, json::object{{"policies", std::move(rows)}}).c_str(), stdout);
+    json::array notes(reply.notes.begin(), reply.notes.end());
+    std::fputs(
+        render(format, json::object{{"policies", std::move(rows)}, {"notes", std::move(notes)}})
+            .c_str(),
+        stdout);
     return kOk;
   }
+  for (const std::string& note : reply.notes) std::fprintf(stderr, "warning: %s\n", note.c_str());
   if (reply.rows.empty()) {
     std::printf("No policies%s.\n",
                 selection.all_namespaces ? "" : (" in namespace " + selection.ns).c_str());

@@ -125,7 +125,8 @@ void read(const json::value& value, ObjectResult& out, Context& at) {
 }
 
 void read(const json::value& value, ApplyReply& out, Context& at) {
-  Members(value, at)("results", out.results)("version", out.version);
+  Members(value, at)("results", out.results)("version", out.version)("notInForce",
+                                                                     out.not_in_force);
 }
 
 void read(const json::value& value, WorkloadStatus& out, Context& at) {
@@ -195,8 +196,8 @@ void read(const json::value& value, AuthzReply& out, Context& at) {
 }
 
 void read(const json::value& value, Dump& out, Context& at) {
-  Members(value, at)("what", out.what)("version", out.version)("columns", out.columns)("rows",
-                                                                                       out.rows);
+  Members(value, at)("what", out.what)("version", out.version)("columns", out.columns)(
+      "rows", out.rows)("notes", out.notes);
 }
 
 void read(const json::value& value, TapEvent& out, Context& at) {
@@ -340,7 +341,8 @@ json::object to_json(const ApplyReply& m) {
                                 out["problems"] = list_of(r.problems);
                                 return out;
                               })},
-          {"version", m.version}};
+          {"version", m.version},
+          {"notInForce", m.not_in_force}};
 }
 
 json::object to_json(const WorkloadStatus& m) {
@@ -446,7 +448,8 @@ json::object to_json(const Dump& m) {
   return {{"what", m.what},
           {"version", m.version},
           {"columns", list_of(m.columns)},
-          {"rows", list_of(m.rows, [](const json::object& row) { return row; })}};
+          {"rows", list_of(m.rows, [](const json::object& row) { return row; })},
+          {"notes", list_of(m.notes)}};
 }
 
 json::object to_json(const TapEvent& m) {

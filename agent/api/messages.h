@@ -88,6 +88,7 @@ struct ObjectResult {
 struct ApplyReply {
   std::vector<ObjectResult> results;  // in the order of the request
   std::uint64_t version = 0;          // of the snapshot that has them (0: dry run)
+  std::string not_in_force;  // JSON: "notInForce"; why what is stored does not act; "": it does
 };
 
 // ---- Status ------------------------------------------------------------------------------------
@@ -173,6 +174,7 @@ struct Dump {
   std::uint64_t version = 0;
   std::vector<std::string> columns;
   std::vector<boost::json::object> rows;
+  std::vector<std::string> notes;  // of the whole table
 };
 
 // Whether somebody may connect to somewhere: what the kernel decides, and why.

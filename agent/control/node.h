@@ -87,7 +87,8 @@ class Node {
   bool is_settled() const;
   // What the proxy refused of the objects of a reply.
   void add_refusals_of_proxy(api::ApplyReply& reply) const;
-  // A warning where what a reply says is stored, but the proxy does not have it.
+  // Where what a reply says is stored, but does not act, or not as it is written: as a warning
+  // where it will when the proxy has it, or where it does not fit.
   void add_what_is_due(api::ApplyReply& reply) const;
   const std::string& program_version() const { return options_.version; }
 
@@ -167,6 +168,8 @@ class Node {
   api::ObjectResult judge(const api::ApplyObject& wanted, config::ObjectPtr& object) const;
   std::vector<api::ObjectResult> judge_all(const api::ApplyRequest& request,
                                            std::vector<config::ObjectPtr>& objects);
+  std::string old_state_text() const;
+  void add_misfit(api::ObjectResult& result) const;
   void store_accepted(std::vector<api::ObjectResult>& results,
                       const std::vector<config::ObjectPtr>& objects);
   api::WorkloadStatus status_of(const config::ObjectName& name, const Enrolment& enrolment) const;

@@ -176,6 +176,19 @@ api::ApplyReply Node::apply(const api::ApplyRequest& request, Clock::time_point 
   return reply;
 }
 
+std::string Node::old_state_text() const {
+  return "the kernel's state cannot be written, so what was in force before stays: " +
+         publisher_.kernel_error();
+}
+
+void Node::add_misfit(api::ObjectResult& result) const {
+  const std::string name =
+      ObjectKey{result.object.kind, result.object.ns, result.object.name}.to_string();
+  for (const auto* misfits : {&misfits_.policies, &misfits_.others})
+    if (const auto misfit = misfits->find(name); misfit != misfits->end())
+      result.problems.push_back(name + ": " + misfit->second);
+}
+
 void Node::add_refusals_of_proxy(api::ApplyReply& reply) const {
   for (const Problem& problem : publisher_.refused_by_proxy())
     for (api::ObjectResult& result : reply.results) {
@@ -186,6 +199,11 @@ void Node::add_refusals_of_proxy(api::ApplyReply& reply) const {
 }
 
 void Node::add_what_is_due(api::ApplyReply& reply) const {
+  for (api::ObjectResult& result : reply.results) add_misfit(result);
+  if (!publisher_.kernel_error().empty()) {
+    reply.not_in_force = old_state_text();
+    return;
+  }
   const bool is_away = !parts_.proxy.is_connected();
   if (!is_away && !publisher_.is_in_flight()) return;
   const auto last = std::find_if(reply.results.rbegin(), reply.results.rend(), [](const auto& r) {
@@ -345,6 +363,7 @@ api::Dump Node::policies() {
     if (const auto misfit = misfits_.policies.find(std::string(row["policy"].as_string()));
         misfit != misfits_.policies.end())
       row["state"] = misfit->second;
+  if (!publisher_.kernel_error().empty()) dump.notes.push_back(old_state_text());
   return dump;
 }
 

@@ -45,6 +45,11 @@ spec:
   selector: {app: db}
   ports: [{name: tcp, port: 3306, targetPort: 8080}]
 """
+DENY_ALL = """apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody}
+spec: {}
+"""
 POLICIES = """apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: not-client}
@@ -310,6 +315,34 @@ class Cli(MeshOfItsOwn):
         self.assertEqual(status_of(), "200", "and that is so")
         mesh.meshctl("disable", "--all")
         self.assertIn("nothing is captured or policed", mesh.meshctl("status", check=False).stderr)
+
+    def test_a_meshd_that_hangs_is_told(self):
+        running = programs()["meshd"]
+        os.kill(running, signal.SIGSTOP)
+        self.addCleanup(os.kill, running, signal.SIGCONT)
+        with subprocess.Popen([str(mesh.MESHCTL), "policy", "list"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as command:
+            self.assertIn("meshd has not answered yet", command.stderr.readline())
+            os.kill(running, signal.SIGCONT)
+            self.assertEqual(command.wait(), 0)
+
+    def test_apply_says_that_what_it_stored_is_not_in_force(self):
+        self.start_pair()
+        ids = pathlib.Path(os.environ["UNDERMESH_STATE_DIR"], "ids.json")
+        kept = ids.read_text()
+        ids.unlink()
+        (ids / "full").mkdir(parents=True)  # it cannot be written: as on a full disk
+        policy = pathlib.Path(self._directory.name, "policy.yaml")
+        policy.write_text(DENY_ALL)
+        done = mesh.meshctl("apply", "-f", str(policy), check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("stored, but not in force: the kernel's state cannot be written", done.stderr)
+        self.assertIn("cannot be written", mesh.meshctl("policy", "list").stderr)
+        self.assertEqual(status_of(), "200", "what was in force stays")
+        (ids / "full").rmdir()
+        ids.rmdir()
+        ids.write_text(kept)
+        mesh.eventually("it is tried again", lambda: status_of() != "200")
+        self.assertEqual(mesh.meshctl("policy", "list").stderr, "")
 
     def test_what_is_in_the_kernel_is_shown_also_with_meshd_dead(self):
         self.start_pair()

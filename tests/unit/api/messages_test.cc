@@ -27,12 +27,14 @@ TEST(Messages, AnApplyRequestSurvivesTheWire) {
 TEST(Messages, AnApplyReplyKeepsOutcomesAndProblems) {
   ApplyReply reply;
   reply.version = 7;
+  reply.not_in_force = "no space left";
   reply.results.push_back({{"VirtualService", "default", "reviews"},
                            "networking.istio.io/v1",
                            "refused",
                            {"reviews.yaml:14: no"}});
   auto read = from_text<ApplyReply>(text_of(to_json(reply))).value();
   EXPECT_EQ(read.version, 7u);
+  EXPECT_EQ(read.not_in_force, "no space left");
   ASSERT_EQ(read.results.size(), 1u);
   EXPECT_EQ(read.results[0].object, reply.results[0].object);
   EXPECT_EQ(read.results[0].outcome, "refused");
@@ -83,7 +85,7 @@ TEST(Messages, TapEventsDumpsAndListsSurviveTheWire) {
                  1.5,
                  "id"};
   EXPECT_EQ(to_json(from_text<TapEvent>(text_of(to_json(event))).value()), to_json(event));
-  Dump dump{"routes", 3, {"HOST"}, {{{"HOST", "reviews"}}}};
+  Dump dump{"routes", 3, {"HOST"}, {{{"HOST", "reviews"}}}, {"a note"}};
   EXPECT_EQ(to_json(from_text<Dump>(text_of(to_json(dump))).value()), to_json(dump));
   ObjectList list;
   list.objects.push_back({{{"kind", "Service"}}, "f", "refused", {"p"}});

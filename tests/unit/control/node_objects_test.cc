@@ -102,5 +102,42 @@ TEST_F(NodeTest, AReplySaysWhatIsNotInForceYet) {
   EXPECT_THAT(warnings(), testing::IsEmpty());
 }
 
+// A disk that is full, for one.
+TEST_F(NodeTest, AReplySaysThatNothingNewIsInForceWhileTheKernelCannotHaveIt) {
+  connect();
+  enrol("a", "10.77.0.1");
+  acknowledge();
+  const auto reply_to = [this](const json::object& tree) {
+    api::ApplyRequest request;
+    request.objects.push_back({tree, "f.yaml", {}});
+    api::ApplyReply reply = node_->apply(request, now_);
+    node_->add_what_is_due(reply);
+    return reply;
+  };
+  files_.full = "/s/ids.json";
+  const api::ApplyReply reply = reply_to(deny("a"));
+  EXPECT_EQ(reply.results.at(0).outcome, "created");
+  EXPECT_THAT(reply.not_in_force, HasSubstr("no space left on device"));
+  EXPECT_THAT(node_->policies().notes, ElementsAre(reply.not_in_force));
+  files_.full.clear();
+  node_->tick(now_, 0);
+  EXPECT_THAT(node_->policies().notes, testing::IsEmpty());
+  EXPECT_EQ(reply_to(deny("b")).not_in_force, "");
+}
+
+TEST_F(NodeTest, AReplySaysThatAPolicyDoesNotFit) {
+  connect();
+  enrol("a", "10.77.0.1");
+  outcome(deny("a"));
+  acknowledge();
+  const auto& peers = datapath_.state.peers;
+  datapath_.left_out.sets = {peers.at(IpAddress::v4(10, 77, 0, 1)).ingress};
+  outcome(workload("c", "10.77.0.3"));
+  api::ApplyReply reply;
+  reply.results = {{{"AuthorizationPolicy", "default", "deny-a"}, "", "unchanged", {}}};
+  node_->add_what_is_due(reply);
+  EXPECT_THAT(reply.results[0].problems, testing::Contains(HasSubstr("does not fit")));
+}
+
 }  // namespace
 }  // namespace mesh::control
