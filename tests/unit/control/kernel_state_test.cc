@@ -524,5 +524,68 @@ TEST_F(KernelState, ADisabledServicesEndpointsElsewhereAreNotCountedAmongThem) {
             (std::set<SocketAddress>{at("10.78.0.1:9080"), at("10.77.0.2:9080")}));
 }
 
+// So many services, each with an endpoint of its own and a policy that names one client. `moved`:
+// the address of the first one's endpoint; `allowed`: the first one's client.
+std::string world_of(unsigned count, const std::string& moved = "10.80.0.1",
+                     const std::string& allowed = "reviews") {
+  std::string text = service("client", "10.78.255.1", "{name: tcp, port: 80}");
+  for (unsigned i = 0; i < count; ++i) {
+    const std::string name = "s" + std::to_string(i), last = std::to_string(i + 1);
+    text += entry(name + "-1", i == 0 ? moved : "10.80.0." + last, name);
+    text += service(name, "10.78.1." + last, "{name: tcp, port: 80}");
+    text += policy(name, "{selector: {matchLabels: {app: " + name +
+                             "}}, action: ALLOW, rules: [{from: [{source: {principals: "
+                             "[cluster.local/ns/default/sa/" +
+                             (i == 0 ? allowed : "productpage") + "]}}]}]}");
+  }
+  return text;
+}
+
+// How many entries of the kernel's maps one state has other than another.
+std::size_t entries_changed(const State& before, const State& now) {
+  std::size_t changed = 0;
+  const auto count = [&changed](const auto* was, const auto* is) {
+    changed += was != nullptr && is != nullptr && *was == *is ? 0U : 1U;
+  };
+  for (const auto services : {&State::services, &State::udp_services})
+    each_difference(before.*services, now.*services, [&](const auto* was, const auto* is) {
+      changed += 1 + (was ? was->second.columns.size() : 0) + (is ? is->second.columns.size() : 0);
+    });
+  each_difference(before.sets, now.sets, [&](const auto* was, const auto* is) {
+    changed += 1 + (was ? was->second.size() : 0) + (is ? is->second.size() : 0);
+  });
+  each_difference(before.peers, now.peers, count);
+  each_difference(before.refusals, now.refusals, count);
+  const auto in_both = [&](const auto& a, const auto& b) {
+    for (const auto& [key, value] : a)
+      if (const auto other = b.find(key); other == b.end()) ++changed;
+    for (const auto& [key, value] : b)
+      if (const auto other = a.find(key); other == a.end() || !(other->second == value)) ++changed;
+  };
+  in_both(before.workloads, now.workloads);
+  in_both(before.blocks, now.blocks);
+  return changed;
+}
+
+TEST_F(KernelState, AChangeIsAsManyEntriesHoweverMuchThereIs) {
+  std::vector<std::size_t> moves, rules;
+  elsewhere_ = {"productpage", "v2"};  // v1 is of reviews
+  for (const unsigned count : {8U, 80U}) {
+    for (unsigned i = 0; i < count; ++i) elsewhere_.insert("s" + std::to_string(i) + "-1");
+    current_ = build(world_of(count));
+    const State moved = build(world_of(count, "10.80.9.9"));
+    moves.push_back(entries_changed(current_, moved));
+    current_ = moved;
+    rules.push_back(entries_changed(moved, build(world_of(count, "10.80.9.9", "ratings"))));
+    current_ = {};
+  }
+  EXPECT_EQ(moves[0], moves[1]);
+  EXPECT_EQ(rules[0], rules[1]);
+  EXPECT_GE(moves[0], 3U) << "an address out, one in, and the service's row";
+  EXPECT_LE(moves[0], 8U);
+  EXPECT_GE(rules[0], 1U);
+  EXPECT_LE(rules[0], 16U);
+}
+
 }  // namespace
 }  // namespace mesh::control
