@@ -34,8 +34,9 @@
 #endif
 
 // Looked at by the verifier once, not on every way through its callers: in all a quarter of the
-// work. Such a function returns an int, 0 where it has nothing to say. Behind a pointer that it was
-// given, kernel 6.1 takes no key of a map: those are copied.
+// work. Such a function returns an int, asked or not, and looks whether its pointers are there:
+// without what it needs, a decision refuses. Behind a pointer that it was given, kernel 6.1 takes
+// no key of a map: those are copied.
 #ifdef __bpf__
 #define UM_APART __attribute__((noinline))
 #else
@@ -207,7 +208,13 @@ static __always_inline int um_is_allowed(__u32 ruling, __u32 mesh, struct um_dec
 // else `out` refuses.
 UM_APART int um_may_reach(const struct um_workload* client, const struct um_destination* to,
                           __u32 mesh, __u32 config, struct um_decision* out) {
-  if (!client || !to || !out) return 0;
+  if (!out) return 0;
+  if (!client || !to) {
+    um_decided(
+        out, UM_REFUSE,
+        mesh ? UM_MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD : UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
+    return 0;
+  }
   const struct um_peer* peer = um_find_peer(&to->address, um_generation(config));
   if (!peer && config & UM_CONFIG_STATE_INCOMPLETE) {
     um_decided(out, UM_REFUSE,
@@ -335,13 +342,11 @@ static __always_inline int um_is_canary(const struct um_destination* to) {
 // A connect of an enrolled workload's application.
 UM_APART int um_decide_workload_by(__u32 config, const struct um_connect* in,
                                    struct um_decision* out) {
-  if (!in || !out) return 0;
-  um_decided(out, UM_PASS, UM_NO_COUNTER);
+  if (!out) return 0;
+  um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
+  if (!in) return 0;
   const struct um_workload* client = um_find_workload(in->netns_cookie, um_generation(config));
-  if (!client) {
-    um_decided(out, UM_REFUSE, UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
-    return 0;
-  }
+  if (!client) return 0;
   out->workload = client->id;
   if (um_is_loopback(&in->to.address) || um_is_unspecified(&in->to.address) ||
       um_is_own_address(client->id, &in->to.address)) {
@@ -433,13 +438,12 @@ static __always_inline int um_class_of_arrival(const struct um_arrival* in, __u3
 // The server's end, whoever the client is.
 UM_APART int um_decide_arrival_by(__u32 config, const struct um_arrival* in,
                                   struct um_decision* out) {
-  if (!in || !out) return 0;
-  um_decided(out, UM_PASS, UM_NO_COUNTER);
+  if (!out) return 0;
+  um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD);
+  if (!in) return 0;
   const struct um_workload* server = um_find_workload(in->netns_cookie, um_generation(config));
-  if (!server) {
-    um_decided(out, UM_REFUSE, UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD);
-    return 0;
-  }
+  if (!server) return 0;
+  um_decided(out, UM_PASS, UM_NO_COUNTER);
   out->workload = server->id;
   if (!server->ingress || um_is_loopback(&in->from.address) ||
       um_is_own_address(server->id, &in->from.address))

@@ -64,8 +64,7 @@ UM_APART int um_decide_resolver(const struct um_connect* in, struct um_decision*
     out->counter = UM_DNS_LEFT_LINK_LOCAL;
     return 0;
   }
-  struct um_address resolver = in->to.address;
-  int slot = um_resolver_slot(in->netns_cookie, &resolver, in->to.port);
+  int slot = um_resolver_slot(in->netns_cookie, &in->to.address, in->to.port);
   if (slot < 0) {
     out->counter = UM_DNS_LEFT_NO_SLOT;
     return 0;

@@ -56,6 +56,28 @@ TEST_P(Decide, AsTheTableSays) {
 INSTANTIATE_TEST_SUITE_P(Table, Decide, testing::ValuesIn(all_decide_cases()),
                          [](const auto& c) { return c.param.name; });
 
+// As the verifier has it, who calls may have nothing to give.
+TEST(DecideDoubts, WithoutWhatItNeedsItRefuses) {
+  lookups = Lookups(World{});
+  const um_destination to{};
+  const um_workload client{};
+  const auto refuses = [](auto decide) {
+    um_decision out{};
+    EXPECT_EQ(decide(&out), 0);
+    EXPECT_EQ(decide(nullptr), 0);
+    EXPECT_EQ(out.action, UM_REFUSE);
+    return out.counter;
+  };
+  EXPECT_EQ(refuses([](um_decision* out) { return um_decide_workload_by(0, nullptr, out); }),
+            UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
+  EXPECT_EQ(refuses([](um_decision* out) { return um_decide_arrival_by(0, nullptr, out); }),
+            UM_ARRIVALS_DENIED_UNKNOWN_WORKLOAD);
+  EXPECT_EQ(refuses([&](um_decision* out) { return um_may_reach(nullptr, &to, 0, 0, out); }),
+            UM_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
+  EXPECT_EQ(refuses([&](um_decision* out) { return um_may_reach(&client, nullptr, 1, 0, out); }),
+            UM_MESH_CONNECTS_DENIED_UNKNOWN_WORKLOAD);
+}
+
 // A node knows much that a connection has nothing to do with.
 void add_others(World& world, unsigned count) {
   const auto ip = [](unsigned i) {
