@@ -99,7 +99,8 @@ static __always_inline int um_connect_workload(struct bpf_sock_addr* ctx, struct
   if (socket) socket->flags = 0;
   if (decision->action == UM_PASS) {
     if (decision->counter != UM_NO_COUNTER) um_count(decision->counter);
-    if (decision->counter == UM_CONNECTS_DIRECT && in->to.protocol == UM_TCP)
+    // Also what is left to its resolver, whose counter says why.
+    if (decision->counter != UM_CONNECTS_LOCAL && in->to.protocol == UM_TCP)
       um_record_connect(ctx, in, decision);
     return 1;
   }

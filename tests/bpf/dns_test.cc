@@ -4,6 +4,7 @@
 #include <atomic>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "net/tcp.h"
 #include "tests/support/datagrams.h"
@@ -172,6 +173,16 @@ TEST_F(DnsTest, GoesToTheResolverWithoutAResponder) {
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(accept_within(resolver.get())) << i;
   EXPECT_TRUE(accept_within(resolver6.get()));
   EXPECT_FALSE(accept_within(responder_.get(), 0));
+  // It is written down as every other is.
+  std::vector<std::string> services;
+  EXPECT_TRUE(eventually([&] {
+    for (const datapath::Flow& flow : must(datapath_->take_flows()))
+      if (flow.is_established && flow.workload == kApp)
+        services.push_back(flow.service->to_string());
+    return services.size() == 4;
+  }));
+  EXPECT_THAT(services, testing::UnorderedElementsAre("10.9.0.2:53", "10.9.0.2:53", "10.9.0.2:53",
+                                                      "[fd09::2]:53"));
 }
 
 // One on the node, or a cloud's: the responder could not ask it, so it is not asked instead.
