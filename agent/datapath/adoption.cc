@@ -98,9 +98,12 @@ Result<std::set<std::uint64_t>> previous_cookies(const Object& object) {
   if (!previous) return cookies;
   bpf_map_info info{};
   std::uint32_t size = sizeof info;
-  if (::bpf_obj_get_info_by_fd(previous.get(), &info, &size) != 0 ||
-      info.key_size < sizeof(std::uint64_t))
+  if (::bpf_obj_get_info_by_fd(previous.get(), &info, &size) != 0)
     return errno_error(errno, "read the workloads of the layout that was");
+  if (info.key_size < sizeof(std::uint64_t))
+    return Error{Errc::invalid_argument,
+                 "the workloads of the layout that was have no keys that can be read: detach it "
+                 "with 'meshctl disable --all', then start again"};
   std::vector<std::byte> key(info.key_size), next(info.key_size);
   for (const void* at = nullptr; ::bpf_map_get_next_key(previous.get(), at, next.data()) == 0;
        at = key.data()) {
