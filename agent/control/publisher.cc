@@ -141,7 +141,7 @@ void Publisher::end_forbidden() {
   if (ended) {
     --looks_due_;
   } else if (ended.error() != look_error_) {
-    log()->error("connections that a policy forbids could not be ended error={}",
+    log()->error("connections that a policy forbids could not be looked at or ended error={}",
                  ended.error().message);
     look_error_ = ended.error();
   }

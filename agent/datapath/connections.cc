@@ -27,11 +27,16 @@ namespace mesh::datapath {
 namespace {
 
 constexpr std::uint32_t state_bit(int state) { return 1U << state; }
+constexpr bool is_in(std::uint32_t states, std::uint8_t state) {
+  return (states & state_bit(state)) != 0;
+}
+constexpr std::uint32_t kFinSent = state_bit(BPF_TCP_FIN_WAIT1) | state_bit(BPF_TCP_FIN_WAIT2) |
+                                   state_bit(BPF_TCP_CLOSING) | state_bit(BPF_TCP_LAST_ACK);
+constexpr std::uint32_t kFinReceived =
+    state_bit(BPF_TCP_CLOSE_WAIT) | state_bit(BPF_TCP_CLOSING) | state_bit(BPF_TCP_LAST_ACK);
 // Neither who listens nor TIME_WAIT, which carries nothing any more.
-constexpr std::uint32_t kTcpStates = state_bit(BPF_TCP_ESTABLISHED) | state_bit(BPF_TCP_SYN_SENT) |
-                                     state_bit(BPF_TCP_SYN_RECV) | state_bit(BPF_TCP_FIN_WAIT1) |
-                                     state_bit(BPF_TCP_FIN_WAIT2) | state_bit(BPF_TCP_CLOSE_WAIT) |
-                                     state_bit(BPF_TCP_LAST_ACK) | state_bit(BPF_TCP_CLOSING);
+constexpr std::uint32_t kTcpStates = state_bit(BPF_TCP_SYN_SENT) | state_bit(BPF_TCP_SYN_RECV) |
+                                     state_bit(BPF_TCP_ESTABLISHED) | kFinSent | kFinReceived;
 // inet_diag_msg.idiag_timer of what is in TIME_WAIT, which may say FIN_WAIT2 of itself.
 constexpr std::uint8_t kTimeWaitTimer = 3;
 
@@ -48,6 +53,7 @@ struct Found {
   std::uint8_t family;
   std::uint8_t state;
   inet_diag_sockid id;
+  bool is_request;       // of a client, to a listener
   std::uint32_t stored;  // the first word of what it has in the map that was asked for; 0: nothing
   TcpCounts counts;
 };
@@ -119,10 +125,7 @@ TcpCounts counts_of(const inet_diag_msg& message, const char* first, std::size_t
   if (const auto info = info_in(first, size)) {
     counts = {info->tcpi_bytes_sent - info->tcpi_bytes_retrans, info->tcpi_bytes_received,
               info->tcpi_total_retrans};
-    const auto state = message.idiag_state;
-    const bool has_ended =
-        state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSING;
-    if (has_ended && counts.received != 0) --counts.received;
+    if (is_in(kFinReceived, message.idiag_state) && counts.received != 0) --counts.received;
   }
   add_fast(stored(first, size), counts);
   return counts;
@@ -139,9 +142,15 @@ struct Message {
   std::size_t size;
 };
 
+// A request is no socket yet, so it has nothing stored and no inode. Who connects while the other
+// end does is in the same state, and has one.
 Found found_in(const Message& message, const Question& asked) {
   const auto& [body, first, size] = message;
-  return {body.idiag_family, body.idiag_state, body.id, first_word(stored(first, size)),
+  return {body.idiag_family,
+          body.idiag_state,
+          body.id,
+          body.idiag_state == BPF_TCP_SYN_RECV && body.idiag_inode == 0,
+          first_word(stored(first, size)),
           asked.counts ? counts_of(body, first, size) : TcpCounts{}};
 }
 
@@ -216,10 +225,12 @@ struct Sequence {
   bool operator==(const Sequence&) const = default;
 };
 
-std::optional<Sequence> sequence_of(int fd, const Found& found) {
+// ENOENT: it is over. What is in TIME_WAIT by now has no such counts.
+int read_sequence(int fd, const Found& found, Sequence& out) {
   inet_diag_req_v2 body = request_for(found, Transport::kTcp);
   body.idiag_ext = 1U << (INET_DIAG_INFO - 1U);
-  if (send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_ACK, body) != 0) return std::nullopt;
+  if (const int error = send_request(fd, SOCK_DIAG_BY_FAMILY, NLM_F_ACK, body); error != 0)
+    return error;
   std::optional<Sequence> sequence;
   const int error = read_answer(fd, [&](nlmsghdr* header) {
     const Message message(header);
@@ -228,34 +239,37 @@ std::optional<Sequence> sequence_of(int fd, const Found& found) {
                   info->tcpi_notsent_bytes, info->tcpi_bytes_acked,    info->tcpi_bytes_sent,
                   info->tcpi_bytes_retrans};
   });
-  return error == 0 ? sequence : std::nullopt;
+  if (error != 0) return error;
+  if (!sequence) return ENOENT;
+  out = *sequence;
+  return 0;
 }
 
 // How far the sequence numbers went, but for data and FIN: by the SYN, if it was ours. (The number
 // of a SYN that answers one is none of these counts.)
 std::uint64_t syns_in(const Sequence& sequence) {
-  const auto state = sequence.state;
-  const bool has_fin = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2 ||
-                       state == BPF_TCP_CLOSING || state == BPF_TCP_LAST_ACK;
-  const std::uint64_t fin = has_fin && sequence.not_sent == 0 ? 1 : 0;
+  const std::uint64_t fin = is_in(kFinSent, sequence.state) && sequence.not_sent == 0 ? 1 : 0;
   return sequence.acked + sequence.not_acked - sequence.not_sent -
          (sequence.sent - sequence.sent_again) - fin;
 }
 
+// 0: it may have accepted. ENOENT: it surely connected, or it is over.
 // The message that repeats the one before it tells of one moment. Who sends without pause has such
 // moments, too: between two of its segments. A process can make this too small (what leaves with an
 // error is counted as sent, and again when it leaves), so nothing but 1 says anything
-// (docs/decisions/0007).
-bool has_surely_connected(int fd, const Found& found) {
+// (docs/decisions/0007); nor is anything counted of who sends its SYN with its first data
+// (TCP_FASTOPEN_CONNECT), but only who connects is in SYN_SENT.
+int look_whether_it_accepted(int fd, const Found& found) {
   constexpr int kTries = 64;
   std::optional<Sequence> last;
   for (int i = 0; i < kTries; ++i) {
-    const auto now = sequence_of(fd, found);
-    if (!now) return false;
-    if (now == last && now->state == now->state_then) return syns_in(*now) == 1;
+    Sequence now;
+    if (const int error = read_sequence(fd, found, now); error != 0) return error;
+    if (now.state == BPF_TCP_SYN_SENT) return ENOENT;
+    if (now == last && now.state == now.state_then) return syns_in(now) == 1 ? ENOENT : 0;
     last = now;
   }
-  return false;
+  return 0;
 }
 
 // Beside the sockets' cookies, which count from 1. Only who counts waits for locks.
@@ -287,8 +301,11 @@ std::uint64_t cookie_of(const Found& found) {
 
 Connection connection_of(const Found& found) {
   return {address_of(found.family, found.id.idiag_src, found.id.idiag_sport),
-          address_of(found.family, found.id.idiag_dst, found.id.idiag_dport), cookie_of(found),
-          found.state, found.stored};
+          address_of(found.family, found.id.idiag_dst, found.id.idiag_dport),
+          cookie_of(found),
+          found.state,
+          found.stored,
+          found.is_request};
 }
 
 }  // namespace
@@ -320,14 +337,15 @@ Ended end_connections(SocketWork& work, int netns, Transport transport,
   }
   const auto outcomes = work.run(netns, cookies, -1, [=](int diag, std::size_t i) {
     const auto& [found, fate] = (*forbidden)[i];
-    const bool stays = fate == Fate::kEndsUnlessItConnected && has_surely_connected(diag, found);
-    return stays ? ENOENT : end(diag, transport, found);
+    if (fate == Fate::kEndsUnlessItConnected)
+      if (const int error = look_whether_it_accepted(diag, found); error != 0) return error;
+    return end(diag, transport, found);
   });
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
     if (outcomes[i] == 0) out.ended.push_back(cookies[i]);
     if (outcomes[i] == 0 || outcomes[i] == ENOENT) continue;
     ++out.not_ended;
-    if (!out.failure) out.failure = failure_of(outcomes[i], "end a connection");
+    if (!out.failure) out.failure = failure_of(outcomes[i], "look at a connection, or end it");
   }
   return out;
 }

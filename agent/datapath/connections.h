@@ -26,6 +26,8 @@ struct Connection {
   std::uint64_t cookie = 0;
   std::uint8_t state = 0;  // TCP's
   std::uint32_t mesh = 0;  // um_mesh_socket, where that was asked for; 0: it is not the mesh's own
+  // TCP: the other end asks for it, and no process here has a socket of it yet.
+  bool is_request = false;
 };
 
 // What the kernel counts of a TCP connection, and the fast path of what went past TCP.
@@ -43,7 +45,7 @@ enum class Fate : std::uint8_t {
 
 struct [[nodiscard]] Ended {
   std::vector<std::uint64_t> ended;  // by cookie
-  std::size_t not_ended = 0;         // although they should have been
+  std::size_t not_ended = 0;         // although they should have been, or nobody could say whether
   std::optional<Error> failure;      // the first one: of those, or of looking at all
 };
 // Resets every connection (also one that is just being made) of which `fate_of` says so.

@@ -28,8 +28,9 @@ bool is_believed(const um_udp_flow& flow) {
 
 // What nobody wrote down may be either end, so both ways must be allowed. But else an enrolment, or
 // any change of policy, would end what a workload has open to its database, as no ingress policy
-// names that: so who surely connected is no server, but in a strict workload, whose older
-// connections were ended: what has no record there is a stranger's.
+// names that: so who surely connected is no server, but in a strict workload. What has no record
+// there is a stranger's, or older than the enrolment of one that became strict later: else it was
+// ended at that.
 Fate Revocation::fate_of(const EnrolledWorkload& workload, Transport transport,
                          const Connection& connection) const {
   const IpAddress& other = connection.remote.ip;
@@ -74,8 +75,8 @@ bool Revocation::is_removed(const Connection& connection) const {
 }
 
 // TCP: what the programs wrote down as it was made; of the mesh's own sockets, in their storage.
-// Nothing is written down of what is older than the enrolment, of another cgroup, or found the map
-// full.
+// Nothing is written down of what is older than the enrolment, of another cgroup, found the map
+// full, or is not made yet; but what a listener is asked for came, whoever has written.
 // UDP: a socket that connected to who had asked it. Without a record it is taken for one that
 // asked: then its own way must be allowed.
 Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
@@ -85,7 +86,7 @@ Revocation::Direction Revocation::direction_of(const EnrolledWorkload& workload,
     if (const auto record = flows_.find(connection.cookie))
       return (record->flags & UM_CONNECTION_INBOUND) != 0 ? Direction::kInbound
                                                           : Direction::kOutbound;
-    if (connection.mesh == UM_MESH_ACCEPTED) return Direction::kInbound;
+    if (connection.mesh == UM_MESH_ACCEPTED || connection.is_request) return Direction::kInbound;
     return connection.mesh != 0 ? Direction::kOutbound : Direction::kUnknown;
   }
   const um_udp_flow_key key{workload.id, network_order(connection.local.port), 0,

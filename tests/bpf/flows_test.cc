@@ -312,6 +312,48 @@ TEST_F(LetInTest, NoDenialStandsForWhatLetItIn) {
   EXPECT_EQ(count("arrivals_denied_policy"), 0);
 }
 
+// What is being made has neither a socket nor a record yet, and is the server's end all the same.
+class BeingLetInTest : public LetInTest {
+ protected:
+  void SetUp() override {
+    LetInTest::SetUp();
+    if (IsSkipped()) return;
+    const int seconds = 60;
+    ::setsockopt(four_.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
+    state_.workloads[kServer].egress = 6;
+    verdict(6, 0, false, 61, 0);
+    apply_all();
+    client_ = app_->run([] { return UniqueFd(dial("10.9.0.2:8090")); });
+    ASSERT_TRUE(client_);
+    ASSERT_EQ(entries_of("um_connections"), 0);
+  }
+
+  UniqueFd client_;
+};
+
+TEST_F(BeingLetInTest, StaysWhereNobodyMayBeAsked) {
+  must(datapath_->end_forbidden(state_));
+  EXPECT_EQ(count("connections_ended_by_policy"), 0);
+  ASSERT_TRUE(write_all(client_.get(), 1));
+  const UniqueFd accepted = accept_within(four_.get());
+  ASSERT_TRUE(accepted);
+  EXPECT_TRUE(read_all(accepted.get(), 1));
+}
+
+TEST_F(BeingLetInTest, EndsWhereNobodyMayComeAnyMore) {
+  verdict(kSet, 0, false, 25, 0);
+  apply_all();
+  must(datapath_->end_forbidden(state_));
+  EXPECT_EQ(count("connections_ended_by_policy"), 1);
+  ASSERT_TRUE(write_all(client_.get(), 1));
+  pollfd end{client_.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&end, 1, 30'000), 1);
+  char byte = 0;
+  EXPECT_EQ(::recv(client_.get(), &byte, 1, MSG_DONTWAIT), -1);
+  EXPECT_EQ(errno, ECONNRESET);
+  EXPECT_FALSE(accept_within(four_.get(), 0));
+}
+
 TEST_F(FlowsTest, WhatIsOpenIsListedWithWhatItSentSoFar) {
   Child client(&*app_group_, &*app_, [&] {
     const UniqueFd fd(dial(kService));

@@ -474,6 +474,32 @@ TEST_F(UnrecordedPairTest, WhoStillConnectsIsNoServer) {
   EXPECT_FALSE(has_ended(connects));
 }
 
+// There is no SYN to count before there is data.
+TEST_F(UnrecordedPairTest, WhoConnectsWithItsFirstDataIsNoServer) {
+  app_->command("sysctl -qw net.ipv4.tcp_fastopen=3");
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  const UniqueFd listener = app_->listen("10.9.0.1:5433");
+  const int queue = 5;
+  ASSERT_EQ(::setsockopt(listener.get(), IPPROTO_TCP, TCP_FASTOPEN, &queue, sizeof queue), 0);
+  const auto connected = [&] {
+    return server_->run([] {
+      UniqueFd fd = tcp_socket_for("10.9.0.1:5433");
+      const int on = 1;
+      ::setsockopt(fd.get(), IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &on, sizeof on);
+      return connect_socket(fd.get(), "10.9.0.1:5433") == 0 ? std::move(fd) : UniqueFd();
+    });
+  };
+  const UniqueFd first = connected();  // gets the cookie that the others have
+  ASSERT_TRUE(first);
+  ASSERT_TRUE(eventually([&] { return info_of(first).tcpi_state == BPF_TCP_ESTABLISHED; }));
+  const UniqueFd connects = connected();
+  ASSERT_TRUE(connects);
+  ASSERT_EQ(info_of(connects).tcpi_state, BPF_TCP_SYN_SENT);
+  expect_that_only_what_came_ends();
+  EXPECT_FALSE(has_ended(connects));
+  EXPECT_EQ(::send(connects.get(), "x", 1, MSG_NOSIGNAL), 1);
+}
+
 TEST_F(UnrecordedPairTest, AlsoWithDataThatNobodyReads) {
   have("10.9.0.1:5432", "10.9.0.2:40010");
   for (const UniqueFd* fd : all()) fill(*fd);

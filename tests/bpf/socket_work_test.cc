@@ -3,7 +3,10 @@
 #include "datapath/socket_work.h"
 
 #include <gtest/gtest.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <netinet/tcp.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 
 #include <atomic>
@@ -15,6 +18,26 @@
 #include "tests/support/eventually.h"
 #include "tests/support/missing_page.h"
 #include "tests/support/netns.h"
+
+namespace {
+
+// What looking at one socket fails with; 0: it does not.
+std::atomic<int> look_error{0};
+
+}  // namespace
+
+// In the place of the C library's, for all of this program.
+ssize_t send(int fd, const void* data, size_t size, int flags) {
+  const int error = look_error;
+  if (error != 0 && size >= sizeof(nlmsghdr)) {
+    const auto* header = static_cast<const nlmsghdr*>(data);
+    if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY && (header->nlmsg_flags & NLM_F_DUMP) == 0) {
+      errno = error;
+      return -1;
+    }
+  }
+  return ::syscall(SYS_sendto, fd, data, size, flags, nullptr, 0);
+}
 
 namespace mesh::datapath {
 namespace {
@@ -81,6 +104,27 @@ TEST_F(SocketWorkTest, OneLockedSocketHoldsUpNoOthersEnd) {
   }
   held.reset();
   EXPECT_TRUE(test::eventually([&] { return !end_all().failure && count() == 0; }));
+}
+
+// A server is not known from a client so, but none of them ends for want of memory.
+TEST_F(SocketWorkTest, WhatCannotBeLookedAtIsNotEnded) {
+  const UniqueFd client = connect(), server = test::accept_within(listener_.get());
+  ASSERT_TRUE(server);
+  const auto end_who_accepted = [this] {
+    return end_connections(work_, ns_.fd(), Transport::kTcp,
+                           [](const Connection&) { return Fate::kEndsUnlessItConnected; });
+  };
+  look_error = ENOBUFS;
+  const Ended none = end_who_accepted();
+  look_error = 0;
+  EXPECT_EQ(none.ended.size(), 0U);
+  EXPECT_EQ(none.not_ended, 2U);
+  EXPECT_TRUE(none.failure);
+  EXPECT_EQ(count(), 2U);
+  const Ended ended = end_who_accepted();
+  EXPECT_EQ(ended.ended.size(), 1U);
+  EXPECT_EQ(ended.not_ended, 0U);
+  EXPECT_FALSE(ended.failure);
 }
 
 TEST_F(SocketWorkTest, WhatWaitsIsNotBegunTwice) {
