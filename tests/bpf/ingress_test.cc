@@ -623,6 +623,22 @@ TEST_F(UnrecordedTest, InAStrictWorkloadItMayGoOnIfBothWaysAreAllowed) {
   EXPECT_EQ(count("connections_ended_by_policy"), 1);
 }
 
+// What nobody wrote down is older than its mode, or a stranger's.
+TEST_F(UnrecordedPairTest, WhoBecomesStrictKeepsWhatWasWrittenDown) {
+  have("10.9.0.1:5432", "10.9.0.2:40010");
+  const UniqueFd database = app_->listen("10.9.0.1:5433");
+  server_group_->enter();
+  const Open written_down(*server_, "10.9.0.1:5433");
+  elsewhere_->enter();
+  ASSERT_EQ(entries_of("um_connections"), 1);
+  state_.workloads[kServer].strict = true;
+  from_now_on_nobody_may_come();
+  EXPECT_TRUE(has_ended(made_));
+  EXPECT_TRUE(has_ended(accepted_));
+  EXPECT_EQ(count("connections_ended_by_policy"), 2);
+  EXPECT_EQ(written_down.error(0), 0);
+}
+
 TEST_F(IngressTest, AWorkloadThatCannotBeLookedAtHoldsUpNoOther) {
   elsewhere_->enter();
   apply_all();

@@ -282,5 +282,19 @@ TEST_F(NodePolicyTest, ConnectionsThatAPolicyForbidsAreLookedForAgain) {
   EXPECT_EQ(looks_of(5), 2);
 }
 
+// Its set is another, though it lets in the same as before.
+TEST_F(NodePolicyTest, WhatAWorkloadHasOpenIsLookedAtAsItBecomesStrict) {
+  enrol_one_of_two();
+  outcome(object("NetworkPolicy", "networking.k8s.io/v1", "nobody",
+                 {{"podSelector", json::object{}}, {"policyTypes", {"Ingress"}}}));
+  for (int i = 0; i < 3; ++i) node_->tick(now_, 0);
+  const int before = datapath_.looks_for_forbidden;
+  node_->tick(now_, 0);
+  ASSERT_EQ(datapath_.looks_for_forbidden, before);
+  outcome(strict_workload("a", "10.77.0.1"));
+  EXPECT_EQ(datapath_.looks_for_forbidden, before + 1);
+  EXPECT_TRUE(datapath_.state.workloads.at(id_of("a")).strict);
+}
+
 }  // namespace
 }  // namespace mesh::control
