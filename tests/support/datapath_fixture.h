@@ -303,10 +303,15 @@ class DatapathTest : public testing::Test {
     std::vector<std::uint8_t> key(info.key_size, 0xff);
     const std::vector<std::uint64_t> value((info.value_size + 7) / 8 *
                                            static_cast<std::size_t>(::libbpf_num_possible_cpus()));
-    for (std::uint32_t i = 0;; ++i) {
-      const std::uint32_t last = ~i;
+    int waits = 0;
+    for (std::uint32_t last = 0xffffffff;;) {
       std::memcpy(key.data(), &last, sizeof last);
-      if (::bpf_map_update_elem(map, key.data(), value.data(), BPF_NOEXIST) != 0) break;
+      if (::bpf_map_update_elem(map, key.data(), value.data(), BPF_NOEXIST) == 0)
+        --last;
+      else if (errno == ENOMEM && ++waits < 10'000)  // the kernel has yet to allocate the next ones
+        ::usleep(1000);
+      else
+        break;
     }
     ASSERT_EQ(errno, E2BIG);
   }
