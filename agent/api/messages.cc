@@ -192,7 +192,8 @@ void read(const json::value& value, AuthzReply::Path& out, Context& at) {
 
 void read(const json::value& value, AuthzReply& out, Context& at) {
   Members(value, at)("verdict", out.verdict)("from", out.from)("to", out.to)(
-      "transport", out.transport)("version", out.version)("paths", out.paths)("notes", out.notes);
+      "destination_known", out.destination_known)("transport", out.transport)(
+      "version", out.version)("paths", out.paths)("notes", out.notes);
 }
 
 void read(const json::value& value, Dump& out, Context& at) {
@@ -438,6 +439,7 @@ json::object to_json(const AuthzReply& m) {
   return {{"verdict", m.verdict},
           {"from", m.from},
           {"to", m.to},
+          {"destination_known", m.destination_known},
           {"transport", m.transport},
           {"version", m.version},
           {"paths", list_of(m.paths, [](const auto& p) { return json_of(p); })},

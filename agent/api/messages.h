@@ -204,7 +204,8 @@ struct AuthzReply {
   };
   std::string verdict;  // "ALLOW", "DENY", or "PARTLY": of some paths
   std::string from, to;
-  std::string transport;  // "TCP" or "UDP"
+  bool destination_known = true;  // false: no workload or service of the mesh has the address
+  std::string transport;          // "TCP" or "UDP"
   std::uint64_t version = 0;
   std::vector<Path> paths;
   std::vector<std::string> notes;

@@ -368,8 +368,17 @@ class Checker {
   std::optional<Decision> connect_;  // of the path that is being judged
 };
 
+std::string note_of_unknown(const Party& client, const AuthzReply& reply) {
+  const bool is_asked = !reply.paths.front().ends.empty();
+  return "no workload or service of the mesh has this address" +
+         (is_asked ? ": only the egress policies of " + client.text +
+                         " were asked, not who is there and whom he lets in"
+                   : "");
+}
+
 void add_notes(const AuthzInput& input, const Party& client, const Destinations& to,
                AuthzReply& reply) {
+  if (!to.is_known) reply.notes.push_back(note_of_unknown(client, reply));
   if (to.is_http)
     reply.notes.push_back(
         "an HTTP service: this is the L4 answer, not the last word. meshproxy decides for each "
@@ -384,7 +393,7 @@ void add_notes(const AuthzInput& input, const Party& client, const Destinations&
   if (elsewhere)
     reply.notes.push_back(
         "an end that is not on this node is judged by the configuration; its own node enforces it");
-  if (client.workload && client.enrolled == 0 && client.workload->is_local())
+  if (client.workload && client.enrolled == 0 && !client.workload->netns.empty())
     reply.notes.push_back(client.text + " is not enrolled: nothing polices what it sends");
   for (const config::Problem& problem : input.problems) {
     const auto& key = problem.object;

@@ -219,7 +219,8 @@ Result<Destinations> find_destinations(const Known& known, const Party& client,
         (party.workload ? "workload " + party.text + " " : "") +
             (wanted.port ? SocketAddress{address, *wanted.port}.to_string() : address.to_string()),
         {{party, address, wanted.port, false}},
-        false};
+        false,
+        party.workload != nullptr};
   }
   const Words words = words_of(wanted.name);
   if (words.kind != Words::Kind::kWorkload)

@@ -39,6 +39,7 @@ struct Destinations {
   std::string text;
   std::vector<Destination> all;  // none: a service without endpoints
   bool is_http = false;          // on one of its ports
+  bool is_known = true;          // false: an address that neither workload nor service has
 };
 
 // "[workload/][NAMESPACE/]NAME" or an address; a name alone is of namespace `ns`. not_found: nobody

@@ -231,6 +231,21 @@ spec: {selector: {matchLabels: {app: db}}}
   const auto nobody = node.check({"192.0.2.1", "192.0.2.2:1"}).value();
   EXPECT_EQ(nobody.verdict, "ALLOW");
   EXPECT_THAT(nobody.paths.at(0).why, HasSubstr("neither end"));
+  EXPECT_FALSE(nobody.destination_known);
+  EXPECT_THAT(nobody.notes, ElementsAre("no workload or service of the mesh has this address"));
+  const auto outside = node.check({"shop/cart", "192.0.2.2:1"}).value();
+  EXPECT_EQ(outside.verdict, "ALLOW");
+  const auto read = api::from_json<AuthzReply>(api::to_json(outside));
+  EXPECT_FALSE(read.value().destination_known);
+  EXPECT_THAT(
+      outside.notes,
+      ElementsAre("no workload or service of the mesh has this address: only the egress "
+                  "policies of shop/cart were asked, not who is there and whom he lets in"));
+  for (const char* known : {"10.77.0.2:3306", "10.78.0.1:70", "db:70"}) {
+    const auto reply = node.check({"shop/cart", known}).value();
+    EXPECT_TRUE(reply.destination_known) << known;
+    EXPECT_THAT(reply.notes, testing::Each(testing::Not(HasSubstr("has this address")))) << known;
+  }
   EXPECT_EQ(node.check({"shop/cart", "10.77.0.1:5"}).value().paths.at(0).why,
             "a workload may always talk to itself");
   EXPECT_EQ(node.check({"shop/cart", "10.78.0.9:5"}).value().verdict, "DENY")
