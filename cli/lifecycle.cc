@@ -448,8 +448,9 @@ Result<int> disable_workload(const Environment& environment, const std::string& 
   json::value tree(list.objects[0].tree);
   boost::system::error_code ec;
   json::value* annotations = tree.find_pointer("/metadata/annotations", ec);
-  if (!annotations || !annotations->is_object() ||
-      annotations->as_object().erase("undermesh.io/netns") == 0) {
+  json::object* known = annotations ? annotations->if_object() : nullptr;
+  if (!known || !known->contains("undermesh.io/netns") ||
+      !known->emplace("undermesh.io/enrolment", "disabled").second) {
     std::printf("workloadentry.networking.istio.io/%s is not enrolled\n", name.c_str());
     return kOk;
   }
@@ -460,8 +461,8 @@ Result<int> disable_workload(const Environment& environment, const std::string& 
     if (result.outcome == "refused") return Error{Errc::refused, join(result.problems, "; ")};
   std::printf(
       "workloadentry.networking.istio.io/%s disabled: not captured or policed any more; to "
-      "enrol it again, apply it with its annotation undermesh.io/netns, or start its sandbox "
-      "anew\n",
+      "enrol it again, apply it without its annotation undermesh.io/enrolment, or start its "
+      "sandbox anew\n",
       name.c_str());
   return kOk;
 }

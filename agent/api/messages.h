@@ -98,9 +98,10 @@ struct WorkloadStatus {
   std::string name;
   std::uint32_t id = 0;
   std::vector<std::string> addresses;
-  std::string state = "pending";  // "enrolled", "pending", "failed", "remote" (no netns and cgroup)
-  std::string reason;             // of pending and failed
-  std::string service_account;    // JSON: "serviceAccount"
+  // "enrolled", "pending", "failed"; "disabled", "remote": not to be enrolled here
+  std::string state = "pending";
+  std::string reason;
+  std::string service_account;  // JSON: "serviceAccount"
   std::string cgroup;
   std::string netns;
   bool sandbox = false;

@@ -54,6 +54,12 @@ std::shared_ptr<const T> shared(T value, const std::shared_ptr<const T>& previou
 }
 
 void add_namespaces(Parts& parts, Snapshot& snapshot);
+// Reports what the workload has of what belongs to others: to workloads of `snapshot`, to services,
+// to this machine.
+void judge_workload(const Workload& workload, const CompileOptions& options,
+                    const Snapshot& snapshot, Report& report);
+void add_workload(const WorkloadPtr& workload, Snapshot& snapshot);
+void remove_workload(const WorkloadPtr& workload, Snapshot& snapshot);
 // In this order: each needs what the ones before put into `snapshot`.
 void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                    Snapshot& snapshot);

@@ -140,6 +140,55 @@ class EndpointFinder {
   SliceIndex slices_;
 };
 
+// ---- what a workload has for itself alone
+
+void judge_address(const IpAddress& ip, const Workload& workload, const CompileOptions& options,
+                   const Snapshot& snapshot, Report& report) {
+  const auto error = [&](const std::string& what) {
+    report.error("spec.address", ip.to_string() + what);
+  };
+  if (const auto taken = snapshot.workload_by_address.find(ip);
+      taken != snapshot.workload_by_address.end())
+    return error(" is already the address of " + taken->second->name.to_string() +
+                 "; one address is one workload");
+  if (options.service_range && options.service_range->contains(ip))
+    return error(" is of the block that services get their addresses from (" +
+                 options.service_range->to_string() +
+                 "), where the kernel looks for services alone; give the workload an address "
+                 "outside of it, or the mesh another block (meshctl up --service-cidr)");
+  // One of another machine may be a process on this one that is not of the mesh.
+  if (workload.is_local() && std::ranges::count(options.node_addresses, ip) != 0)
+    error(
+        " is this machine's own address, and the workload has a network namespace of its own; "
+        "write the address that it has there");
+}
+
+// The workload whose group is the same, one above or one below; null: none.
+const Workload* sharing_cgroup(const Snapshot& snapshot, const std::string& cgroup) {
+  const auto& groups = snapshot.workload_by_cgroup;
+  for (std::size_t end = cgroup.size(); end != 0; end = cgroup.rfind('/', end - 1))
+    if (const auto found = groups.find(cgroup.substr(0, end)); found != groups.end())
+      return found->second.get();
+  const auto below = groups.lower_bound(cgroup + "/");
+  const bool is_below = below != groups.end() && below->first.starts_with(cgroup + "/");
+  return is_below ? below->second.get() : nullptr;
+}
+
+// Programs of both would run for one's connections. Groups that a workload makes below its own are
+// its own too.
+void judge_cgroup(const Workload& workload, const Snapshot& snapshot, Report& report) {
+  const Workload* other = sharing_cgroup(snapshot, workload.cgroup);
+  if (!other) return;
+  const std::string name = other->name.to_string();
+  const std::string what = other->cgroup == workload.cgroup
+                               ? "is already the control group of " + name
+                           : other->cgroup.size() < workload.cgroup.size()
+                               ? "is below " + other->cgroup + ", the control group of " + name
+                               : "is above " + other->cgroup + ", the control group of " + name;
+  report.error(path_of_key("metadata.annotations", "undermesh.io/cgroup"),
+               what + "; give each workload a group of its own, beside the other's");
+}
+
 // ---- destination rules
 
 // The rules of one namespace for one host, put together.
@@ -353,14 +402,29 @@ std::set<std::string> strict_namespaces(const Parts& parts) {
   return strict;
 }
 
+void judge_workload(const Workload& workload, const CompileOptions& options,
+                    const Snapshot& snapshot, Report& report) {
+  for (const IpAddress& ip : workload.addresses)
+    judge_address(ip, workload, options, snapshot, report);
+  if (workload.is_local()) judge_cgroup(workload, snapshot, report);
+}
+
+void add_workload(const WorkloadPtr& workload, Snapshot& snapshot) {
+  for (const IpAddress& ip : workload->addresses)
+    snapshot.workload_by_address.emplace(ip, workload);
+  if (workload->is_local()) snapshot.workload_by_cgroup.emplace(workload->cgroup, workload);
+  snapshot.workloads.emplace(workload->name, workload);
+}
+
+void remove_workload(const WorkloadPtr& workload, Snapshot& snapshot) {
+  for (const IpAddress& ip : workload->addresses) snapshot.workload_by_address.erase(ip);
+  if (workload->is_local()) snapshot.workload_by_cgroup.erase(workload->cgroup);
+  snapshot.workloads.erase(workload->name);
+}
+
 void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* previous,
                    Snapshot& snapshot) {
-  auto add = [&](const WorkloadPtr& workload) {
-    for (const IpAddress& ip : workload->addresses)
-      snapshot.workload_by_address.emplace(ip, workload);
-    snapshot.workloads.emplace(workload->name, workload);
-  };
-  if (options.gateway_workload) add(options.gateway_workload);
+  if (options.gateway_workload) add_workload(options.gateway_workload, snapshot);
   const std::set<std::string> strict = strict_namespaces(parts);
   for (auto& [report, part] : parts.workloads) {
     Workload& workload = part.workload;
@@ -369,18 +433,13 @@ void add_workloads(Parts& parts, const CompileOptions& options, const Snapshot* 
       report->error("metadata.name", "is the name of this node's gateway");
       continue;
     }
-    for (const IpAddress& ip : workload.addresses)
-      if (auto taken = snapshot.workload_by_address.find(ip);
-          taken != snapshot.workload_by_address.end())
-        report->error("spec.address", ip.to_string() + " is already the address of " +
-                                          taken->second->name.to_string() +
-                                          "; one address is one workload");
+    judge_workload(workload, options, snapshot, *report);
     if (report->failed()) continue;
     WorkloadPtr before;
     if (previous)
       if (auto found = previous->workloads.find(workload.name); found != previous->workloads.end())
         before = found->second;
-    add(shared(std::move(workload), before));
+    add_workload(shared(std::move(workload), before), snapshot);
   }
 }
 

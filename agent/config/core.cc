@@ -11,6 +11,11 @@ constexpr std::string_view kAnnotations = "undermesh.io/";
 constexpr std::string_view kOnRemoval = "undermesh.io/on-endpoint-removal";
 constexpr std::string_view kFastPath = "undermesh.io/fastpath";
 constexpr std::string_view kFastPathPorts = "undermesh.io/fastpath-exclude-ports";
+constexpr std::string_view kNetns = "undermesh.io/netns";
+constexpr std::string_view kCgroup = "undermesh.io/cgroup";
+constexpr std::string_view kEnrolment = "undermesh.io/enrolment";
+constexpr std::string_view kNoEndpoint =
+    "unspecified, loopback, link-local, metadata and multicast addresses are not endpoints";
 
 struct ProtocolWord {
   std::string_view word;
@@ -162,7 +167,7 @@ void add_workload_address(Report& report, const std::string& path, std::string_v
   if (!address) {
     report.error(path, address.error().message + "; names and Unix sockets are not supported yet");
   } else if (!is_endpoint_address(address.value())) {
-    report.error(path, "loopback, link-local, metadata and multicast addresses are not endpoints");
+    report.error(path, std::string(kNoEndpoint));
   } else if (std::find(workload.addresses.begin(), workload.addresses.end(), address.value()) ==
              workload.addresses.end()) {
     workload.addresses.push_back(address.value());
@@ -181,6 +186,42 @@ bool is_group_path(std::string_view path) {
   return path.size() > 1;
 }
 
+// Where it is on this machine. One that says half of it is none of another machine: it would run
+// here unpoliced.
+void read_place(Report& report, const Labels& annotations, Workload& workload) {
+  const auto value_of = [&](std::string_view key) {
+    const auto found = annotations.find(std::string(key));
+    return found == annotations.end() ? nullptr : &found->second;
+  };
+  const auto error = [&](std::string_view key, std::string message) {
+    report.error(path_of_key("metadata.annotations", key), std::move(message));
+  };
+  const std::string *netns = value_of(kNetns), *cgroup = value_of(kCgroup);
+  if (netns) workload.netns = *netns;
+  if (netns && !netns->starts_with('/'))
+    error(kNetns,
+          "must be the absolute path of a network namespace, as /run/netns/NAME or "
+          "/proc/PID/ns/net, not '" +
+              *netns + "'");
+  if (cgroup) workload.cgroup = *cgroup;
+  if (cgroup && !is_group_path(*cgroup))
+    error(kCgroup,
+          "must be the absolute path of a control group, without empty parts, . and .., not '" +
+              *cgroup + "'");
+  if (!netns != !cgroup)
+    error(netns ? kNetns : kCgroup,
+          "needs " + std::string(netns ? kCgroup : kNetns) +
+              " too: a workload of this machine has both annotations, one of another neither");
+  const std::string* enrolment = value_of(kEnrolment);
+  workload.disabled = enrolment && *enrolment == "disabled";
+  if (enrolment && !workload.disabled)
+    error(kEnrolment, "must be disabled, not '" + *enrolment + "'; without it it is enrolled");
+  else if (enrolment && !netns && !cgroup)
+    report.warn(path_of_key("metadata.annotations", kEnrolment),
+                "has no effect: this machine does not enrol it, without " + std::string(kNetns) +
+                    " and " + std::string(kCgroup));
+}
+
 // What is neither counts as strict: a security object that is refused denies.
 bool read_mode(Report& report, const std::string& path, const std::string& value) {
   if (value != "strict" && value != "permissive")
@@ -194,16 +235,7 @@ void read_annotations(Report& report, const Labels& annotations, WorkloadPart& p
     if (!key.starts_with(kAnnotations)) continue;
     std::string_view name = std::string_view(key).substr(kAnnotations.size());
     std::string path = path_of_key("metadata.annotations", key);
-    if (name == "netns") {
-      workload.netns = value;
-    } else if (name == "cgroup") {
-      workload.cgroup = value;
-      if (!value.empty() && !is_group_path(value))
-        report.error(path,
-                     "must be the absolute path of a control group, without empty parts, . and .., "
-                     "not '" +
-                         value + "'");
-    } else if (name == "mode") {
+    if (name == "mode") {
       part.has_mode = true;
       workload.strict = read_mode(report, path, value);
     } else if (name == "on-proxy-failure") {
@@ -220,10 +252,11 @@ void read_annotations(Report& report, const Labels& annotations, WorkloadPart& p
                                workload);
         at = comma + 1;
       }
-    } else if (name != "sandbox") {
+    } else if (name != "sandbox" && key != kNetns && key != kCgroup && key != kEnrolment) {
       report.error(path, "not supported; remove the annotation");
     }
   }
+  read_place(report, annotations, workload);
 }
 
 void read_slice_endpoint(const Fields& endpoint, EndpointSlice& slice) {
@@ -234,8 +267,7 @@ void read_slice_endpoint(const Fields& endpoint, EndpointSlice& slice) {
     if (!address)
       endpoint.error("addresses", address.error().message);
     else if (!is_endpoint_address(address.value()))
-      endpoint.error("addresses",
-                     "loopback, link-local, metadata and multicast addresses are not endpoints");
+      endpoint.error("addresses", std::string(kNoEndpoint));
     else
       slice.addresses.push_back(address.value());
   }

@@ -75,6 +75,7 @@ struct CompileOptions {
   Labels gateway_labels = {{"istio", "ingressgateway"}};
   WorkloadPtr gateway_workload;           // the node's gateway; may be null
   std::vector<IpAddress> node_addresses;  // this node's own, which NetworkPolicies let in
+  std::optional<IpBlock> service_range;   // where the mesh gives services their addresses
 };
 
 class Objects;        // objects.h

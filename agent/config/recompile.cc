@@ -77,10 +77,10 @@ class Follower {
               std::map<ObjectName, WorkloadPtr>& before) {
     const auto known = snapshot.workloads.find(name);
     if (known == snapshot.workloads.end()) return false;
-    for (const IpAddress& ip : known->second->addresses) snapshot.workload_by_address.erase(ip);
-    touched_.push_back(known->second);
-    before.emplace(name, known->second);
-    snapshot.workloads.erase(name);
+    const WorkloadPtr workload = known->second;
+    touched_.push_back(workload);
+    before.emplace(name, workload);
+    remove_workload(workload, snapshot);
     return true;
   }
 
@@ -93,17 +93,17 @@ class Follower {
     if (!problems.empty() || parts.workloads.size() != 1) return false;
     auto& [workload, has_mode] = parts.workloads[0].value;
     if (!has_mode) workload.strict = around_.strict_namespaces.contains(workload.name.ns);
-    const auto is_taken = [&](const IpAddress& ip) {
-      return snapshot.workload_by_address.contains(ip) || snapshot.service_by_address.contains(ip);
+    judge_workload(workload, options_, snapshot, report);
+    const auto is_of_service = [&](const IpAddress& ip) {
+      return snapshot.service_by_address.contains(ip);
     };
-    if (snapshot.workloads.contains(workload.name) ||
-        std::ranges::any_of(workload.addresses, is_taken))
+    if (!problems.empty() || snapshot.workloads.contains(workload.name) ||
+        std::ranges::any_of(workload.addresses, is_of_service))
       return false;
     const auto old = before.find(workload.name);
     const WorkloadPtr now =
         shared(std::move(workload), old == before.end() ? nullptr : old->second);
-    for (const IpAddress& ip : now->addresses) snapshot.workload_by_address.emplace(ip, now);
-    snapshot.workloads.emplace(now->name, now);
+    add_workload(now, snapshot);
     touched_.push_back(now);
     return true;
   }

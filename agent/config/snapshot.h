@@ -41,14 +41,15 @@ struct Workload {
   std::map<std::string, std::uint16_t>
       ports;  // WorkloadEntry.ports: a Service's port name -> number
   std::uint32_t weight = 1;
-  std::string netns;    // annotation undermesh.io/netns; empty: not enrolled here
-  std::string cgroup;   // annotation undermesh.io/cgroup
-  bool strict = false;  // annotation undermesh.io/mode; what nothing lets in is denied
+  std::string netns;      // annotation undermesh.io/netns; empty: it is of another machine
+  std::string cgroup;     // annotation undermesh.io/cgroup; empty where netns is
+  bool disabled = false;  // annotation undermesh.io/enrolment: disabled
+  bool strict = false;    // annotation undermesh.io/mode; what nothing lets in is denied
   // Annotation undermesh.io/on-proxy-failure: without the proxy, straight to an endpoint.
   bool bypasses_proxy = false;
   bool fast_path = true;  // annotation undermesh.io/fastpath: disabled
 
-  bool is_local() const { return !netns.empty() && !cgroup.empty(); }
+  bool is_local() const { return !netns.empty() && !disabled; }  // to be enrolled here
   // "cluster.local/ns/<ns>/sa/<service account>", the principal without "spiffe://".
   std::string principal() const;
   friend bool operator==(const Workload&, const Workload&) = default;
@@ -278,7 +279,8 @@ struct Snapshot {
   std::uint64_t version = 0;
   SharedMap<ObjectName, WorkloadPtr> workloads;
   SharedHashMap<IpAddress, WorkloadPtr> workload_by_address;
-  SharedMap<std::string, ServicePtr> services;  // by host
+  SharedMap<std::string, WorkloadPtr> workload_by_cgroup;  // those to be enrolled here
+  SharedMap<std::string, ServicePtr> services;             // by host
   SharedHashMap<IpAddress, ServicePtr> service_by_address;
   StringMap<std::string> external_names;  // of ExternalName services: the name behind each host
   Clusters clusters;                      // by name, as seen from the service's namespace

@@ -57,13 +57,14 @@ std::string host_name() {
   return ::gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
 }
 
-config::CompileOptions compile_options() {
+config::CompileOptions compile_options(const IpBlock& service_range) {
   config::Workload gateway;
   gateway.name = {"istio-system", "undermesh-gateway"};
   gateway.labels = {{"istio", "ingressgateway"}, {"app", "istio-ingressgateway"}};
   gateway.service_account = "istio-ingressgateway-service-account";
   config::CompileOptions options;
   options.gateway_workload = std::make_shared<const config::Workload>(std::move(gateway));
+  options.service_range = service_range;
   return options;
 }
 
@@ -82,7 +83,7 @@ class Agent {
         fast_path_(*datapath_, *files_, options.state_dir + "/fastpath"),
         node_({options.version, host_name(), options.cgroup + "/workloads", options.access_log},
               {store_, numbers_, *datapath_, *machine_, hold_, proxy_, fast_path_},
-              compile_options()),
+              compile_options(options.service_range)),
         admin_(io_, node_),
         inotify_(io_, machine_->inotify()),
         tick_(io_),

@@ -78,9 +78,9 @@ bool Audit::step(const Workloads& workloads, bool listens, Clock::time_point now
     if (found == kernel.end() || enrolment.state != Enrolment::State::kHeld) continue;
     Record& record = records_[enrolment.id];
     if (record.due > now) continue;
-    const std::string before = record.problem();
+    const std::string before = record.problem(), missing = record.missing_addresses;
     look_at(enrolment, found->second, listens, record, now);
-    changed = changed || record.problem() != before;
+    changed = changed || record.problem() != before || record.missing_addresses != missing;
     --left;
   }
   return changed;
@@ -92,11 +92,30 @@ void Audit::look_at(const Enrolment& enrolment, const datapath::EnrolledWorkload
   ++counters_["workloads_looked_at"];
   note(differences_of(enrolment, kernel, listens),
        "workload " + enrolment.workload->name.to_string(), record, now);
+  record.missing_addresses = look_for_addresses(enrolment);
   ++counters_["canaries_sent"];
   if (auto sent = datapath_.send_canary(kernel, now); !sent) {
     ++counters_["canaries_lost"];
     record.canary = sent.error().message;
   }
+}
+
+// It is said, and nothing is refused: DHCP may still bring an address, or it may be away for a
+// moment, and what runs is captured and policed without it.
+std::string Audit::look_for_addresses(const Enrolment& enrolment) {
+  if (!enrolment.netns) return {};
+  const auto there = machine_.addresses_in(enrolment.netns.get());
+  if (!there) {
+    log()->debug("the addresses of a workload are not known name={} error={}",
+                 enrolment.workload->name.to_string(), there.error().message);
+    return {};
+  }
+  std::vector<std::string> missing;
+  for (const IpAddress& ip : enrolment.workload->addresses)
+    if (std::ranges::count(there.value(), ip) == 0) missing.push_back(ip.to_string());
+  if (missing.empty()) return {};
+  return "its network namespace has no address " + joined(missing) +
+         ", so nobody reaches it there; add it to an interface, or mend the WorkloadEntry";
 }
 
 bool Audit::look_at_mesh(Clock::time_point now) {
@@ -160,6 +179,11 @@ std::string Audit::captured(datapath::WorkloadId id) const {
   const std::string problem = at->second.problem();
   if (!problem.empty()) return "no";
   return at->second.is_canary_back ? "yes" : "";
+}
+
+std::string Audit::missing_addresses(datapath::WorkloadId id) const {
+  const auto at = records_.find(id);
+  return at == records_.end() ? std::string() : at->second.missing_addresses;
 }
 
 std::string Audit::problem(datapath::WorkloadId id) const {

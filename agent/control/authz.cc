@@ -416,6 +416,7 @@ Result<AuthzReply> check_authz(const AuthzInput& input, const AuthzQuestion& que
   AuthzReply reply;
   reply.from = (client.workload ? "workload " : "address ") + client.text;
   reply.to = to.text;
+  reply.destination_known = to.is_known;
   reply.transport = question.udp ? "UDP" : "TCP";
   std::size_t allowed = 0;
   for (const Destination& destination : to.all)

@@ -6,6 +6,7 @@
 #include <linux/magic.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -15,6 +16,7 @@
 #include <cstring>
 #include <filesystem>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "base/log.h"
@@ -33,15 +35,63 @@ Logger log() {
 constexpr std::uint32_t kFileEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE |
                                       IN_CREATE | IN_DELETE_SELF | IN_ONLYDIR;
 
-Result<std::uint64_t> cgroup_inode(const std::string& path) {
-  const UniqueFd fd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+// Of the group that the directory is, which is its id; nullopt: it is none.
+Result<std::optional<std::uint64_t>> cgroup_inode(int directory) {
   struct stat status{};
   struct statfs system{};
-  if (!fd || ::fstat(fd.get(), &status) != 0 || ::fstatfs(fd.get(), &system) != 0)
-    return errno_error(errno, "open the control group " + path);
-  if (system.f_type != CGROUP2_SUPER_MAGIC)
-    return Error{Errc::refused, path + ": is no control group (cgroup2)"};
+  if (::fstat(directory, &status) != 0 || ::fstatfs(directory, &system) != 0)
+    return errno_error(errno, "look at a control group");
+  if (system.f_type != CGROUP2_SUPER_MAGIC) return std::nullopt;
   return status.st_ino;
+}
+
+constexpr int kLookAtDirectory = O_PATH | O_DIRECTORY | O_CLOEXEC;
+
+// Its own, then those of the groups above it, up to where the hierarchy is mounted.
+Result<std::vector<std::uint64_t>> cgroup_inodes(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), kLookAtDirectory));
+  if (!fd) return errno_error(errno, "open the control group " + path);
+  std::vector<std::uint64_t> inodes;
+  while (true) {
+    MESH_TRY(const auto inode, cgroup_inode(fd.get()));
+    if (!inode || (!inodes.empty() && *inode == inodes.back())) break;
+    inodes.push_back(*inode);
+    fd.reset(::openat(fd.get(), "..", kLookAtDirectory));
+    if (!fd) return errno_error(errno, "open a control group above " + path);
+  }
+  if (inodes.empty()) return Error{Errc::refused, path + ": is no control group (cgroup2)"};
+  return inodes;
+}
+
+struct InterfaceAddress {
+  IpAddress ip;
+  bool is_up = false;  // the interface
+};
+
+// Of the calling thread's network namespace.
+Result<std::vector<InterfaceAddress>> interface_addresses() {
+  std::vector<InterfaceAddress> addresses;
+  ifaddrs* first = nullptr;
+  if (::getifaddrs(&first) != 0) return errno_error(errno, "read the addresses of interfaces");
+  for (const ifaddrs* at = first; at; at = at->ifa_next) {
+    if (!at->ifa_addr) continue;
+    IpAddress::Bytes bytes{};
+    if (at->ifa_addr->sa_family == AF_INET) {
+      sockaddr_in in;
+      std::memcpy(&in, at->ifa_addr, sizeof in);
+      bytes[10] = bytes[11] = 0xff;
+      std::memcpy(&bytes[12], &in.sin_addr, 4);
+    } else if (at->ifa_addr->sa_family == AF_INET6) {
+      sockaddr_in6 in;
+      std::memcpy(&in, at->ifa_addr, sizeof in);
+      std::memcpy(bytes.data(), &in.sin6_addr, bytes.size());
+    } else {
+      continue;
+    }
+    addresses.push_back({IpAddress(bytes), (at->ifa_flags & IFF_UP) != 0});
+  }
+  ::freeifaddrs(first);
+  return addresses;
 }
 
 }  // namespace
@@ -58,30 +108,13 @@ Result<std::unique_ptr<LinuxMachine>> LinuxMachine::open(std::string sandbox_roo
 
 std::vector<IpAddress> LinuxMachine::node_addresses() {
   std::vector<IpAddress> addresses;
-  ifaddrs* first = nullptr;
-  if (::getifaddrs(&first) != 0) {
-    log()->warn("this machine's addresses cannot be read error={}", std::strerror(errno));
+  const auto all = interface_addresses();
+  if (!all) {
+    log()->warn("this machine's addresses are not known error={}", all.error().message);
     return addresses;
   }
-  for (const ifaddrs* at = first; at; at = at->ifa_next) {
-    if (!at->ifa_addr || !(at->ifa_flags & IFF_UP)) continue;
-    IpAddress::Bytes bytes{};
-    if (at->ifa_addr->sa_family == AF_INET) {
-      sockaddr_in in;
-      std::memcpy(&in, at->ifa_addr, sizeof in);
-      bytes[10] = bytes[11] = 0xff;
-      std::memcpy(&bytes[12], &in.sin_addr, 4);
-    } else if (at->ifa_addr->sa_family == AF_INET6) {
-      sockaddr_in6 in;
-      std::memcpy(&in, at->ifa_addr, sizeof in);
-      std::memcpy(bytes.data(), &in.sin6_addr, bytes.size());
-    } else {
-      continue;
-    }
-    const IpAddress ip(bytes);
-    if (!ip.is_loopback() && !ip.is_link_local()) addresses.push_back(ip);
-  }
-  ::freeifaddrs(first);
+  for (const auto& [ip, is_up] : all.value())
+    if (is_up && !ip.is_loopback() && !ip.is_link_local()) addresses.push_back(ip);
   std::ranges::sort(addresses);
   return addresses;
 }
@@ -92,24 +125,37 @@ Result<UniqueFd> LinuxMachine::open_netns(const std::string& path) {
   return fd;
 }
 
+Result<std::vector<IpAddress>> LinuxMachine::addresses_in(int netns) {
+  Result<std::vector<InterfaceAddress>> all = std::vector<InterfaceAddress>();
+  std::thread([&] {
+    if (::setns(netns, CLONE_NEWNET) == 0)
+      all = interface_addresses();
+    else
+      all = errno_error(errno, "enter a network namespace");
+  }).join();
+  MESH_TRY(const auto found, std::move(all));
+  std::vector<IpAddress> addresses;
+  for (const InterfaceAddress& address : found) addresses.push_back(address.ip);
+  return addresses;
+}
+
 // By what the directories are, not by their names: the same group may be mounted twice.
-Result<> LinuxMachine::check_cgroup(const std::string& cgroup) {
-  const auto looked_at = cgroup_inode(cgroup);
-  if (!looked_at) {
-    if (looked_at.error().code == Errc::not_found)
-      return success();  // it ended, or is not yet made
-    return looked_at.error();
-  }
+Result<std::vector<std::uint64_t>> LinuxMachine::look_at_cgroup(const std::string& cgroup) {
+  auto looked_at = cgroup_inodes(cgroup);
+  if (!looked_at && looked_at.error().code == Errc::not_found)
+    return std::vector<std::uint64_t>();  // it ended, or is not yet made
+  if (!looked_at) return looked_at;
   const std::string own = directory_of(sandbox_root_);
   std::vector<std::string> refused = {sandbox_root_, own + "/mesh"};
   for (std::string above = own; above != "/" && above != "."; above = directory_of(above))
     refused.push_back(above);
   for (const std::string& group : refused)
-    if (const auto inode = cgroup_inode(group); inode && inode.value() == looked_at.value())
+    if (const auto own_ids = cgroup_inodes(group);
+        own_ids && own_ids.value().front() == looked_at.value().front())
       return Error{Errc::refused, cgroup +
                                       ": is a control group of the mesh itself or one above it; "
                                       "give the workload a group of its own"};
-  return success();
+  return looked_at;
 }
 
 std::optional<bool> LinuxMachine::is_populated(const std::string& cgroup) {

@@ -18,7 +18,8 @@ class LinuxMachine final : public Machine {
 
   std::vector<IpAddress> node_addresses() override;
   Result<UniqueFd> open_netns(const std::string& path) override;
-  Result<> check_cgroup(const std::string& cgroup) override;
+  Result<std::vector<IpAddress>> addresses_in(int netns) override;
+  Result<std::vector<std::uint64_t>> look_at_cgroup(const std::string& cgroup) override;
   std::optional<bool> is_populated(const std::string& cgroup) override;
   std::vector<std::string> sandbox_groups() override;
   Result<> remove_cgroup(const std::string& cgroup) override;

@@ -94,7 +94,7 @@ Node::Node(NodeOptions options, NodeParts parts, config::CompileOptions compile_
       workloads_(parts.machine, parts.hold, parts.numbers),
       publisher_(parts.datapath, parts.proxy, parts.numbers),
       host_listeners_(parts.hold),
-      audit_(parts.datapath) {}
+      audit_(parts.datapath, parts.machine) {}
 
 Result<> Node::start(Clock::time_point now) {
   started_ = now_ = now;

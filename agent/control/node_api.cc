@@ -299,12 +299,14 @@ api::WorkloadStatus Node::status_of(const config::ObjectName& name,
   } else {
     status.state = "enrolled";
     status.reason = shortcomings_of(enrolment);
+    const auto add = [&status](const std::string& why) {
+      if (!why.empty()) status.reason += (status.reason.empty() ? "" : "; ") + why;
+    };
     const auto& uncovered = parts_.datapath.uncovered();
-    if (const auto why = uncovered.find(enrolment.id); why != uncovered.end())
-      status.reason += (status.reason.empty() ? "" : "; ") + why->second;
+    if (const auto why = uncovered.find(enrolment.id); why != uncovered.end()) add(why->second);
     status.captured = audit_.captured(enrolment.id);
-    if (const std::string why = audit_.problem(enrolment.id); !why.empty())
-      status.reason += (status.reason.empty() ? "" : "; ") + why;
+    add(audit_.problem(enrolment.id));
+    add(audit_.missing_addresses(enrolment.id));
   }
   return status;
 }
@@ -317,7 +319,7 @@ std::optional<api::WorkloadStatus> Node::workload(const config::ObjectName& name
   api::WorkloadStatus status;
   status.ns = name.ns;
   status.name = name.name;
-  status.state = "remote";
+  status.state = remote->second->disabled ? "disabled" : "remote";
   status.service_account = remote->second->service_account;
   for (const IpAddress& address : remote->second->addresses)
     status.addresses.push_back(address.to_string());
@@ -380,9 +382,10 @@ Result<api::Dump> Node::look_up(const std::string& name, const std::string& from
                                         "; `meshctl get workloadentry -A` lists those there are"};
     if (!publisher_.has_responder(status->id)) {
       client.resolver = DnsClient::Resolver::kNotMesh;
-      client.why = status->state == "remote" ? "this node has not enrolled the workload"
-                   : status->reason.empty()  ? "the workload has no sockets for DNS (port 15053)"
-                                             : status->reason;
+      const bool is_ours = status->state != "remote" && status->state != "disabled";
+      client.why = !is_ours                 ? "this node has not enrolled the workload"
+                   : status->reason.empty() ? "the workload has no sockets for DNS (port 15053)"
+                                            : status->reason;
     } else if (status->sandbox) {
       client.resolver = DnsClient::Resolver::kMesh;
     }

@@ -26,11 +26,10 @@ UniqueFd duplicate(const UniqueFd& fd) { return UniqueFd(::fcntl(fd.get(), F_DUP
 constexpr int kPatientLooks = 3;
 constexpr int kMaxRoundsToRetry = 8;
 
-std::string refusal_text(const HoldMessage& message) {
-  std::string text(feed::to_string(message.status));
-  if (message.status == HoldStatus::kUnavailable && message.detail != 0)
-    text += std::string(": ") + ::strerror(static_cast<int>(message.detail));
-  return text;
+// Whether one of the groups is the other, or below it.
+bool overlap(const std::vector<std::uint64_t>& a, const std::vector<std::uint64_t>& b) {
+  return !a.empty() && !b.empty() &&
+         (std::ranges::count(a, b.front()) != 0 || std::ranges::count(b, a.front()) != 0);
 }
 
 }  // namespace
@@ -73,13 +72,15 @@ bool Workloads::reconcile(const Wanted& wanted, const config::WorkloadPtr& gatew
     at = enrolments_.erase(at);
     changed = true;
   }
+  // Whom the kernel has goes first: it keeps the group that another may ask for, too.
+  std::vector<Enrolment*> known, came;
   const auto keep = [&](const config::WorkloadPtr& workload, std::uint32_t id) {
     auto [at, is_new] = enrolments_.try_emplace(workload->name);
     changed = changed || is_new || !at->second.workload || *at->second.workload != *workload;
     at->second.workload = workload;
     if (!is_new) return;
     at->second.id = id;
-    begin(at->second);
+    (adopted_.contains(id) ? known : came).push_back(&at->second);
   };
   if (gateway) keep(gateway, feed::kGatewayWorkload);
   for (const auto& [name, workload] : local_)
@@ -87,6 +88,8 @@ bool Workloads::reconcile(const Wanted& wanted, const config::WorkloadPtr& gatew
       keep(workload, enrolments_.contains(name)
                          ? 0
                          : numbers_.number(Space::kWorkload, number_name(*workload)));
+  for (const auto* list : {&known, &came})
+    for (Enrolment* enrolment : *list) begin(*enrolment);
   return changed;
 }
 
@@ -95,7 +98,7 @@ void Workloads::begin(Enrolment& enrolment) {
     enrolment.cookie = known->second.netns_cookie;  // its policy holds while meshhold is asked
     adopted_.erase(known);
   }
-  if (auto checked = check(enrolment); !checked) return fail(enrolment, checked.error().message);
+  if (auto taken = take_cgroup(enrolment); !taken) return fail(enrolment, taken.error().message);
   if (const std::string& cgroup = enrolment.workload->cgroup; !cgroup.empty()) {
     machine_.watch_cgroup(cgroup);
     enrolment.was_populated = machine_.is_populated(cgroup) == true;
@@ -105,15 +108,47 @@ void Workloads::begin(Enrolment& enrolment) {
   start_waiting(enrolment);
 }
 
-Result<> Workloads::check(const Enrolment& enrolment) {
+// The compiler has seen that no two have one path; but one directory may have several.
+Result<> Workloads::take_cgroup(Enrolment& enrolment) {
   const std::string& cgroup = enrolment.workload->cgroup;
-  return cgroup.empty() ? success() : machine_.check_cgroup(cgroup);
+  enrolment.cgroup_ids.clear();
+  if (cgroup.empty()) return success();
+  MESH_TRY(auto ids, machine_.look_at_cgroup(cgroup));
+  for (const auto& [name, other] : enrolments_)
+    if (&other != &enrolment && overlap(ids, other.cgroup_ids))
+      return Error{Errc::refused,
+                   cgroup + ": is " +
+                       (ids.front() == other.cgroup_ids.front() ? "" : "above or below ") +
+                       other.workload->cgroup + ", the control group of " + name.to_string() +
+                       "; give each workload a group of its own, beside the other's"};
+  enrolment.cgroup_ids = std::move(ids);
+  return success();
 }
 
 Result<> Workloads::open_netns(Enrolment& enrolment) {
+  enrolment.netns_error.clear();
   if (enrolment.netns || enrolment.workload->netns.empty()) return success();
-  MESH_TRY(enrolment.netns, machine_.open_netns(enrolment.workload->netns));
+  auto opened = machine_.open_netns(enrolment.workload->netns);
+  if (!opened) {
+    enrolment.netns_error =
+        opened.error().message + "; start the workload, or mend or delete its WorkloadEntry";
+    return Error{opened.error().code, enrolment.netns_error};
+  }
+  enrolment.netns = std::move(opened).value();
   return success();
+}
+
+std::string Workloads::refusal_text(const Enrolment& enrolment, const HoldMessage& message) const {
+  if (message.status == HoldStatus::kNotHeld && !enrolment.netns_error.empty())
+    return enrolment.netns_error;
+  std::string text(feed::to_string(message.status));
+  if (message.status == HoldStatus::kNotANamespace) text += ": " + enrolment.workload->netns;
+  if (message.status == HoldStatus::kUnavailable && message.detail != 0)
+    text += std::string(": ") + ::strerror(static_cast<int>(message.detail));
+  if (message.status == HoldStatus::kShared)
+    for (const auto& [name, other] : enrolments_)
+      if (other.id != 0 && other.id == message.detail) text += ": " + name.to_string();
+  return text;
 }
 
 void Workloads::start_waiting(Enrolment& enrolment) {
@@ -163,7 +198,7 @@ Result<bool> Workloads::on_hold_message(const HoldMessage& message, feed::Fds fd
   for (auto& [name, enrolment] : enrolments_) {
     if (enrolment.id != message.workload) continue;
     if (message.status != HoldStatus::kOk) {
-      fail(enrolment, refusal_text(message));
+      fail(enrolment, refusal_text(enrolment, message));
       return false;  // what is in the kernel stays there: its processes run
     }
     const bool changed = enrolment.cookie != message.netns_cookie;
@@ -200,8 +235,9 @@ std::vector<config::ObjectName> Workloads::find_ended() {
 
 bool Workloads::end(const config::ObjectName& name, const std::string& reason) {
   const auto at = enrolments_.find(name);
-  if (at == enrolments_.end() || (at->second.state == Enrolment::State::kFailed &&
-                                  at->second.cookie == 0 && !at->second.netns))
+  if (at == enrolments_.end()) return false;
+  at->second.cgroup_ids.clear();  // another may have it
+  if (at->second.state == Enrolment::State::kFailed && at->second.cookie == 0 && !at->second.netns)
     return false;
   log()->info("workload ended name={} id={} reason={}", name.to_string(), at->second.id, reason);
   let_go(at->second);
@@ -236,7 +272,7 @@ void Workloads::retry_failed() {
     if (enrolment.rounds_to_retry > 0 && --enrolment.rounds_to_retry > 0) continue;
     if (enrolment.id == 0)
       enrolment.id = numbers_.number(Space::kWorkload, number_name(*enrolment.workload));
-    auto ready = check(enrolment);
+    auto ready = take_cgroup(enrolment);
     if (ready) ready = open_netns(enrolment);
     if (!ready) {
       fail(enrolment, ready.error().message);

@@ -31,8 +31,12 @@ class Machine {
   // Of this machine's interfaces that are up, but loopback and link-local ones; sorted.
   virtual std::vector<IpAddress> node_addresses() = 0;
   virtual Result<UniqueFd> open_netns(const std::string& path) = 0;
-  // Refuses what is no control group, or one whose programs would run for the mesh itself.
-  virtual Result<> check_cgroup(const std::string& cgroup) = 0;
+  // Of all interfaces of a network namespace.
+  virtual Result<std::vector<IpAddress>> addresses_in(int netns) = 0;
+  // The id of the group and those of the groups above it, in this order, as far as it is mounted;
+  // none: there is no such group. Refuses what is no control group, or one whose programs would run
+  // for the mesh itself.
+  virtual Result<std::vector<std::uint64_t>> look_at_cgroup(const std::string& cgroup) = 0;
   // nullopt: there is no such cgroup.
   virtual std::optional<bool> is_populated(const std::string& cgroup) = 0;
   virtual std::vector<std::string> sandbox_groups() = 0;  // all there are
@@ -49,7 +53,9 @@ struct Enrolment {
   State state = State::kWaiting;
   std::string reason;
   UniqueFd netns;
-  std::uint64_t cookie = 0;  // known once it is or was held
+  std::string netns_error;                // why there is none
+  std::vector<std::uint64_t> cgroup_ids;  // Machine::look_at_cgroup(); its own while it has some
+  std::uint64_t cookie = 0;               // known once it is or was held
   std::uint8_t families = 0;
   int dns_error = 0;    // errno of the listeners for DNS, where there are none
   feed::Fds listeners;  // duplicates, for the next meshhold
@@ -88,8 +94,9 @@ class Workloads {
 
  private:
   void begin(Enrolment& enrolment);
-  Result<> check(const Enrolment& enrolment);
+  Result<> take_cgroup(Enrolment& enrolment);
   Result<> open_netns(Enrolment& enrolment);
+  std::string refusal_text(const Enrolment& enrolment, const feed::HoldMessage& message) const;
   void start_waiting(Enrolment& enrolment);
   void ask_to_hold(const Enrolment& enrolment);
   void fail(Enrolment& enrolment, std::string reason);

@@ -51,7 +51,7 @@ std::string_view to_string(HoldStatus status) {
     case HoldStatus::kUnknown:
       return "the workload is not held";
     case HoldStatus::kShared:
-      return "another workload is enrolled in the same network namespace; give each its own";
+      return "give each workload a network namespace of its own; another is enrolled in this one";
   }
   return "unknown status";
 }

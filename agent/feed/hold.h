@@ -101,7 +101,7 @@ enum class HoldStatus : std::uint8_t {
   kNotANamespace,  // the descriptor is no network namespace
   kForeign,        // a listener given back is not of that namespace, or not one of ours
   kUnknown,        // kWantSockets for a workload that is not held
-  kShared,         // another workload is held in the same namespace
+  kShared,         // another workload is held in the same namespace; detail: its id
 };
 // What a person reads; names the remedy.
 std::string_view to_string(HoldStatus status);

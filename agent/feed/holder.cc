@@ -303,7 +303,7 @@ Refusal Holder::hold(Request& request) {
     end(id);  // the same name in another namespace: a new workload
   }
   for (const auto& [other, theirs] : workloads_)
-    if (theirs.cookie == workload.cookie) return {HoldStatus::kShared, 0};
+    if (theirs.cookie == workload.cookie) return {HoldStatus::kShared, static_cast<int>(other)};
   const bool may_be_ours = !synced_ || fds.size() > 1;
   if (const Refusal refusal = take_back(workload, fds); refusal.status != HoldStatus::kOk)
     return refusal;

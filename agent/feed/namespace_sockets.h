@@ -20,7 +20,7 @@ namespace mesh::feed {
 // Why something could not be made, as it is told to meshd.
 struct Refusal {
   HoldStatus status = HoldStatus::kOk;
-  int error = 0;  // errno of the failed step, or 0
+  int error = 0;  // errno of the failed step, or what else `detail` is of that status
 };
 
 class NamespaceSockets {

@@ -380,6 +380,17 @@ class Sandboxes(MeshctlCase):
         self.assertIn("is no sandbox", done.stderr)
         self.ok("delete", "we", "mine")
 
+    def test_disable_leaves_a_workload_its_place_and_takes_it_out_of_the_mesh(self):
+        self.ok("apply", "-f", self.file("we.yaml", "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n"
+                                         "  name: mine\n  annotations: {undermesh.io/netns: /n, undermesh.io/cgroup: /c}\n"
+                                         "spec: {address: 192.0.2.7}\n"))
+        self.assertIn("without its annotation undermesh.io/enrolment", self.ok("disable", "mine"))
+        entry = json.loads(self.ok("get", "WorkloadEntry", "mine", "-o", "json"))
+        self.assertEqual(entry["metadata"]["annotations"], {"undermesh.io/netns": "/n", "undermesh.io/cgroup": "/c",
+                                                            "undermesh.io/enrolment": "disabled"})
+        self.assertIn("is not enrolled", self.ok("disable", "mine"))
+        self.ok("delete", "we", "mine")
+
     def test_a_workload_that_cannot_be_enrolled_never_runs(self):
         witness = os.path.join(self._directory.name, "ran")
         done = self.meshctl("sandbox", "run", "failing-one", "--", "touch", witness)

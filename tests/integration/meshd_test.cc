@@ -128,6 +128,7 @@ TEST_F(Meshd, AWorkloadHasAGroupOfItsOwn) {
               {}}}})));
     EXPECT_EQ(state_of(name), "failed") << group;
     EXPECT_THAT(reason_of(name), testing::HasSubstr("control group")) << group;
+    remove("WorkloadEntry", name);
   }
 }
 

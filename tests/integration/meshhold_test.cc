@@ -282,7 +282,9 @@ TEST_F(MeshHold, RefusesANamespaceByName) {
 
   const NetNs shared = NetNs::create();
   EXPECT_EQ(enrolled(meshd, 8, shared.fd()).message.status, HoldStatus::kOk);
-  EXPECT_EQ(enrolled(meshd, 9, shared.fd()).message.status, HoldStatus::kShared);
+  const Received refused = enrolled(meshd, 9, shared.fd());
+  EXPECT_EQ(refused.message.status, HoldStatus::kShared);
+  EXPECT_EQ(refused.message.detail, 8U) << "whose it is";
 
   const NetNs taken = NetNs::create();
   const UniqueFd squatter = taken.listen("127.0.0.1:15001");

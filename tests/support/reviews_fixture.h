@@ -15,8 +15,8 @@ inline const SocketAddress kReviews{IpAddress::v4(10, 78, 0, 1), 9080};
 inline std::string workload(const std::string& name, const std::string& address,
                             const std::string& labels) {
   return "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: " +
-         name + "\n  annotations: {undermesh.io/netns: /proc/1/ns/net, undermesh.io/cgroup: /x}\n" +
-         "spec:\n  address: " + address + "\n  labels: {" + labels + "}\n";
+         name + "\n  annotations: {undermesh.io/netns: /proc/1/ns/net, undermesh.io/cgroup: /" +
+         name + "}\n" + "spec:\n  address: " + address + "\n  labels: {" + labels + "}\n";
 }
 
 // Service default/reviews at kReviews; its endpoints are fake upstreams on loopback.

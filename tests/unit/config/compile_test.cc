@@ -5,6 +5,7 @@ namespace mesh::config {
 namespace {
 
 using testing::ElementsAre;
+using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 
@@ -67,6 +68,58 @@ TEST(Compile, MakesAClusterOfEachSubset) {
   EXPECT_EQ(v2->name, "outbound|9080|v2|reviews.default.svc.cluster.local");
   EXPECT_THAT(addresses(snapshot.find_cluster("default", kReviews, 9080, "v9")), IsEmpty());
   EXPECT_THAT(addresses(snapshot.find_cluster("default", kReviews, 9080, "all")), SizeIs(3));
+}
+
+std::string local(const std::string& name, const std::string& group, const std::string& address,
+                  const std::string& more = "") {
+  return "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: " +
+         name + "\n  annotations: {undermesh.io/netns: /run/netns/" + name +
+         ", undermesh.io/cgroup: " + group + more + "}\nspec: {address: '" + address + "'}\n";
+}
+
+TEST(Compile, TwoWorkloadsDoNotShareAControlGroup) {
+  const std::string one = local("a", "/cg/a/b", "10.77.0.1");
+  const auto said_of = [&](const std::string& group, const std::string& more = "") {
+    const auto compiled = compile_text(one + local("z", group, "10.77.0.2", more));
+    EXPECT_EQ(compiled.snapshot->workloads.size(), compiled.problems.empty() ? 2U : 1U);
+    EXPECT_TRUE(compiled.snapshot->workloads.contains({"default", "a"})) << "it was first";
+    return texts_of(compiled.problems);
+  };
+  const std::string place =
+      "error t.yaml:13: WorkloadEntry default/z: metadata.annotations[\"undermesh.io/cgroup\"]: "
+      "is ";
+  const std::string remedy = "; give each workload a group of its own, beside the other's";
+  EXPECT_THAT(said_of("/cg/a/b"),
+              ElementsAre(place + "already the control group of default/a" + remedy));
+  EXPECT_THAT(said_of("/cg/a/b/c"),
+              ElementsAre(place + "below /cg/a/b, the control group of default/a" + remedy));
+  EXPECT_THAT(said_of("/cg"),
+              ElementsAre(place + "above /cg/a/b, the control group of default/a" + remedy));
+  for (const char* group : {"/cg/a/bc", "/cg/a/b-c", "/cg/a/c", "/cg/b", "/b"})
+    EXPECT_THAT(said_of(group), IsEmpty()) << group;
+  EXPECT_THAT(said_of("/cg/a/b", ", undermesh.io/enrolment: disabled"), IsEmpty());
+}
+
+TEST(Compile, AWorkloadHasNoAddressThatServicesAreGiven) {
+  CompileOptions options;
+  options.service_range = IpBlock::parse("10.78.0.0/16").value();
+  for (const std::string& entry :
+       {local("a", "/cg/a", "10.78.3.4"), workload("a", "10.78.3.4", "")})
+    EXPECT_THAT(texts_of(compile_text(entry, options).problems),
+                ElementsAre(HasSubstr("WorkloadEntry default/a: spec.address: 10.78.3.4 is of the "
+                                      "block that services get their addresses from "
+                                      "(10.78.0.0/16)")));
+  EXPECT_THAT(texts_of(compile_text(local("a", "/cg/a", "10.79.0.1"), options).problems),
+              IsEmpty());
+}
+
+TEST(Compile, AWorkloadOfThisMachineDoesNotHaveTheMachinesAddress) {
+  CompileOptions options;
+  options.node_addresses = {IpAddress::v4(10, 77, 0, 1)};
+  EXPECT_THAT(texts_of(compile_text(local("a", "/cg/a", "10.77.0.1"), options).problems),
+              ElementsAre(HasSubstr("spec.address: 10.77.0.1 is this machine's own address")));
+  EXPECT_THAT(texts_of(compile_text(workload("a", "10.77.0.1", ""), options).problems), IsEmpty())
+      << "a process beside the mesh may be an endpoint";
 }
 
 TEST(Compile, ResolvesTargetPorts) {

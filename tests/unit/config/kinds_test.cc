@@ -134,15 +134,26 @@ TEST(Kinds, AreRefusedWithPlaceAndRemedy) {
       {"WorkloadEntry", "spec: {}\n", {"error 4: spec.address: is required"}},
       {"WorkloadEntry",
        "spec: {address: 127.0.0.1}\n",
-       {"error 4: spec.address: loopback, link-local, metadata and multicast addresses are not "
+       {"error 4: spec.address: unspecified, loopback, link-local, metadata and multicast "
+        "addresses are not "
         "endpoints"}},
       {"WorkloadEntry",
+       "spec: {address: '::'}\n",
+       {"error 4: spec.address: unspecified, loopback, link-local, metadata and multicast "
+        "addresses are not endpoints"}},
+      {"WorkloadEntry",
+       "spec: {address: 224.0.0.1}\n",
+       {"error 4: spec.address: unspecified, loopback, link-local, metadata and multicast "
+        "addresses are not endpoints"}},
+      {"WorkloadEntry",
        "spec: {address: 169.254.169.254}\n",
-       {"error 4: spec.address: loopback, link-local, metadata and multicast addresses are not "
+       {"error 4: spec.address: unspecified, loopback, link-local, metadata and multicast "
+        "addresses are not "
         "endpoints"}},
       {"WorkloadEntry",
        "spec: {address: '::ffff:127.0.0.1'}\n",
-       {"error 4: spec.address: loopback, link-local, metadata and multicast addresses are not "
+       {"error 4: spec.address: unspecified, loopback, link-local, metadata and multicast "
+        "addresses are not "
         "endpoints"}},
       {"WorkloadEntry",
        "spec: {address: vm.example.com}\n",
@@ -204,7 +215,8 @@ TEST(Kinds, AreRefusedWithPlaceAndRemedy) {
        "endpoints: [{addresses: [127.0.0.1]}, {addresses: [x]}]\n",
        {"warning 3: metadata.labels: the label kubernetes.io/service-name is missing: the slice "
         "belongs to no service",
-        "error 4: endpoints[0].addresses: loopback, link-local, metadata and multicast addresses "
+        "error 4: endpoints[0].addresses: unspecified, loopback, link-local, metadata and "
+        "multicast addresses "
         "are not endpoints",
         "error 4: endpoints[1].addresses: not an IP address: 'x'"}},
       {"ServiceEntry",
@@ -437,8 +449,8 @@ TEST(Service, ResetsConnectionsToEndpointsThatAreGoneWhereItSaysSo) {
 }
 
 TEST(WorkloadEntry, TheControlGroupIsAPlainAbsolutePath) {
-  for (const char* path : {"x", "/", "/sys/fs/cgroup/", "/sys/fs/cgroup/a/..", "/a/../b", "/a/./b",
-                           "//sys/fs/cgroup/a", "../a"}) {
+  for (const char* path : {"", "x", "/", "/sys/fs/cgroup/", "/sys/fs/cgroup/a/..", "/a/../b",
+                           "/a/./b", "//sys/fs/cgroup/a", "../a"}) {
     auto compiled = compile_text(std::string(R"(apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata:
@@ -449,6 +461,49 @@ metadata:
                 ElementsAre(testing::HasSubstr("must be the absolute path of a control group")))
         << path;
   }
+}
+
+std::string entry_with(const std::string& annotations) {
+  return "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: a\n"
+         "  annotations: {" +
+         annotations + "}\nspec: {address: 10.77.0.5}\n";
+}
+
+TEST(WorkloadEntry, TheNetworkNamespaceIsAnAbsolutePath) {
+  for (const char* path : {"", "blue", "proc/1/ns/net", "./blue"})
+    EXPECT_THAT(validate_text(entry_with("undermesh.io/cgroup: /cg/a, undermesh.io/netns: \"" +
+                                         std::string(path) + "\"")),
+                ElementsAre("error t.yaml:5: WorkloadEntry default/a: "
+                            "metadata.annotations[\"undermesh.io/netns\"]: must be the absolute "
+                            "path of a network namespace, as /run/netns/NAME or /proc/PID/ns/net, "
+                            "not '" +
+                            std::string(path) + "'"));
+}
+
+TEST(WorkloadEntry, HasBothAPlaceForItsProcessesAndForItsNetworkOrNeither) {
+  EXPECT_THAT(validate_text(entry_with("undermesh.io/netns: /run/netns/a")),
+              ElementsAre("error t.yaml:5: WorkloadEntry default/a: "
+                          "metadata.annotations[\"undermesh.io/netns\"]: needs "
+                          "undermesh.io/cgroup too: a workload of this machine has both "
+                          "annotations, one of another neither"));
+  EXPECT_THAT(validate_text(entry_with("undermesh.io/cgroup: /cg/a")),
+              ElementsAre(testing::HasSubstr("needs undermesh.io/netns too")));
+  EXPECT_THAT(validate_text(entry_with("")), IsEmpty());
+}
+
+TEST(WorkloadEntry, MayBeOfThisMachineAndNotEnrolled) {
+  const std::string place = "undermesh.io/netns: /run/netns/a, undermesh.io/cgroup: /cg/a";
+  const std::string disabled = "undermesh.io/enrolment: disabled";
+  const auto compiled = compile_text(entry_with(place + ", " + disabled));
+  EXPECT_THAT(texts_of(compiled.problems), IsEmpty());
+  const Workload& workload = *compiled.snapshot->workloads.at({"default", "a"});
+  EXPECT_FALSE(workload.is_local());
+  EXPECT_EQ(workload.cgroup, "/cg/a");
+  EXPECT_THAT(validate_text(entry_with(place + ", undermesh.io/enrolment: never")),
+              ElementsAre(testing::HasSubstr("must be disabled, not 'never'")));
+  EXPECT_THAT(validate_text(entry_with(disabled)),
+              ElementsAre(testing::AllOf(testing::StartsWith("warning"),
+                                         testing::HasSubstr("has no effect"))));
 }
 
 TEST(WorkloadEntry, ReadsAnnotationsAndAccount) {

@@ -30,6 +30,7 @@ class World {
   explicit World(unsigned seed) : seed_(seed), random_(seed) {
     for (const ObjectPtr& object : generated()) put(object->tree);
     options_.node_addresses = {IpAddress::parse("10.0.0.1").value()};
+    if (pick(2)) options_.service_range = IpBlock::parse("10.5.0.0/24").value();
     Workload gateway;
     gateway.name = {"books", "gateway"};
     gateway.labels = {{"app", "page"}};
@@ -103,6 +104,12 @@ class World {
     if (pick(3) == 0) annotations["undermesh.io/mode"] = pick(12) ? "strict" : "odd";
     if (pick(3) == 0)
       annotations["undermesh.io/addresses"] = "fd77::" + name.substr(1) + std::to_string(pick(2));
+    if (pick(2)) {
+      annotations["undermesh.io/netns"] = "/run/netns/" + name;
+      annotations["undermesh.io/cgroup"] =
+          pick(12) ? "/cg/" + name : choose({"/cg", "/cg/w1", "/cg/w2/x"});
+      if (pick(4) == 0) annotations["undermesh.io/enrolment"] = "disabled";
+    }
     entry["metadata"].as_object()["annotations"] = std::move(annotations);
     put(std::move(entry));
     return "workload " + name;
@@ -229,6 +236,7 @@ TEST(Recompile, SaysWhatCompileSays) {
       ASSERT_EQ(a.version, b.version);
       ASSERT_TRUE(a.workloads == b.workloads) << where;
       ASSERT_TRUE(a.workload_by_address == b.workload_by_address) << where;
+      ASSERT_TRUE(a.workload_by_cgroup == b.workload_by_cgroup) << where;
       ASSERT_TRUE(a.services == b.services) << where;
       ASSERT_TRUE(a.service_by_address == b.service_by_address) << where;
       ASSERT_TRUE(a.external_names == b.external_names) << where;

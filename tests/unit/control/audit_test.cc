@@ -31,7 +31,10 @@ class NoMachine final : public Machine {
  public:
   std::vector<IpAddress> node_addresses() override { return {}; }
   Result<UniqueFd> open_netns(const std::string&) override { return UniqueFd(); }
-  Result<> check_cgroup(const std::string&) override { return success(); }
+  Result<std::vector<IpAddress>> addresses_in(int) override { return std::vector<IpAddress>(); }
+  Result<std::vector<std::uint64_t>> look_at_cgroup(const std::string&) override {
+    return std::vector<std::uint64_t>();
+  }
   std::optional<bool> is_populated(const std::string&) override { return std::nullopt; }
   std::vector<std::string> sandbox_groups() override { return {}; }
   Result<> remove_cgroup(const std::string&) override { return success(); }
@@ -51,7 +54,7 @@ class MeshAudit : public testing::Test {
   Numbers numbers_{files_, "/ids.json", IpBlock::parse("10.78.0.0/16").value()};
   Workloads workloads_{machine_, hold_, numbers_};
   test::FakeDatapath datapath_;
-  Audit audit_{datapath_};
+  Audit audit_{datapath_, machine_};
   Audit::Clock::time_point now_{};
 };
 

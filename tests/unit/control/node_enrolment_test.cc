@@ -158,6 +158,97 @@ TEST_F(NodeTest, AGroupThatIsNoWorkloadsOwnIsRefused) {
   EXPECT_FALSE(datapath_.state.workloads.contains(id_of("mesh")));
 }
 
+TEST_F(NodeTest, AGroupOfAnotherWorkloadIsSeenByWhateverPath) {
+  connect();
+  machine_.cgroups = {{"/own/z", true},
+                      {"/elsewhere/b", true},
+                      {"/elsewhere/below", true},
+                      {"/elsewhere/above", true}};
+  machine_.cgroup_ids = {{"/own/z", {7, 3, 1}},
+                         {"/elsewhere/b", {7, 3}},
+                         {"/elsewhere/below", {9, 7}},
+                         {"/elsewhere/above", {3}}};
+  outcome(workload("z", "10.77.0.1", "/own/"));
+  answer_enrol(id_of("z"));
+  for (const auto& [name, what] :
+       {std::pair{"b", "is "}, {"below", "is above or below "}, {"above", "is above or below "}}) {
+    outcome(workload(name, "10.77.0.2", "/elsewhere/"));
+    EXPECT_EQ(state_of(name), "failed: /elsewhere/" + std::string(name) + ": " + what +
+                                  "/own/z, the control group of default/z; give each workload a "
+                                  "group of its own, beside the other's");
+    remove("WorkloadEntry", name);
+  }
+  // The one that the kernel has keeps it, also where another is first in the order of names.
+  machine_.cgroup_ids["/elsewhere/b"] = {};  // as yet it is not there
+  outcome(workload("b", "10.77.0.2", "/elsewhere/"));
+  machine_.cgroup_ids["/elsewhere/b"] = {7, 3};
+  restart();
+  connect();
+  EXPECT_THAT(state_of("b"), testing::StartsWith("failed: /elsewhere/b: is /own/z"));
+  EXPECT_EQ(state_of("z"), "pending: waiting for meshhold");
+  machine_.cgroups["/own/z"] = false;
+  node_->on_cgroups_changed(now_);
+  EXPECT_THAT(state_of("z"), testing::StartsWith("failed: ")) << "it ended, and its entry stays";
+  hold_.payloads.clear();
+  for (int i = 0; i < 12; ++i) node_->tick(now_, 0);
+  ASSERT_FALSE(held(feed::HoldType::kEnrol).empty()) << "nobody else has it any more";
+  EXPECT_EQ(held(feed::HoldType::kEnrol).back().workload, id_of("b"));
+}
+
+TEST_F(NodeTest, ANamespaceThatCannotBeOpenedIsToldWithItsPathAndWhy) {
+  connect();
+  machine_.cgroups = {{"/cg/a", true}};
+  json::object entry = workload("a", "10.77.0.1");
+  entry["metadata"].as_object()["annotations"].as_object()["undermesh.io/netns"] = "/gone";
+  outcome(entry);
+  answer_enrol(id_of("a"), feed::HoldStatus::kNotHeld);
+  const std::string failed =
+      "failed: open /gone: no such file; start the workload, or mend or delete its WorkloadEntry";
+  EXPECT_EQ(state_of("a"), failed);
+  for (int i = 0; i < 12; ++i) node_->tick(now_, 0);
+  EXPECT_EQ(state_of("a"), failed) << "the same at each try";
+}
+
+TEST_F(NodeTest, ARefusalOfMeshholdNamesWhatItIsAbout) {
+  connect();
+  enrol("a", "10.77.0.1");
+  machine_.cgroups["/cg/b"] = true;
+  outcome(workload("b", "10.77.0.2"));
+  say_enrolled(id_of("b"), feed::HoldStatus::kShared, static_cast<int>(id_of("a")));
+  EXPECT_THAT(state_of("b"), testing::AllOf(testing::StartsWith("failed: give each workload"),
+                                            testing::EndsWith(": default/a")));
+  say_enrolled(id_of("b"), feed::HoldStatus::kNotANamespace);
+  EXPECT_THAT(state_of("b"), testing::EndsWith("names no network namespace: /proc/1/ns/net"));
+}
+
+TEST_F(NodeTest, AnAddressThatTheNamespaceDoesNotHaveIsSaidAndRefusesNothing) {
+  connect();
+  machine_.inside = {IpAddress::v4(127, 0, 0, 1), IpAddress::v4(10, 77, 0, 1)};
+  json::object entry = workload("a", "10.77.0.1");
+  entry["metadata"].as_object()["annotations"].as_object()["undermesh.io/addresses"] =
+      "10.77.0.1,fd77::1";
+  machine_.cgroups["/cg/a"] = true;
+  outcome(entry);
+  answer_enrol(id_of("a"));
+  acknowledge();
+  std::vector<std::string> states;
+  const auto id = node_->add_change_sink([&] { states.push_back(state_of("a")); });
+  node_->audit(now_ += Audit::kRound);
+  EXPECT_EQ(state_of("a"),
+            "enrolled: its network namespace has no address fd77::1, so nobody reaches it there; "
+            "add it to an interface, or mend the WorkloadEntry");
+  EXPECT_THAT(states, testing::Contains(state_of("a")));
+  node_->audit(now_ += Audit::kRound);
+  EXPECT_EQ(node_->workload({"default", "a"})->captured, "yes");
+  machine_.inside->push_back(IpAddress::parse("fd77::1").value());
+  node_->audit(now_ += Audit::kRound);
+  EXPECT_EQ(state_of("a"), "enrolled");
+  machine_.inside.reset();
+  node_->audit(now_ += Audit::kRound);
+  EXPECT_EQ(state_of("a"), "enrolled") << "it is not known";
+  node_->remove_change_sink(id);
+}
+
 TEST_F(NodeTest, WhatFailsStaysFailedWhileItIsTriedEverMoreSeldom) {
   connect();
   machine_.cgroups = {{"/cg/a", true}};
@@ -185,10 +276,10 @@ TEST_F(NodeTest, ASandboxThatEndedWhileItWasDisabledLeavesNothing) {
   connect();
   machine_.cgroups = {{"/cg/a", true}};
   json::object entry = workload("a", "10.77.0.1");
-  entry["metadata"].as_object()["annotations"].as_object().erase("undermesh.io/netns");
+  entry["metadata"].as_object()["annotations"].as_object()["undermesh.io/enrolment"] = "disabled";
   outcome(entry);
   for (int i = 0; i < 10; ++i) node_->tick(now_, 0);
-  EXPECT_EQ(state_of("a"), "remote") << "its processes run";
+  EXPECT_EQ(state_of("a"), "disabled") << "its processes run";
   machine_.cgroups["/cg/a"] = false;
   for (int i = 0; i < 6; ++i) node_->tick(now_, 0);
   EXPECT_EQ(state_of("a"), "absent");

@@ -44,9 +44,11 @@ class FakeMachine final : public Machine {
     if (path == "/gone") return Error{Errc::not_found, "open /gone: no such file"};
     return fd;
   }
-  Result<> check_cgroup(const std::string& cgroup) override {
+  std::map<std::string, std::vector<std::uint64_t>> cgroup_ids;
+  Result<std::vector<std::uint64_t>> look_at_cgroup(const std::string& cgroup) override {
     if (cgroup == "/cg/mesh") return Error{Errc::refused, "/cg/mesh: is the mesh's own"};
-    return success();
+    const auto at = cgroup_ids.find(cgroup);
+    return at == cgroup_ids.end() ? std::vector<std::uint64_t>() : at->second;
   }
   std::optional<bool> is_populated(const std::string& cgroup) override {
     const auto at = cgroups.find(cgroup);
@@ -56,6 +58,11 @@ class FakeMachine final : public Machine {
     std::vector<std::string> groups;
     for (const auto& [group, populated] : cgroups) groups.push_back(group);
     return groups;
+  }
+  std::optional<std::vector<IpAddress>> inside;  // of every namespace; none: it cannot be entered
+  Result<std::vector<IpAddress>> addresses_in(int) override {
+    if (!inside) return Error{Errc::permission, "setns"};
+    return *inside;
   }
   Result<> remove_cgroup(const std::string& cgroup) override {
     removed.push_back(cgroup);
