@@ -39,6 +39,13 @@ using Skeleton = std::unique_ptr<fastpath_bpf, SkeletonDeleter>;
 std::string base_dir(const std::string& pin_dir) { return pin_dir + "/fastpath"; }
 std::string maps_dir(const std::string& dir) { return dir + "/maps_" + std::to_string(UM_LAYOUT); }
 
+Result<> make_dirs(const std::string& dir) {
+  for (const std::string& made : {dir, maps_dir(dir), dir + "/links"}) {
+    MESH_TRY(make_dir(made));
+  }
+  return success();
+}
+
 bool is_own(std::string_view map) {
   for (const std::string_view own : kOwnMaps)
     if (map == own) return true;
@@ -231,9 +238,7 @@ Result<FastPath> FastPath::open(const std::string& pin_dir,
     return Error{Errc::unavailable, why};
   FastPath made;
   made.dir_ = base_dir(pin_dir);
-  for (const std::string& dir : {made.dir_, maps_dir(made.dir_), made.dir_ + "/links"}) {
-    MESH_TRY(make_dir(dir));
-  }
+  MESH_TRY(make_dirs(made.dir_));
   MESH_TRY(remove_other_layouts(made.dir_));
   MESH_TRY(auto skeleton, load(made.dir_, shared));
   for (const std::string_view own : kOwnMaps) {
@@ -297,8 +302,19 @@ Result<bool> FastPath::restore_link(const std::string& name, const std::string& 
   struct stat status{};
   if (::stat(cgroup.c_str(), &status) != 0 || is_linked(pin, sock_ops_.get(), status.st_ino))
     return false;
+  MESH_TRY(make_dirs(dir_));
   MESH_TRY(ensure_link(pin, sock_ops_.get(), cgroup));
   return true;
+}
+
+Result<std::size_t> FastPath::restore_pins() const {
+  MESH_TRY(make_dirs(dir_));
+  std::size_t restored = 0;
+  for (const auto& [name, fd] : maps_) {
+    MESH_TRY(const bool was_missing, restore_pin(fd.get(), maps_dir(dir_) + "/" + name));
+    restored += was_missing ? 1U : 0U;
+  }
+  return restored;
 }
 
 Result<bool> FastPath::restore_config() {

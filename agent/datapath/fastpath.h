@@ -67,6 +67,8 @@ class FastPath {
   Result<> link(const std::map<std::string, std::string>& cgroups);
   // Its link at the cgroup of that name, where that is not as link() left it. True: it was not.
   Result<bool> restore_link(const std::string& name, const std::string& cgroup);
+  // Pins its maps again; how many were not pinned any more. <pin_dir> is there.
+  Result<std::size_t> restore_pins() const;
   // Its switch, where that is not as keep() left it. True: it was not.
   Result<bool> restore_config();
   // So many rows at most of each map that keep() writes, from where the last call ended; how many

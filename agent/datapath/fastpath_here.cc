@@ -54,6 +54,11 @@ Result<bool> FastPathHere::restore_link(const std::string& name) {
   return on_->restore_link(name, cgroup->second);
 }
 
+Result<std::size_t> FastPathHere::restore_pins() const {
+  if (!on_) return std::size_t{0};
+  return on_->restore_pins();
+}
+
 Result<> FastPathHere::restore(std::size_t rows, std::vector<Difference>& differences) {
   if (!on_ || !node_ || is_due_) return success();
   MESH_TRY(const bool config, on_->restore_config());

@@ -30,6 +30,8 @@ class FastPathHere {
   const std::string& why_stopped() const { return why_stopped_; }
   // Puts the link of that name right. True: it was not as it should be.
   Result<bool> restore_link(const std::string& name);
+  // As of FastPath::restore_pins().
+  Result<std::size_t> restore_pins() const;
   // Puts its switch right, and so many rows of each of its maps at most, the next ones next time.
   Result<> restore(std::size_t rows, std::vector<Difference>& differences);
   // As of Datapath::let_settled_join().

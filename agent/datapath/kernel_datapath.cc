@@ -169,6 +169,10 @@ class KernelDatapath final : public Datapath {
     const std::string set = std::to_string(workload.id);
     if (!ensured_.contains(set)) return differences;
     MESH_TRY(restore_rows(workload, differences));
+    if (const auto seen = object_.ensure_dirs(); !seen) {
+      differences.push_back({seen.error().message, false});
+      return differences;
+    }
     restore_fast_path(set, differences);
     MESH_TRY(auto found, look_at_links(object_, set, workload));
     for (std::string& program : found.foreign) differences.push_back({std::move(program), false});
@@ -649,8 +653,19 @@ class KernelDatapath final : public Datapath {
     return success();
   }
 
+  // Without them the next meshd would begin anew.
+  Result<> restore_pins(std::vector<Difference>& differences) {
+    MESH_TRY(const std::size_t pins, object_.restore_pins());
+    MESH_TRY(const std::size_t fast, fast_path_.restore_pins());
+    if (pins + fast != 0)
+      differences.push_back(
+          {std::to_string(pins + fast) + " of the pins of maps and programs", true});
+    return success();
+  }
+
   // Until all has changed over, the programs at work are not ours.
   Result<> restore_mesh(std::vector<Difference>& differences) {
+    MESH_TRY(restore_pins(differences));
     if (mesh_cgroup_.empty() || object_.must_change_over()) return success();
     MESH_TRY(auto found, look_at_mesh_links(object_, kMeshLinks, mesh_cgroup_));
     for (std::string& program : found.foreign) differences.push_back({std::move(program), false});

@@ -15,6 +15,19 @@ namespace mesh::datapath {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+// As /proc/self/fdinfo says ("map_id:\t7"): the kernel itself takes one for another.
+std::string identity_of(int fd) {
+  std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
+  for (std::string line; std::getline(info, line);)
+    for (const char* kind : {"map", "prog", "link"})
+      if (line.starts_with(std::string(kind) + "_id:")) return line;
+  return {};
+}
+
+}  // namespace
+
 Result<> make_dir(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return success();
   return errno_error(errno, "create " + path);
@@ -37,13 +50,16 @@ Result<> pin_over(int fd, const std::string& path) {
   return success();
 }
 
-// As its id's name in /proc/self/fdinfo says: the kernel itself takes one for another.
+Result<bool> restore_pin(int fd, const std::string& path) {
+  const UniqueFd there(::bpf_obj_get(path.c_str()));
+  if (there && identity_of(there.get()) == identity_of(fd)) return false;
+  MESH_TRY(pin_over(fd, path));
+  return true;
+}
+
 std::string kind_of(int fd) {
-  std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
-  for (std::string line; std::getline(info, line);)
-    for (const char* kind : {"map", "prog", "link"})
-      if (line.starts_with(std::string(kind) + "_id:")) return kind;
-  return {};
+  const std::string identity = identity_of(fd);
+  return identity.substr(0, identity.find('_'));
 }
 
 Result<bpf_link_info> info_of_link(int fd, const std::string& path) {

@@ -16,6 +16,8 @@ std::vector<std::string> names_in(const std::string& dir);  // sorted; none: als
 Result<> unpin(const std::string& path);  // also a directory that took a pin's place
 // Replaces the pin at once: there is never a moment without one. (Dots are reserved in bpffs.)
 Result<> pin_over(int fd, const std::string& path);
+// Pins it there where it is not pinned. True: it was not.
+Result<bool> restore_pin(int fd, const std::string& path);
 // What a descriptor is of: "map", "prog", "link", or "".
 std::string kind_of(int fd);
 Result<bpf_link_info> info_of_link(int fd, const std::string& path);

@@ -117,6 +117,25 @@ std::string map_pin(const std::string& pin_dir, const std::string& map) {
   return (is_lasting(map) ? pin_dir + "/maps" : maps_dir(pin_dir, UM_LAYOUT)) + "/" + map;
 }
 
+Result<> need_bpffs(const std::string& dir) {
+  struct statfs file_system{};
+  if (::statfs(dir.c_str(), &file_system) != 0) return errno_error(errno, "look at " + dir);
+  if (file_system.f_type == BPF_FS_MAGIC) return success();
+  return Error{Errc::unavailable,
+               dir + " is no bpffs: mount one with 'mount -t bpf bpf " + dir + "'"};
+}
+
+enum class Place { kThere, kElsewhere, kRemoved };
+
+// An open directory, which was at this path.
+Place place_of(int dir, const std::string& path) {
+  struct stat ours{}, there{};
+  if (::fstat(dir, &ours) != 0 || ours.st_nlink == 0) return Place::kRemoved;
+  const bool is_there = ::stat(path.c_str(), &there) == 0 && there.st_dev == ours.st_dev &&
+                        there.st_ino == ours.st_ino;
+  return is_there ? Place::kThere : Place::kElsewhere;
+}
+
 Result<UniqueFd> lock_dir(const std::string& pin_dir) {
   UniqueFd fd(::open(pin_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return errno_error(errno, "open " + pin_dir);
@@ -280,19 +299,9 @@ std::span<const Hook> mesh_hooks() {
 
 Result<Object> Object::open(const Options& options) {
   listen_to_libbpf();
-  struct statfs file_system{};
-  std::string parent = fs::path(options.pin_dir).parent_path().string();
-  if (::statfs(parent.c_str(), &file_system) != 0) return errno_error(errno, "look at " + parent);
-  if (file_system.f_type != BPF_FS_MAGIC)
-    return Error{Errc::unavailable,
-                 parent + " is no bpffs: mount one with 'mount -t bpf bpf " + parent + "'"};
   Object object;
   object.pin_dir_ = options.pin_dir;
-  for (const char* dir : {"", "/maps", "/programs", "/links"}) {
-    MESH_TRY(make_dir(options.pin_dir + dir));
-  }
-  MESH_TRY(make_dir(maps_dir(options.pin_dir, UM_LAYOUT)));
-  MESH_TRY(object.lock_, lock_dir(options.pin_dir));
+  MESH_TRY(object.ensure_dirs());
   MESH_TRY(object.meta_, open_meta(options.pin_dir));
   MESH_TRY(auto meta, read_meta(object.meta_.get(), options.pin_dir));
   if (meta.layout != UM_LAYOUT) {
@@ -330,6 +339,41 @@ Result<Object> Object::open(const Options& options) {
   log()->info("kernel programs loaded pins={} previous_layout={}", options.pin_dir,
               object.previous_layout_);
   return object;
+}
+
+Result<> Object::ensure_dirs() {
+  const Place place = lock_ ? place_of(lock_.get(), pin_dir_) : Place::kRemoved;
+  if (place == Place::kElsewhere)
+    return Error{
+        Errc::unavailable,
+        pin_dir_ + " is not what meshd made: a mount hides it, or it was moved or unmounted"};
+  MESH_TRY(need_bpffs(fs::path(pin_dir_).parent_path()));
+  for (const char* dir : {"", "/maps", "/programs", "/links"}) {
+    MESH_TRY(make_dir(pin_dir_ + dir));
+  }
+  MESH_TRY(make_dir(maps_dir(pin_dir_, UM_LAYOUT)));
+  if (place == Place::kRemoved) {
+    MESH_TRY(lock_, lock_dir(pin_dir_));
+  }
+  return success();
+}
+
+Result<std::size_t> Object::restore_pins() {
+  MESH_TRY(ensure_dirs());
+  std::size_t restored = 0;
+  const auto restore = [&restored](const UniqueFd& fd, const std::string& path) -> Result<> {
+    MESH_TRY(const bool was_missing, restore_pin(fd.get(), path));
+    restored += was_missing ? 1U : 0U;
+    return success();
+  };
+  for (const auto& [name, fd] : maps_) {
+    MESH_TRY(restore(fd, map_pin(pin_dir_, name)));
+  }
+  for (const auto& [name, fd] : programs_) {
+    MESH_TRY(restore(fd, pin_dir_ + "/programs/" + name));
+  }
+  MESH_TRY(restore(meta_, pin_dir_ + "/meta"));  // last: it says that the others are there
+  return restored;
 }
 
 Result<> Object::write_meta(std::uint32_t layout, std::uint64_t object) {
@@ -413,6 +457,13 @@ Result<> Object::load(bpf_object* object, const Options& options) {
   return success();
 }
 
+Result<std::string> Object::ensure_links_dir(const std::string& set) {
+  MESH_TRY(ensure_dirs());
+  std::string dir = links_dir(set);
+  MESH_TRY(make_dir(dir));
+  return dir;
+}
+
 Result<> Object::ensure_link(const std::string& dir, const Hook& hook, int cgroup,
                              std::uint64_t id) {
   std::string pin = dir + "/" + hook.name;
@@ -451,8 +502,7 @@ Result<> Object::ensure_links(const std::string& set, std::span<const Hook> hook
   struct stat status{};
   if (!cgroup || ::fstat(cgroup.get(), &status) != 0)
     return errno_error(errno, "open cgroup " + cgroup_path);
-  std::string dir = pin_dir_ + "/links/" + set;
-  MESH_TRY(make_dir(dir));
+  MESH_TRY(const std::string dir, ensure_links_dir(set));
   for (const Hook& hook : hooks) {
     Result<> linked = ensure_link(dir, hook, cgroup.get(), status.st_ino);
     if (!linked) return std::move(linked).assume_error().at(cgroup_path);
@@ -466,8 +516,8 @@ bool Object::has_links(const std::string& set) const {
 
 Result<> Object::ensure_ingress(const std::string& set, int netns, std::uint64_t cookie) {
   MESH_TRY(auto program, load_ingress(maps_, cookie));
-  MESH_TRY(make_dir(pin_dir_ + "/links/" + set));
-  const std::string pin = pin_dir_ + "/links/" + set + "/sk_lookup";
+  MESH_TRY(const std::string dir, ensure_links_dir(set));
+  const std::string pin = dir + "/sk_lookup";
   UniqueFd known = pinned(pin, "link");
   if (!known) {
     MESH_TRY(unpin(pin));
@@ -488,8 +538,7 @@ Result<> Object::ensure_ingress(const std::string& set, int netns, std::uint64_t
 
 Result<std::string> Object::ensure_packets(const std::string& set, int netns, std::uint64_t cookie,
                                            WorkloadId id) {
-  const std::string dir = pin_dir_ + "/links/" + set;
-  MESH_TRY(make_dir(dir));
+  MESH_TRY(const std::string dir, ensure_links_dir(set));
   MESH_TRY(const auto sides, sides_of(netns));
   MESH_TRY(const auto programs, load_packet(maps_, cookie, id));
   MESH_TRY(attach_packets(dir, sides.here, programs));

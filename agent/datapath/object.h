@@ -17,6 +17,7 @@
 // time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -59,6 +60,13 @@ class Object {
   // Once every link has its new program.
   Result<> retire_previous();
 
+  // The directories that hold the pins, made where somebody removed them. Errc::unavailable: what
+  // we pinned is somewhere else now (a mount hides it, or it was moved); what is attached cannot be
+  // seen, so nothing may be.
+  Result<> ensure_dirs();
+  // Pins again what of the maps and programs is not pinned any more; how many were not.
+  Result<std::size_t> restore_pins();
+
   // Has every hook linked to this cgroup and running this object's program, under links/<set>.
   Result<> ensure_links(const std::string& set, std::span<const Hook> hooks,
                         const std::string& cgroup_path);
@@ -79,6 +87,7 @@ class Object {
   Result<bool> take_over();  // false: the pinned programs are not all there, or of other maps
   Result<> load(bpf_object* object, const Options& options);
   Result<> write_meta(std::uint32_t layout, std::uint64_t object);
+  Result<std::string> ensure_links_dir(const std::string& set);
   Result<> ensure_link(const std::string& dir, const Hook& hook, int cgroup, std::uint64_t id);
 
   std::string pin_dir_;

@@ -2,14 +2,19 @@
 // canary tells whether its connects are captured.
 #include <gmock/gmock.h>
 #include <linux/bpf.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 
+#include <filesystem>
 #include <functional>
 
+#include "tests/support/eventually.h"
 #include "tests/support/packets.h"
 
 namespace mesh::test {
 namespace {
+
+namespace fs = std::filesystem;
 
 using datapath::Difference;
 using testing::ElementsAre;
@@ -172,6 +177,184 @@ TEST_F(AuditTest, EveryLinkOfTheMeshItselfIsMadeAgain) {
   EXPECT_THAT(differences[0].what,
               testing::MatchesRegex("program [0-9]+ .stranger. at the mesh's hook connect4"));
   EXPECT_FALSE(differences[0].is_repaired);
+}
+
+// ---- pins
+
+class PinsAuditTest : public AuditTest {
+ protected:
+  std::vector<std::string> pins_below(const std::string& path) const {
+    std::vector<std::string> found;
+    if (!fs::is_directory(path)) return {path};
+    for (const auto& entry : fs::recursive_directory_iterator(path))
+      if (!entry.is_directory()) found.push_back(entry.path());
+    std::ranges::sort(found);
+    return found;
+  }
+  // Whichever is looked at first.
+  std::vector<Difference> audit_all(bool mesh_first) {
+    std::vector<Difference> found = mesh_first ? audit_mesh() : audit();
+    for (Difference& difference : mesh_first ? audit() : audit_mesh())
+      found.push_back(std::move(difference));
+    return found;
+  }
+  // One of the application's to the server, both ends held here: a child would hold meshd's lock.
+  void connect_app() {
+    listener_ = server_->listen("10.9.0.2:8080");
+    app_group_->enter();
+    client_ = app_->run([] { return tcp_socket_for("10.9.0.2:8080"); });
+    ASSERT_EQ(connect_socket(client_.get(), "10.9.0.2:8080"), 0);
+    mesh_group_->enter();
+    accepted_ = accept_within(listener_.get());
+    ASSERT_TRUE(accepted_);
+  }
+  void send_100() const {
+    const std::vector<char> data(100, 'x');
+    std::vector<char> read(data.size());
+    ASSERT_EQ(::send(client_.get(), data.data(), data.size(), MSG_NOSIGNAL), 100);
+    ASSERT_EQ(::recv(accepted_.get(), read.data(), read.size(), MSG_WAITALL), 100);
+  }
+  std::vector<datapath::Flow> open_flows() { return must(datapath_->open_flows(state_)); }
+  std::uint32_t id_of_map(const char* name) const {
+    bpf_map_info info{};
+    std::uint32_t size = sizeof info;
+    EXPECT_EQ(::bpf_obj_get_info_by_fd(map(name).get(), &info, &size), 0) << name;
+    return info.id;
+  }
+  bool is_judged() const {
+    std::uint32_t ids[8], count = std::size(ids);
+    return ::bpf_prog_query(app_->fd(), BPF_SK_LOOKUP, 0, nullptr, ids, &count) != 0 || count != 0;
+  }
+  void restart() {
+    datapath_.reset();
+    open();
+    must(datapath_->attach_mesh(mesh_group_->path()));
+    apply_all();
+  }
+
+  UniqueFd listener_, client_, accepted_;
+};
+
+// Links end with their pins, and are made again. What lives on, in the programs at work and in
+// meshd, is pinned again: the next meshd would begin anew else.
+TEST_F(PinsAuditTest, WhatWasRemovedIsThereForTheNextMeshdAndConnectionsAreCountedOn) {
+  connect_app();
+  const auto before = open_flows();
+  ASSERT_EQ(before.size(), 1);
+  const auto pins = pins_below(options_.pin_dir);
+  const std::uint32_t connections = id_of_map("um_connections");
+  std::size_t sent = 0;
+  for (const char* lost : {"", "/links", "/links/7", "/maps", "/programs", "/programs/um_connect4",
+                           "/maps/um_connections", "/meta"}) {
+    const std::string path = options_.pin_dir + lost;
+    for (const bool mesh_first : {true, false}) {
+      const auto gone = pins_below(path);
+      const auto links = std::ranges::count_if(
+          gone, [](const std::string& pin) { return pin.find("/links/") != std::string::npos; });
+      const auto others = std::ssize(gone) - links;
+      fs::remove_all(path);
+      ASSERT_TRUE(eventually([this] { return fs::exists(link_path("sk_lookup")) || !is_judged(); }))
+          << lost << ": a link goes with its pin, but only later";
+      const auto found = audit_all(mesh_first);
+      EXPECT_EQ(std::ssize(found), links + (others != 0 ? 1 : 0)) << lost;
+      for (const Difference& difference : found)
+        EXPECT_TRUE(difference.is_repaired) << difference.what;
+      const Difference pinned{std::to_string(others) + " of the pins of maps and programs", true};
+      EXPECT_EQ(std::ranges::count(found, pinned), others != 0 ? 1 : 0) << lost;
+      EXPECT_THAT(audit_all(mesh_first), IsEmpty()) << lost;
+      EXPECT_EQ(pins_below(options_.pin_dir), pins) << lost;
+    }
+    auto second = datapath::open_kernel_datapath(options_);
+    ASSERT_FALSE(second) << lost;
+    EXPECT_EQ(second.error().code, Errc::unavailable) << second.error().message;
+    const std::uint32_t program = link_info("7/connect4").prog_id;
+    restart();
+    EXPECT_EQ(link_info("7/connect4").prog_id, program) << lost << ": not adopted";
+    EXPECT_EQ(id_of_map("um_connections"), connections) << lost;
+    EXPECT_THAT(audit_all(true), IsEmpty()) << lost;
+    send_100();
+    sent += 100;
+    const auto now = open_flows();
+    ASSERT_EQ(now.size(), 1) << lost;
+    EXPECT_EQ(now[0].started, before[0].started) << lost;
+    EXPECT_EQ(now[0].sent, sent) << lost;
+  }
+  must(canary());
+  client_.reset();
+  accepted_.reset();
+  std::vector<datapath::Flow> closed;
+  ASSERT_TRUE(eventually([&] { return !(closed = must(datapath_->take_flows())).empty(); }));
+  EXPECT_EQ(closed[0].kind, datapath::Flow::Kind::kClosed);
+  EXPECT_EQ(closed[0].sent, sent);
+}
+
+TEST_F(PinsAuditTest, AWorkloadIsEnrolledAlsoBeforeTheNextAudit) {
+  fs::remove_all(options_.pin_dir);
+  state_.workloads[9] = workload(9, *server_, server_group_->path());
+  apply_all();
+  EXPECT_EQ(std::ssize(pins_below(options_.pin_dir)), pins_of_a_workload());
+}
+
+TEST_F(PinsAuditTest, APinOfSomethingElseIsReplaced) {
+  UniqueFd other(::bpf_map_create(BPF_MAP_TYPE_HASH, "other", 3, 5, 1, nullptr));
+  const std::uint32_t connections = id_of_map("um_connections");
+  for (const char* pin : {"/maps/um_connections", "/programs/um_connect4", "/meta"}) {
+    ASSERT_EQ(::unlink((options_.pin_dir + pin).c_str()), 0);
+    ASSERT_EQ(::bpf_obj_pin(other.get(), (options_.pin_dir + pin).c_str()), 0) << pin;
+    repairs_of_the_mesh("1 of the pins of maps and programs");
+  }
+  EXPECT_EQ(id_of_map("um_connections"), connections);
+}
+
+// What is attached cannot be seen then: to attach it again would have it run twice.
+TEST_F(PinsAuditTest, WhereThePinsAreHiddenNothingIsAttachedAndEachLookSaysSo) {
+  const std::string place = bpffs(), moved = place + "/moved";
+  const auto says_so = [&](const char* how) {
+    for (int look = 0; look < 2; ++look)
+      for (const auto& found : {audit(), audit_mesh()}) {
+        ASSERT_EQ(found.size(), 1) << how;
+        EXPECT_THAT(found[0].what, testing::HasSubstr("is not what meshd made")) << how;
+        EXPECT_FALSE(found[0].is_repaired) << how;
+      }
+    EXPECT_FALSE(fs::exists(options_.pin_dir)) << how;
+    const std::uint64_t canaries = count("connects_canary");
+    must(canary());
+    EXPECT_EQ(count("connects_canary"), canaries + 2) << how << ": by IPv4 and IPv6, once each";
+  };
+  for (const char* type : {"bpf", "tmpfs"}) {
+    ASSERT_EQ(::mount(type, place.c_str(), type, 0, nullptr), 0) << std::strerror(errno);
+    says_so(type);
+    ASSERT_EQ(::umount2(place.c_str(), 0), 0) << std::strerror(errno);
+    EXPECT_THAT(audit_all(true), IsEmpty()) << type;
+  }
+  ASSERT_EQ(::rename(options_.pin_dir.c_str(), moved.c_str()), 0);
+  says_so("moved");
+  ASSERT_EQ(::rename(moved.c_str(), options_.pin_dir.c_str()), 0);
+  EXPECT_THAT(audit_all(true), IsEmpty());
+  ASSERT_EQ(::umount2(place.c_str(), MNT_DETACH), 0) << std::strerror(errno);
+  says_so("unmounted");
+  must(datapath::ensure_bpffs(place));
+  says_so("mounted anew");
+  restart();
+  EXPECT_TRUE(eventually([this] { return audit_all(true).empty(); }))
+      << "what was attached ends with the file system, but only later";
+  must(canary());
+}
+
+TEST_F(PinsAuditTest, AnotherMeshdInItsPlaceIsNamedUntilItEnds) {
+  fs::remove_all(options_.pin_dir);
+  auto other = must(datapath::open_kernel_datapath(options_));
+  for (const auto& found : {audit(), audit_mesh()}) {
+    ASSERT_EQ(found.size(), 1);
+    EXPECT_THAT(found[0].what, testing::HasSubstr("belongs to another running process"));
+    EXPECT_FALSE(found[0].is_repaired);
+  }
+  other.reset();
+  ASSERT_TRUE(eventually([this] { return !is_judged(); }));
+  for (const Difference& difference : audit_all(true))
+    EXPECT_TRUE(difference.is_repaired) << difference.what;
+  EXPECT_THAT(audit_all(true), IsEmpty());
+  must(canary());
 }
 
 // By the other state, or by none that is complete, somebody may do what the policy forbids.

@@ -5,9 +5,11 @@
 #include <sys/mount.h>
 
 #include <array>
+#include <filesystem>
 #include <fstream>
 #include <string>
 
+#include "tests/support/eventually.h"
 #include "tests/support/fastpath_fixture.h"
 
 namespace mesh::test {
@@ -78,6 +80,39 @@ TEST_F(FastPathTest, AnAuditPutsItsSwitchAndItsRowsBack) {
   loses_a_row("um_fast_excluded", um_destination{}, std::uint32_t{});
   loses_a_row("um_fast_addresses", um_address{}, std::uint64_t{});
   joined();
+}
+
+// The next meshd finds what has joined, and can end it.
+TEST_F(FastPathTest, AnAuditPinsItsMapsAgainWithTheirDirectories) {
+  real();
+  const Pair pair = joined();
+  const auto differences = [&] {
+    std::size_t count = 0;
+    for (const auto& found :
+         {must(datapath_->audit(state_.workloads[kServer])),
+          must(datapath_->audit(state_.workloads[kApp])), must(datapath_->audit_mesh())})
+      for (const Difference& difference : found) {
+        EXPECT_TRUE(difference.is_repaired || !difference.is_harmless) << difference.what;
+        ++count;
+      }
+    return count;
+  };
+  for (const std::string& lost :
+       {options_.pin_dir, options_.pin_dir + "/fastpath", options_.pin_dir + "/fastpath/links",
+        maps_of_fast_path(), maps_of_fast_path() + "/um_fast_config"}) {
+    std::filesystem::remove_all(lost);
+    EXPECT_GT(differences(), 0) << lost;
+    EXPECT_TRUE(eventually([&] { return differences() == 0; }))
+        << lost << ": a link goes with its pin, but only later";
+  }
+  datapath_.reset();
+  open();
+  must(datapath_->attach_mesh(mesh_group_->path()));
+  apply_all();
+  must(datapath_->switch_fast_path(false));
+  ASSERT_TRUE(send_all(pair.client.get(), 0, 1'000));
+  EXPECT_TRUE(receives(pair.server.get(), 0, 1'000));
+  EXPECT_EQ(storage_of(pair.client.get()).state, UM_FAST_TCP);
 }
 
 TEST_F(FastPathTest, AnAuditMissesNothingOfItWhereItIsOff) {
