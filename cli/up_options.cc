@@ -45,8 +45,14 @@ std::string run_dir_of_running(const Environment& environment) {
   return "";
 }
 
-Error other_run_dir(const Environment& environment) {
+Error cannot_take_over(const Environment& environment) {
   std::string other = run_dir_of_running(environment);
+  if (other == environment.run_dir)
+    return {Errc::refused,
+            "the mesh that runs cannot be taken over: its files are gone from its run directory " +
+                other +
+                " (what is enrolled stays captured and policed); `meshctl down` ends it, with its "
+                "sandboxes, `meshctl up` with the options that it had then starts it"};
   return {Errc::refused, "the mesh that runs does not use the run directory " +
                              environment.run_dir +
                              (other.empty() ? "" : ", but " + other + " (--run-dir)") +
@@ -75,7 +81,7 @@ bool recall(Environment& environment, ProgramOptions& options) {
 Result<> take_options_of_running(Environment& environment, ProgramOptions& options,
                                  const std::set<std::string>& given) {
   const json::object wanted = to_json(environment, options);
-  if (!recall(environment, options)) return other_run_dir(environment);
+  if (!recall(environment, options)) return cannot_take_over(environment);
   const json::object running = to_json(environment, options);
   std::vector<std::string> others;
   for (const auto& [name, value] : wanted) {

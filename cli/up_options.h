@@ -17,8 +17,8 @@ void remember(const Environment& environment, const ProgramOptions& options);
 bool recall(Environment& environment, ProgramOptions& options);
 
 // For a mesh that runs: its own options, in place of those given now. Refused where one of `given`
-// ("--workers", ...: what the caller named) is another than the mesh has, or where it runs in
-// another run directory.
+// ("--workers", ...: what the caller named) is another than the mesh has, where it runs in another
+// run directory, or where what was remembered there is gone.
 Result<> take_options_of_running(Environment& environment, ProgramOptions& options,
                                  const std::set<std::string>& given);
 

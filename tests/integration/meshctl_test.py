@@ -788,6 +788,26 @@ class Supervision(unittest.TestCase):
         self.ok("down", "--purge")  # of the directory that the mesh had
         self.assertFalse(self.state_dir.exists())
 
+    def test_up_names_a_run_directory_that_was_removed_and_down_still_ends_all(self):
+        self.up()
+        self.addCleanup(subprocess.run, ["umount", "/sys/fs/bpf"], check=True)  # who mounted it is forgotten, too
+        self.ok("sandbox", "run", "web", "--detach", "--", "sleep", "1000")
+        sandbox = members("web")
+        before = self.wait_for_all()
+        shutil.rmtree(self.run_dir)
+        for _ in range(2):
+            done = self.meshctl("up", "--state-dir", self.state_dir)
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertIn(f"its files are gone from its run directory {self.run_dir} (", done.stderr)
+            self.assertIn("`meshctl down` ends it, with its sandboxes", done.stderr)
+            self.assertFalse(self.run_dir.exists())
+            self.assertEqual(self.pids(), before)
+        self.assertIn("3 programs, 1 sandboxes", self.ok("down"))
+        eventually("all have ended", lambda: not any(is_alive(pid) for pid in (*sandbox, *(pids[0] for pids in before.values()))))
+        self.assertFalse(cgroup_root().exists() or self.run_dir.exists())
+        self.up()
+        self.wait_for_all()
+
     def test_up_tells_why_a_program_does_not_stay(self):
         done = self.meshctl("up", "--state-dir", self.state_dir, FAKE_BROKEN="meshd")
         self.assertEqual(done.returncode, 1)
