@@ -11,11 +11,13 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -255,14 +257,16 @@ std::uint64_t syns_in(const Sequence& sequence) {
 
 // 0: it may have accepted. ENOENT: it surely connected, or it is over.
 // The message that repeats the one before it tells of one moment. Who sends without pause has such
-// moments, too: between two of its segments. A process can make this too small (what leaves with an
-// error is counted as sent, and again when it leaves), so nothing but 1 says anything
+// moments, too: between two of its segments; and where these are small, and it runs as fast as who
+// looks, in the next millisecond or the one after. A process can make this too small (what leaves
+// with an error is counted as sent, and again when it leaves), so nothing but 1 says anything
 // (docs/decisions/0007); nor is anything counted of who sends its SYN with its first data
 // (TCP_FASTOPEN_CONNECT), but only who connects is in SYN_SENT.
 int look_whether_it_accepted(int fd, const Found& found) {
-  constexpr int kTries = 64;
+  constexpr int kTries = 64, kTriesAtOnce = 16;
   std::optional<Sequence> last;
   for (int i = 0; i < kTries; ++i) {
+    if (i != 0 && i % kTriesAtOnce == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     Sequence now;
     if (const int error = read_sequence(fd, found, now); error != 0) return error;
     if (now.state == BPF_TCP_SYN_SENT) return ENOENT;

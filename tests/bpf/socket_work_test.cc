@@ -10,9 +10,12 @@
 #include <sys/utsname.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <thread>
 
 #include "datapath/connections.h"
 #include "tests/support/eventually.h"
@@ -23,15 +26,23 @@ namespace {
 
 // What looking at one socket fails with; 0: it does not.
 std::atomic<int> look_error{0};
+// Called before each such look.
+std::function<void()> before_look;
+
+bool is_look(const void* data, size_t size) {
+  if (size < sizeof(nlmsghdr)) return false;
+  const auto* header = static_cast<const nlmsghdr*>(data);
+  return header->nlmsg_type == SOCK_DIAG_BY_FAMILY && (header->nlmsg_flags & NLM_F_DUMP) == 0;
+}
 
 }  // namespace
 
 // In the place of the C library's, for all of this program.
 ssize_t send(int fd, const void* data, size_t size, int flags) {
   const int error = look_error;
-  if (error != 0 && size >= sizeof(nlmsghdr)) {
-    const auto* header = static_cast<const nlmsghdr*>(data);
-    if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY && (header->nlmsg_flags & NLM_F_DUMP) == 0) {
+  if ((error != 0 || before_look) && is_look(data, size)) {
+    if (before_look) before_look();
+    if (error != 0) {
       errno = error;
       return -1;
     }
@@ -125,6 +136,33 @@ TEST_F(SocketWorkTest, WhatCannotBeLookedAtIsNotEnded) {
   EXPECT_EQ(ended.ended.size(), 1U);
   EXPECT_EQ(ended.not_ended, 0U);
   EXPECT_FALSE(ended.failure);
+}
+
+TEST_F(SocketWorkTest, WhoSendsAsFastAsItIsLookedAtIsKnownInAPause) {
+  using Clock = std::chrono::steady_clock;
+  const UniqueFd client = connect(), server = test::accept_within(listener_.get());
+  ASSERT_TRUE(server);
+  // Who looks has none of our files, so another thread writes.
+  std::atomic<bool> is_due{false}, is_over{false};
+  std::thread writer([&] {
+    while (!is_over)
+      if (is_due && ::write(client.get(), "x", 1) == 1) is_due = false;
+  });
+  auto last = Clock::now();
+  before_look = [&] {
+    is_due = Clock::now() - last < std::chrono::microseconds(900);
+    while (is_due) continue;
+    last = Clock::now();
+  };
+  const Ended ended =
+      end_connections(work_, ns_.fd(), Transport::kTcp, [](const Connection& connection) {
+        return connection.remote.port == 7000 ? Fate::kEndsUnlessItConnected : Fate::kStays;
+      });
+  before_look = nullptr;
+  is_over = true;
+  writer.join();
+  EXPECT_EQ(ended.ended.size(), 0U);
+  EXPECT_EQ(count(), 2U);
 }
 
 TEST_F(SocketWorkTest, WhatWaitsIsNotBegunTwice) {
