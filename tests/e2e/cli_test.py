@@ -19,6 +19,13 @@ import mesh  # noqa: E402
 
 CGROUP = f"undermesh-cli-{os.getpid()}"
 NO_PERMISSION = 6  # docs/operations.md
+SECOND = """apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: second
+  annotations: {{undermesh.io/netns: {netns}, undermesh.io/cgroup: "{cgroup}"}}
+spec: {{address: {address}}}
+"""
 SERVICE = """apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -388,6 +395,36 @@ class Cli(MeshOfItsOwn):
         states = {w["name"]: w["state"] for w in mesh.status()["workloads"]}
         self.assertEqual(states["web"], "enrolled")
         self.assertNotEqual(states.get("client"), "enrolled")
+
+    def test_a_workload_has_its_place_and_its_addresses_for_itself(self):
+        self.start_pair()
+        entry = mesh.meshctl_json("get", "WorkloadEntry", "client")
+        group = entry["metadata"]["annotations"]["undermesh.io/cgroup"]
+        link = pathlib.Path(self._directory.name, "link")
+        link.symlink_to(group)
+
+        def apply(place, address):
+            path = pathlib.Path(self._directory.name, "second.yaml")
+            path.write_text(SECOND.format(netns=entry["metadata"]["annotations"]["undermesh.io/netns"], cgroup=place, address=address))
+            return mesh.meshctl("apply", "-f", path, check=False)
+
+        def said_of(name):
+            return next((w["state"] + ": " + w.get("reason", "") for w in mesh.status()["workloads"] if w["name"] == name), "absent")
+
+        for place, what in ((group, "already"), (group + "/below", "below"), (os.path.dirname(group), "above")):
+            refused = apply(place, "10.77.200.1")
+            self.assertEqual(refused.returncode, 1)
+            self.assertRegex(refused.stderr, f"WorkloadEntry default/second: .*is {what}.* the control group of default/")
+        self.assertIn("10.78.200.1 is of the block that services", apply("/elsewhere", "10.78.200.1").stderr)
+        mesh.eventually("the bridge's address is known and refused",
+                        lambda: "10.77.0.1 is this machine's own address" in apply("/elsewhere", "10.77.0.1").stderr)
+        apply(link, "10.77.200.1")
+        mesh.eventually("the same group is seen by another path",
+                        lambda: said_of("second").startswith(f"failed: {link}: is {group}, the control group of default/client"))
+        self.assertEqual(status_of(), "200", "HTTP of the first goes on")
+        address = next(a for a in mesh.workload_addresses("client") if ":" in a)
+        mesh.inside("client", "ip", "address", "del", address + "/64", "dev", "eth0")
+        mesh.eventually("an address that went is missed", lambda: f"has no address {address}" in said_of("client"), 60)
 
     def test_the_address_of_a_deleted_service_fails_at_once(self):
         self.start_pair()
