@@ -1,4 +1,6 @@
-// The server's end, live: whoever connects, the program in its namespace judges.
+// The server's end, live: whoever connects, the program in its namespace judges. And what becomes
+// of open connections when policy changes: those of a known direction (IngressTest, EgressTest),
+// then those that nobody wrote down, which may be either end (Unrecorded*).
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <linux/bpf.h>  // BPF_TCP_*
